@@ -1,0 +1,324 @@
+//! Endorsement key, attestation key, and the credential that ties them together.
+
+use tss_esapi::attributes::{ObjectAttributesBuilder, SessionAttributesBuilder};
+use tss_esapi::abstraction::{AsymmetricAlgorithmSelection, DefaultKey, ek, nv};
+use tss_esapi::constants::{PropertyTag, SessionType};
+use tss_esapi::handles::{
+    AuthHandle, KeyHandle, NvIndexTpmHandle, ObjectHandle, PersistentTpmHandle, SessionHandle, TpmHandle,
+};
+use tss_esapi::interface_types::algorithm::{HashingAlgorithm, PublicAlgorithm};
+use tss_esapi::interface_types::dynamic_handles::Persistent;
+use tss_esapi::interface_types::ecc::EccCurve;
+use tss_esapi::interface_types::key_bits::RsaKeyBits;
+use tss_esapi::interface_types::resource_handles::{Hierarchy, NvAuth, Provision};
+use tss_esapi::interface_types::session_handles::{AuthSession, PolicySession};
+use tss_esapi::structures::{
+    Digest, EccPoint, EccScheme, EncryptedSecret, HashScheme, IdObject, KeyDerivationFunctionScheme, Nonce, Public,
+    PublicBuilder, PublicEccParametersBuilder, SymmetricDefinition,
+};
+use tss_esapi::traits::Marshall as _;
+use zeroize::Zeroizing;
+
+use super::device::Device;
+use super::{Identity, TpmError};
+
+/// Where TCG's provisioning guidance keeps an RSA-2048 endorsement key.
+const EK_HANDLE: u32 = 0x8101_0001;
+
+/// NV index of its certificate (TCG EK Credential Profile, 2.2.1.4 low range).
+const EK_CERTIFICATE: u32 = 0x01c0_0002;
+
+/// Certificates are 1 to 2 KiB; makers pad, but not beyond this.
+const EK_CERTIFICATE_MAX: usize = 8 * 1024;
+
+/// The attestation key in the TPM, and what to tell others about it and the TPM.
+pub(super) struct Keys {
+    pub ak: KeyHandle,
+    pub identity: Identity,
+}
+
+/// Finds or makes the keys.
+pub(super) fn set_up(device: &mut Device, ak_handle: u32) -> Result<Keys, TpmError> {
+    let (ek, ek_public) = endorsement_key(device)?;
+    let result = identify(device, &ek_public, ak_handle);
+    ek.release(device);
+    result
+}
+
+fn identify(device: &mut Device, ek_public: &Public, ak_handle: u32) -> Result<Keys, TpmError> {
+    let (ak, ak_public) = attestation_key(device, ak_handle)?;
+    let manufacturer = device.property(PropertyTag::Manufacturer)?.to_be_bytes();
+    let firmware = (device.property(PropertyTag::FirmwareVersion1)?, device.property(PropertyTag::FirmwareVersion2)?);
+    let identity = Identity {
+        ek_public: marshal_public(ek_public)?,
+        ek_certificate: ek_certificate(device)?,
+        ak_public: marshal_public(&ak_public)?,
+        manufacturer: String::from_utf8_lossy(&manufacturer).trim_end_matches(['\0', ' ']).to_owned(),
+        firmware: format!("{:08x}.{:08x}", firmware.0, firmware.1),
+        banks: device.log_banks(),
+    };
+    Ok(Keys { ak, identity })
+}
+
+/// TPM2_ActivateCredential: the secret that a verifier encrypted to this endorsement key under the attestation key's Name.
+pub(super) fn activate(
+    device: &mut Device,
+    ak: KeyHandle,
+    credential_blob: &[u8],
+    encrypted_secret: &[u8],
+) -> Result<Zeroizing<Vec<u8>>, TpmError> {
+    const OPERATION: &str = "TPM2_ActivateCredential";
+    let malformed = |what| TpmError::Nonsense { operation: OPERATION, what };
+    let blob = sized(credential_blob).and_then(|blob| IdObject::try_from(blob.to_vec()).ok());
+    let blob = blob.ok_or_else(|| malformed("the credential is no TPM2B_ID_OBJECT"))?;
+    let secret = sized(encrypted_secret).and_then(|secret| EncryptedSecret::try_from(secret.to_vec()).ok());
+    let secret = secret.ok_or_else(|| malformed("the secret is no TPM2B_ENCRYPTED_SECRET"))?;
+
+    let (ek, _) = endorsement_key(device)?;
+    let result = activate_with(device, ak, ek.handle, &blob, &secret);
+    ek.release(device);
+    result
+}
+
+fn activate_with(
+    device: &mut Device,
+    ak: KeyHandle,
+    ek: KeyHandle,
+    blob: &IdObject,
+    secret: &EncryptedSecret,
+) -> Result<Zeroizing<Vec<u8>>, TpmError> {
+    // The first session authorises the attestation key and brings the secret back encrypted: a salt to the endorsement key
+    // keeps whoever listens on the bus from it. The second satisfies the endorsement key's policy.
+    let answer = Session::start(device, SessionType::Hmac, Some(ek))?;
+    let result = activate_in(device, &answer, ak, ek, blob, secret);
+    answer.end(device);
+    result
+}
+
+fn activate_in(
+    device: &mut Device,
+    answer: &Session,
+    ak: KeyHandle,
+    ek: KeyHandle,
+    blob: &IdObject,
+    secret: &EncryptedSecret,
+) -> Result<Zeroizing<Vec<u8>>, TpmError> {
+    let policy = Session::start(device, SessionType::Policy, None)?;
+    let result = endorsement_policy(device, &policy).and_then(|()| {
+        let sessions = (Some(answer.0), Some(policy.0), None);
+        device.run("TPM2_ActivateCredential", |context| {
+            context.execute_with_sessions(sessions, |context| {
+                context.activate_credential(ak, ek, blob.clone(), secret.clone())
+            })
+        })
+    });
+    policy.end(device);
+    result.map(|secret| Zeroizing::new(secret.value().to_vec()))
+}
+
+/// PolicySecret(TPM_RH_ENDORSEMENT), what every L template asks for.
+fn endorsement_policy(device: &mut Device, session: &Session) -> Result<(), TpmError> {
+    let policy = session.policy()?;
+    device.run_authorised("TPM2_PolicySecret", |context| {
+        context.policy_secret(
+            policy,
+            AuthHandle::Endorsement,
+            Nonce::default(),
+            Digest::default(),
+            Nonce::default(),
+            None,
+        )
+    })?;
+    Ok(())
+}
+
+/// A session of which parameters cross the bus encrypted (AES-128-CFB).
+pub(super) struct Session(pub AuthSession);
+
+impl Session {
+    /// Starts a session; with `salt` its keys come from a secret that only the TPM holding this key can know.
+    pub(super) fn start(device: &mut Device, kind: SessionType, salt: Option<KeyHandle>) -> Result<Self, TpmError> {
+        const OPERATION: &str = "TPM2_StartAuthSession";
+        let started = device.run(OPERATION, |context| {
+            let symmetric = SymmetricDefinition::AES_128_CFB;
+            context.start_auth_session(salt, None, None, kind, symmetric, HashingAlgorithm::Sha256)
+        })?;
+        let session = Self(started.ok_or(TpmError::Nonsense { operation: OPERATION, what: "there is no session" })?);
+        let salted = salt.is_some();
+        let (attributes, mask) =
+            SessionAttributesBuilder::new().with_continue_session(true).with_decrypt(salted).with_encrypt(salted).build();
+        device.run(OPERATION, |context| context.tr_sess_set_attributes(session.0, attributes, mask))?;
+        Ok(session)
+    }
+
+    /// This session, as a policy session.
+    pub(super) fn policy(&self) -> Result<PolicySession, TpmError> {
+        PolicySession::try_from(self.0).map_err(|source| TpmError::Refused { operation: "policy session", source })
+    }
+
+    /// Frees it.
+    pub(super) fn end(self, device: &mut Device) {
+        device.flush(SessionHandle::from(self.0).into());
+    }
+}
+
+/// An endorsement key in use; transient ones go again.
+struct Endorsement {
+    handle: KeyHandle,
+    transient: bool,
+}
+
+impl Endorsement {
+    fn release(self, device: &mut Device) {
+        if self.transient {
+            device.flush(self.handle.into());
+        }
+    }
+}
+
+fn endorsement_key(device: &mut Device) -> Result<(Endorsement, Public), TpmError> {
+    let refused = |source| TpmError::Refused { operation: "endorsement key template", source };
+    let algorithm = AsymmetricAlgorithmSelection::Rsa(RsaKeyBits::Rsa2048);
+    let template = ek::create_ek_public_from_default_template_2(algorithm, None::<DefaultKey>).map_err(refused)?;
+    if let Some((handle, public)) = persistent_key(device, EK_HANDLE)?
+        && same_template(&public, &template)
+    {
+        return Ok((Endorsement { handle, transient: false }, public));
+    }
+    let made = device.run_authorised("TPM2_CreatePrimary", |context| {
+        context.create_primary(Hierarchy::Endorsement, template.clone(), None, None, None, None)
+    })?;
+    Ok((Endorsement { handle: made.key_handle, transient: true }, made.out_public))
+}
+
+fn ek_certificate(device: &mut Device) -> Result<Option<Vec<u8>>, TpmError> {
+    const OPERATION: &str = "TPM2_NV_Read(endorsement certificate)";
+    if !device.has_handle(EK_CERTIFICATE)? {
+        return Ok(None);
+    }
+    let index = NvIndexTpmHandle::new(EK_CERTIFICATE)
+        .map_err(|source| TpmError::Refused { operation: OPERATION, source })?;
+    // An index that cannot be read is as good as none: the operator pins the key by hash then.
+    let read = device.run_authorised(OPERATION, |context| {
+        let handle = context.execute_without_session(|context| context.tr_from_tpm_public(TpmHandle::NvIndex(index)))?;
+        nv::read_full(context, NvAuth::NvIndex(handle.into()), index)
+    });
+    match read {
+        Ok(certificate) if (1..=EK_CERTIFICATE_MAX).contains(&certificate.len()) => Ok(Some(certificate)),
+        Ok(certificate) => {
+            tracing::warn!(bytes = certificate.len(), "the endorsement certificate has an impossible size: left out");
+            Ok(None)
+        }
+        Err(TpmError::Refused { source, .. }) => {
+            tracing::warn!(error = %source, "the endorsement certificate cannot be read: left out");
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+fn attestation_key(device: &mut Device, ak_handle: u32) -> Result<(KeyHandle, Public), TpmError> {
+    let template = attestation_template()
+        .map_err(|source| TpmError::Refused { operation: "attestation key template", source })?;
+    if let Some((handle, public)) = persistent_key(device, ak_handle)? {
+        if same_template(&public, &template) {
+            return Ok((handle, public));
+        }
+        return Err(TpmError::ForeignKey { handle: ak_handle });
+    }
+    let made = device.run_authorised("TPM2_CreatePrimary", |context| {
+        context.create_primary(Hierarchy::Endorsement, template.clone(), None, None, None, None)
+    })?;
+    let persistent = Persistent::Persistent(persistent_handle(ak_handle)?);
+    let transient = ObjectHandle::from(made.key_handle);
+    let kept = device.run_authorised("TPM2_EvictControl", |context| {
+        context.evict_control(Provision::Owner, transient, persistent)
+    });
+    match kept {
+        Ok(handle) => {
+            device.flush(transient);
+            Ok((handle.into(), made.out_public))
+        }
+        Err(error @ TpmError::Refused { .. }) => {
+            // The template always gives the same key, so a restart finds it again; it only takes a slot and some time.
+            tracing::warn!(%error, "the attestation key cannot be made persistent (owner password set, or no room): kept in memory");
+            Ok((made.key_handle, made.out_public))
+        }
+        Err(error) => {
+            device.flush(transient);
+            Err(error)
+        }
+    }
+}
+
+/// ECDSA P-256 with SHA-256, restricted: it signs nothing but what the TPM itself made.
+fn attestation_template() -> tss_esapi::Result<Public> {
+    let attributes = ObjectAttributesBuilder::new()
+        .with_fixed_tpm(true)
+        .with_fixed_parent(true)
+        .with_sensitive_data_origin(true)
+        .with_user_with_auth(true)
+        .with_restricted(true)
+        .with_sign_encrypt(true)
+        .build()?;
+    let parameters = PublicEccParametersBuilder::new()
+        .with_ecc_scheme(EccScheme::EcDsa(HashScheme::new(HashingAlgorithm::Sha256)))
+        .with_curve(EccCurve::NistP256)
+        .with_key_derivation_function_scheme(KeyDerivationFunctionScheme::Null)
+        .with_is_signing_key(true)
+        .with_restricted(true)
+        .build()?;
+    PublicBuilder::new()
+        .with_public_algorithm(PublicAlgorithm::Ecc)
+        .with_name_hashing_algorithm(HashingAlgorithm::Sha256)
+        .with_object_attributes(attributes)
+        .with_ecc_parameters(parameters)
+        .with_ecc_unique_identifier(EccPoint::default())
+        .build()
+}
+
+/// The key at a persistent handle, if there is one.
+fn persistent_key(device: &mut Device, handle: u32) -> Result<Option<(KeyHandle, Public)>, TpmError> {
+    let persistent = persistent_handle(handle)?;
+    if !device.has_handle(handle)? {
+        return Ok(None);
+    }
+    let object = device.run("TPM2_ReadPublic", |context| context.tr_from_tpm_public(TpmHandle::Persistent(persistent)))?;
+    let key = KeyHandle::from(object);
+    let (public, _, _) = device.run("TPM2_ReadPublic", |context| context.read_public(key))?;
+    Ok(Some((key, public)))
+}
+
+fn persistent_handle(handle: u32) -> Result<PersistentTpmHandle, TpmError> {
+    // Owner handles are the lower half; the upper one is the platform's (TPM 2.0 Part 2, 7.5).
+    if !(0x8100_0000..=0x817f_ffff).contains(&handle) {
+        return Err(TpmError::BadHandle { handle });
+    }
+    PersistentTpmHandle::new(handle).map_err(|_| TpmError::BadHandle { handle })
+}
+
+/// Whether `found` is a key of this template: everything equal but the public key itself.
+fn same_template(found: &Public, template: &Public) -> bool {
+    match (found.clone(), template.clone()) {
+        (
+            Public::Rsa { object_attributes, name_hashing_algorithm, auth_policy, parameters, .. },
+            Public::Rsa { unique, .. },
+        ) => Public::Rsa { object_attributes, name_hashing_algorithm, auth_policy, parameters, unique } == *template,
+        (
+            Public::Ecc { object_attributes, name_hashing_algorithm, auth_policy, parameters, .. },
+            Public::Ecc { unique, .. },
+        ) => Public::Ecc { object_attributes, name_hashing_algorithm, auth_policy, parameters, unique } == *template,
+        _ => false,
+    }
+}
+
+/// TPMT_PUBLIC.
+pub(super) fn marshal_public(public: &Public) -> Result<Vec<u8>, TpmError> {
+    public.marshall().map_err(|source| TpmError::Refused { operation: "marshal a public area", source })
+}
+
+/// The contents of a TPM2B: exactly as many bytes as its size says.
+fn sized(bytes: &[u8]) -> Option<&[u8]> {
+    let (size, contents) = bytes.split_first_chunk::<2>()?;
+    (contents.len() == usize::from(u16::from_be_bytes(*size))).then_some(contents)
+}

@@ -1,0 +1,157 @@
+//! The thread that owns the TPM, and what it can do.
+
+use std::sync::mpsc::SyncSender;
+use std::time::Instant;
+
+use zeroize::Zeroizing;
+
+use super::device::{self, Device};
+use super::keys::{self, Keys};
+use super::queue::{Next, Queue};
+use super::release::{ReleaseKey, ReleasePublic};
+use super::{BankDigests, Identity, QuoteOut, RELEASE_HOLD, ReleaseEvidence, TpmConfig, TpmError, Work};
+use crate::log_view::{Advance, LogView, Snapshot};
+
+/// What the thread says while it starts.
+pub(super) enum Stage {
+    /// The TPM answers; keys are next, and may take long.
+    Connected,
+    /// All is there.
+    Ready(Box<Identity>),
+    /// It is no use.
+    Failed(TpmError),
+}
+
+/// The TPM, its keys and the log that they vouch for.
+pub(super) struct Owner {
+    device: Device,
+    keys: Keys,
+    pcr: u8,
+    log: LogView,
+    release: Option<Held>,
+    releases: u64,
+}
+
+/// A release key, and until when extends wait for it.
+struct Held {
+    id: u64,
+    key: ReleaseKey,
+    until: Instant,
+}
+
+/// The thread's main function.
+pub(super) fn run(config: &TpmConfig, log: LogView, queue: &Queue<Work>, stages: &SyncSender<Stage>) {
+    let mut owner = match Owner::open(config, log, stages) {
+        Ok(owner) => owner,
+        Err(error) => {
+            queue.close();
+            drop(stages.send(Stage::Failed(error)));
+            return;
+        }
+    };
+    drop(stages.send(Stage::Ready(Box::new(owner.keys.identity.clone()))));
+    loop {
+        match queue.next(owner.release.as_ref().map(|held| held.until)) {
+            Next::Work(work) => work(&mut owner),
+            Next::HoldExpired => {
+                tracing::warn!("a release key was not used in time: discarded, measuring goes on");
+                owner.drop_release();
+            }
+            Next::Closed => {
+                owner.drop_release();
+                return;
+            }
+        }
+    }
+}
+
+impl Owner {
+    fn open(config: &TpmConfig, log: LogView, stages: &SyncSender<Stage>) -> Result<Self, TpmError> {
+        device::pcr_handle(config.pcr)?;
+        let mut device = Device::open(&config.tcti, config.timeout)?;
+        drop(stages.send(Stage::Connected));
+        let keys = keys::set_up(&mut device, config.ak_handle)?;
+        Ok(Self { device, keys, pcr: config.pcr, log, release: None, releases: 0 })
+    }
+
+    pub(super) fn extend(&mut self, digests: &BankDigests, advance: Option<Advance>) -> Result<(), TpmError> {
+        self.device.extend(self.pcr, digests)?;
+        if let Some(advance) = advance {
+            self.log.advance(advance);
+        }
+        Ok(())
+    }
+
+    pub(super) fn read_log_pcr(&mut self) -> Result<BankDigests, TpmError> {
+        self.device.read_pcr(self.pcr)
+    }
+
+    pub(super) fn ping(&mut self) -> Result<(), TpmError> {
+        self.device.ping()
+    }
+
+    pub(super) fn activate(
+        &mut self,
+        credential_blob: &[u8],
+        encrypted_secret: &[u8],
+    ) -> Result<Zeroizing<Vec<u8>>, TpmError> {
+        keys::activate(&mut self.device, self.keys.ak, credential_blob, encrypted_secret)
+    }
+
+    pub(super) fn quote(&mut self, extra_data: impl FnOnce(&Snapshot) -> [u8; 32]) -> Result<QuoteOut, TpmError> {
+        let log = self.log.snapshot();
+        let quoted = self.device.quote(self.keys.ak, extra_data(&log))?;
+        Ok(QuoteOut { attest: quoted.attest, signature: quoted.signature, pcrs: quoted.pcrs, log })
+    }
+
+    pub(super) fn release_begin(&mut self) -> Result<ReleasePublic, TpmError> {
+        self.drop_release();
+        let (key, public) = ReleaseKey::create(&mut self.device)?;
+        self.releases += 1;
+        let id = self.releases;
+        self.release = Some(Held { id, key, until: Instant::now() + RELEASE_HOLD });
+        Ok(ReleasePublic { id, name: super::sha256_name(&public), public })
+    }
+
+    pub(super) fn release_attest(
+        &mut self,
+        id: u64,
+        extra_data: impl FnOnce(&Snapshot) -> [u8; 32],
+    ) -> Result<ReleaseEvidence, TpmError> {
+        let log = self.log.snapshot();
+        let extra_data = extra_data(&log);
+        let ak = self.keys.ak;
+        let (device, key) = self.held(id)?;
+        let (certify_attest, certify_signature) = device.certify(key.handle(), ak, extra_data)?;
+        let quoted = device.quote(ak, extra_data)?;
+        if !key.is_bound_to(&quoted.pcrs) {
+            return Err(TpmError::PcrsMoving { operation: "TPM2_Certify", attempts: 1 });
+        }
+        let quote = QuoteOut { attest: quoted.attest, signature: quoted.signature, pcrs: quoted.pcrs, log };
+        Ok(ReleaseEvidence { quote, certify_attest, certify_signature })
+    }
+
+    pub(super) fn release_ecdh(&mut self, id: u64, x: [u8; 32], y: [u8; 32]) -> Result<Zeroizing<[u8; 32]>, TpmError> {
+        let (device, key) = self.held(id)?;
+        key.ecdh(device, x, y)
+    }
+
+    pub(super) fn release_end(&mut self, id: u64) {
+        if self.release.as_ref().is_some_and(|held| held.id == id) {
+            self.drop_release();
+        }
+    }
+
+    fn held(&mut self, id: u64) -> Result<(&mut Device, &ReleaseKey), TpmError> {
+        match &self.release {
+            Some(held) if held.id == id => Ok((&mut self.device, &held.key)),
+            _ => Err(TpmError::ReleaseExpired(RELEASE_HOLD)),
+        }
+    }
+
+    fn drop_release(&mut self) {
+        if let Some(held) = self.release.take() {
+            held.key.flush(&mut self.device);
+        }
+    }
+}

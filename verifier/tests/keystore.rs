@@ -1,0 +1,208 @@
+//! The file key store: what it keeps, and every way in which it refuses what was touched.
+
+use std::{
+    fs::{self, Permissions},
+    os::unix::fs::PermissionsExt,
+    path::PathBuf,
+};
+
+use assay_evidence::uuid::Uuid;
+use assay_verifier::keystore::{
+    self, FileKeyStore, KEY_DIR, KeyInfo, KeySource, KeyStoreError, MASTER_FILE, PASSPHRASE_LEN, Passphrase,
+};
+use tempfile::TempDir;
+
+fn state() -> (TempDir, FileKeyStore) {
+    let dir = tempfile::tempdir().unwrap();
+    keystore::create_master(dir.path()).unwrap();
+    let store = FileKeyStore::open(dir.path()).unwrap();
+    (dir, store)
+}
+
+fn uuid(number: u128) -> Uuid {
+    Uuid::new(number.to_be_bytes())
+}
+
+fn info(number: u128) -> KeyInfo {
+    KeyInfo {
+        key_id: uuid(number),
+        disk_uuid: uuid(number << 64),
+        policy: "default".into(),
+        image: "disk.luks".into(),
+        size: 1 << 30,
+        created: 1_795_465_020,
+    }
+}
+
+fn file_of(dir: &TempDir, info: &KeyInfo) -> PathBuf {
+    dir.path().join(KEY_DIR).join(format!("{}.json", info.key_id))
+}
+
+fn mode_of(path: PathBuf) -> u32 {
+    fs::metadata(path).unwrap().permissions().mode() & 0o7777
+}
+
+#[test]
+fn keeps_and_gives_back() {
+    let (dir, store) = state();
+    let passphrase = Passphrase::generate().unwrap();
+    assert_eq!(passphrase.expose().len(), PASSPHRASE_LEN);
+    store.put(&info(1), &passphrase).unwrap();
+    // Another process, later.
+    let store = FileKeyStore::open(dir.path()).unwrap();
+    let key = store.get(info(1).key_id).unwrap();
+    assert_eq!(key.info, info(1));
+    assert_eq!(key.passphrase.expose(), passphrase.expose());
+}
+
+#[test]
+fn files_are_private_and_hold_no_clear_text() {
+    let (dir, store) = state();
+    let passphrase = Passphrase::generate().unwrap();
+    store.put(&info(1), &passphrase).unwrap();
+    assert_eq!(mode_of(dir.path().join(MASTER_FILE)), 0o600);
+    assert_eq!(mode_of(dir.path().join(KEY_DIR)), 0o700);
+    assert_eq!(mode_of(file_of(&dir, &info(1))), 0o600);
+    let text = fs::read_to_string(file_of(&dir, &info(1))).unwrap();
+    assert!(!text.contains(std::str::from_utf8(passphrase.expose()).unwrap()));
+    assert_eq!(format!("{passphrase:?}"), "Passphrase(hidden)");
+}
+
+#[test]
+fn passphrases_differ() {
+    let (first, second) = (Passphrase::generate().unwrap(), Passphrase::generate().unwrap());
+    assert_ne!(first.expose(), second.expose());
+}
+
+#[test]
+fn unknown_and_taken_ids() {
+    let (_dir, store) = state();
+    assert!(matches!(store.get(uuid(9)), Err(KeyStoreError::NotFound { .. })));
+    assert!(matches!(store.remove(uuid(9)), Err(KeyStoreError::NotFound { .. })));
+    let passphrase = Passphrase::generate().unwrap();
+    store.put(&info(1), &passphrase).unwrap();
+    let other = Passphrase::generate().unwrap();
+    assert!(matches!(store.put(&info(1), &other), Err(KeyStoreError::Exists { .. })));
+    assert_eq!(store.get(info(1).key_id).unwrap().passphrase.expose(), passphrase.expose());
+    store.remove(info(1).key_id).unwrap();
+    assert!(matches!(store.get(info(1).key_id), Err(KeyStoreError::NotFound { .. })));
+}
+
+#[test]
+fn every_field_of_a_key_file_is_authenticated() {
+    let (dir, store) = state();
+    store.put(&info(1), &Passphrase::generate().unwrap()).unwrap();
+    let path = file_of(&dir, &info(1));
+    let good: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    let forged = [
+        ("disk_uuid", serde_json::json!(uuid(77))),
+        ("key_id", serde_json::json!(uuid(77))),
+        ("policy", serde_json::json!("lax")),
+        ("image", serde_json::json!("other.luks")),
+        ("size", serde_json::json!(512)),
+        ("created", serde_json::json!(0)),
+        ("nonce", serde_json::json!("AAAAAAAAAAAAAAAA")),
+        ("nonce", serde_json::json!("AAAA")),
+        ("ciphertext", serde_json::json!("AAAA")),
+        ("ciphertext", serde_json::json!("")),
+    ];
+    for (field, value) in forged {
+        let mut file = good.clone();
+        file[field] = value;
+        fs::write(&path, file.to_string()).unwrap();
+        let error = store.get(info(1).key_id).unwrap_err();
+        assert!(matches!(error, KeyStoreError::Tampered { .. }), "{field}: {error}");
+    }
+    fs::write(&path, good.to_string()).unwrap();
+    assert!(store.get(info(1).key_id).is_ok());
+}
+
+#[test]
+fn strict_format() {
+    let (dir, store) = state();
+    store.put(&info(1), &Passphrase::generate().unwrap()).unwrap();
+    let path = file_of(&dir, &info(1));
+    let good: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    let refusal = |bytes: &[u8]| {
+        fs::write(&path, bytes).unwrap();
+        store.get(info(1).key_id).unwrap_err()
+    };
+    let mut unknown = good.clone();
+    unknown["surprise"] = 1.into();
+    assert!(matches!(refusal(unknown.to_string().as_bytes()), KeyStoreError::Malformed { .. }));
+    let mut newer = good.clone();
+    newer["version"] = 2.into();
+    assert!(matches!(refusal(newer.to_string().as_bytes()), KeyStoreError::Version { version: 2, .. }));
+    assert!(matches!(refusal(b""), KeyStoreError::Malformed { .. }));
+    assert!(matches!(refusal(format!("{good}x").as_bytes()), KeyStoreError::Malformed { .. }));
+    assert!(matches!(refusal(&[b' '; 20_000]), KeyStoreError::TooLong { len: 20_000, .. }));
+}
+
+#[test]
+fn a_key_under_another_name_is_refused() {
+    let (dir, store) = state();
+    store.put(&info(1), &Passphrase::generate().unwrap()).unwrap();
+    fs::rename(file_of(&dir, &info(1)), file_of(&dir, &info(2))).unwrap();
+    assert!(matches!(store.get(info(2).key_id), Err(KeyStoreError::Renamed { .. })));
+}
+
+#[test]
+fn one_damaged_file_hides_no_other_key() {
+    let (dir, store) = state();
+    for number in 1..=3 {
+        store.put(&info(number), &Passphrase::generate().unwrap()).unwrap();
+    }
+    fs::write(file_of(&dir, &info(2)), "{}").unwrap();
+    fs::write(dir.path().join(KEY_DIR).join("notes.txt"), "hello").unwrap();
+    fs::write(dir.path().join(KEY_DIR).join("left-by-a-crash.partial"), "{").unwrap();
+    let listing = store.list().unwrap();
+    assert_eq!(listing.keys, [info(1), info(3)]);
+    assert_eq!(listing.damaged.len(), 2);
+    assert!(listing.damaged.iter().any(|error| matches!(error, KeyStoreError::StrangeFile { .. })));
+    assert!(listing.damaged.iter().any(|error| matches!(error, KeyStoreError::Malformed { .. })));
+}
+
+#[test]
+fn permissions_of_others_are_refused() {
+    let (dir, store) = state();
+    store.put(&info(1), &Passphrase::generate().unwrap()).unwrap();
+    let path = file_of(&dir, &info(1));
+    fs::set_permissions(&path, Permissions::from_mode(0o640)).unwrap();
+    let error = store.get(info(1).key_id).unwrap_err();
+    assert!(matches!(error, KeyStoreError::Permissions { mode: 0o640, .. }));
+    assert!(error.to_string().contains("chmod"), "no remedy in: {error}");
+
+    let master = dir.path().join(MASTER_FILE);
+    fs::set_permissions(&master, Permissions::from_mode(0o604)).unwrap();
+    assert!(matches!(FileKeyStore::open(dir.path()), Err(KeyStoreError::Permissions { mode: 0o604, .. })));
+    fs::set_permissions(&master, Permissions::from_mode(0o600)).unwrap();
+    fs::set_permissions(dir.path().join(KEY_DIR), Permissions::from_mode(0o755)).unwrap();
+    assert!(matches!(FileKeyStore::open(dir.path()), Err(KeyStoreError::Permissions { .. })));
+}
+
+#[test]
+fn master_key_missing_short_long_or_another() {
+    let (dir, store) = state();
+    store.put(&info(1), &Passphrase::generate().unwrap()).unwrap();
+    let master = dir.path().join(MASTER_FILE);
+    let error = keystore::create_master(dir.path()).unwrap_err();
+    assert!(matches!(error, KeyStoreError::MasterExists { .. }));
+    fs::write(&master, [7; 31]).unwrap();
+    assert!(matches!(FileKeyStore::open(dir.path()), Err(KeyStoreError::MasterSize { len: 31, .. })));
+    fs::write(&master, [7; 100_000]).unwrap();
+    assert!(matches!(FileKeyStore::open(dir.path()), Err(KeyStoreError::MasterSize { len: 100_000, .. })));
+    fs::write(&master, [7; 32]).unwrap();
+    let other = FileKeyStore::open(dir.path()).unwrap();
+    assert!(matches!(other.get(info(1).key_id), Err(KeyStoreError::Tampered { .. })));
+    fs::remove_file(&master).unwrap();
+    assert!(matches!(FileKeyStore::open(dir.path()), Err(KeyStoreError::MasterMissing { .. })));
+}
+
+#[test]
+fn names_that_do_not_fit_are_refused() {
+    let (_dir, store) = state();
+    let long = KeyInfo { policy: "p".repeat(2000), ..info(1) };
+    let error = store.put(&long, &Passphrase::generate().unwrap()).unwrap_err();
+    assert!(matches!(error, KeyStoreError::FieldTooLong { field: "policy name", len: 2000, .. }));
+    assert!(store.list().unwrap().keys.is_empty());
+}

@@ -1,1 +1,24 @@
-//! Assay.
+//! Evidence: every format that a host and its verifier exchange, and every judgement on it.
+//!
+//! Nothing here does input or output: bytes, keys and held state go in, a value or a refusal comes out. Each value of
+//! the chain [`bundle::Bundle`] → [`quote::VerifiedQuote`] → [`replay::ReplayedLog`] can only be made by the check
+//! before it; attestation key, nonce and channel binding are arguments, never read from the evidence itself.
+//!
+//! Bytes from strangers are read through [`reader::Reader`]: short input is an error, trailing input is an error, and
+//! lengths, counts and strings are limited.
+#![forbid(unsafe_code)]
+
+pub mod binding;
+pub mod bundle;
+pub mod cel;
+pub mod digest;
+pub mod event;
+pub mod jwe;
+pub mod quote;
+pub mod reader;
+pub mod replay;
+pub mod tpm;
+pub mod uuid;
+pub mod wire;
+
+mod tlv;

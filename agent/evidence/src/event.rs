@@ -1,0 +1,364 @@
+//! What the runtime log says: the events of one host, from the agent's start to its stop.
+//!
+//! The byte form (nested TLVs, see [`codec`]) is canonical: fields come in one order, each at most once, unknown kinds
+//! and fields are refused. So every event has one encoding, and a digest over it says one thing.
+
+pub mod codec;
+
+use core::fmt;
+
+use serde::Serialize;
+
+use crate::digest::{Algorithm, Sha256Digest};
+
+pub use codec::{EventError, decode, decode_all, encode};
+
+/// Longest path in an event, in bytes of UTF-8.
+pub const MAX_PATH: usize = 512;
+/// Longest task name in an event, in bytes of UTF-8. The kernel's has 15; a lossy conversion can triple them.
+pub const MAX_COMM: usize = 64;
+/// Longest kernel command line, in bytes of UTF-8.
+pub const MAX_CMDLINE: usize = 8192;
+/// Longest of all other texts, in bytes of UTF-8.
+pub const MAX_TEXT: usize = 1024;
+
+/// One thing that happened, as the log records it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(tag = "event", rename_all = "kebab-case")]
+pub enum Event {
+    /// The agent started to measure; always the first event of a log, and again after each restart of the agent.
+    AgentStart(AgentStart),
+    /// Code that already ran when the agent started.
+    Inventory(Measurement),
+    /// The inventory is complete: from here on, every load is measured as it happens.
+    Ready,
+    /// Code that was about to run.
+    Load(Measurement),
+    /// Something that the promise of the log does not cover, said out loud.
+    Violation(Violation),
+    /// The agent stopped in an orderly way.
+    AgentStop,
+}
+
+impl Event {
+    /// Name of the kind: `agent-start`, `inventory`, `ready`, `load`, `violation` or `agent-stop`.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::AgentStart(_) => "agent-start",
+            Self::Inventory(_) => "inventory",
+            Self::Ready => "ready",
+            Self::Load(_) => "load",
+            Self::Violation(_) => "violation",
+            Self::AgentStop => "agent-stop",
+        }
+    }
+}
+
+/// Who measures, and on what system.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct AgentStart {
+    /// Version of the agent.
+    pub agent_version: String,
+    /// Digest of the agent's own executable.
+    pub agent_digest: Sha256Digest,
+    /// Digest of the object with the kernel programs.
+    pub bpf_digest: Sha256Digest,
+    /// `/proc/sys/kernel/random/boot_id`, text form of a UUID.
+    pub boot_id: String,
+    /// `uname -r`.
+    pub kernel_release: String,
+    /// `/proc/cmdline`.
+    pub cmdline: String,
+    /// `/sys/kernel/security/lsm`: active security modules, in order.
+    pub lsm: String,
+    /// Lockdown state: `none`, `integrity` or `confidentiality`; empty where the kernel has none.
+    pub lockdown: String,
+    /// Measuring tier, 1 to 3 (1 is the full promise).
+    pub tier: u8,
+    /// What happens to a load before it is extended.
+    pub mode: Mode,
+    /// Value of the runtime PCR before the first record of this log, per extended bank.
+    #[serde(serialize_with = "codec::digests_as_json")]
+    pub pcr_start: Vec<(Algorithm, Vec<u8>)>,
+    /// After a restart: the last sequence number of the kernel programs that an earlier agent logged.
+    pub predecessor: Option<u64>,
+}
+
+/// What happens to a load before it is extended into the PCR.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, serde::Deserialize,
+)]
+#[serde(rename_all = "kebab-case")]
+pub enum Mode {
+    /// It runs; the record follows as fast as the TPM goes.
+    Observe,
+    /// It waits until it is extended.
+    Hold,
+    /// Only approved digests run at all.
+    Enforce,
+}
+
+impl Mode {
+    /// Code in the log.
+    #[must_use]
+    pub const fn code(self) -> u8 {
+        match self {
+            Self::Observe => 1,
+            Self::Hold => 2,
+            Self::Enforce => 3,
+        }
+    }
+
+    /// The mode with this code.
+    #[must_use]
+    pub const fn from_code(code: u8) -> Option<Self> {
+        match code {
+            1 => Some(Self::Observe),
+            2 => Some(Self::Hold),
+            3 => Some(Self::Enforce),
+            _ => None,
+        }
+    }
+
+    /// `observe`, `hold` or `enforce`.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Observe => "observe",
+            Self::Hold => "hold",
+            Self::Enforce => "enforce",
+        }
+    }
+}
+
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// One piece of code: what it hashes to, and the circumstances. Only kind, digest and flags are evidence; path and
+/// task name are what the kernel said, a hint for people.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Measurement {
+    /// What was loaded.
+    pub kind: LoadKind,
+    /// Bits of `assay_ebpf::flags`.
+    pub flags: u32,
+    /// Digest of the code; none when it could not be hashed, which no policy allows.
+    pub digest: Option<Sha256Digest>,
+    /// Bytes hashed.
+    pub size: u64,
+    /// Path, not-UTF-8 bytes replaced; at most [`MAX_PATH`] bytes.
+    pub path: String,
+    /// Name of the task; at most [`MAX_COMM`] bytes.
+    pub comm: String,
+    /// Sequence number of the kernel's record; none for the inventory.
+    pub seq: Option<u64>,
+    /// CLOCK_BOOTTIME in nanoseconds.
+    pub time_ns: u64,
+    /// Process id.
+    pub pid: u32,
+    /// Real user id.
+    pub uid: u32,
+    /// The kernel's `s_dev` (major << 20 | minor); 0 without a file.
+    pub dev: u32,
+    /// Inode number; 0 without a file.
+    pub ino: u64,
+    /// Inode generation; 0 without a file.
+    pub generation: u32,
+    /// The inode's change cookie; 0 without a file.
+    pub change: u64,
+    /// Magic number of the file system; 0 without a file.
+    pub fs_magic: u64,
+    /// cgroup v2 id of the task.
+    pub cgroup: u64,
+}
+
+/// What kind of code was loaded. The codes are part of the log format and equal the kernel programs' `kind`.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, serde::Deserialize,
+)]
+#[serde(rename_all = "kebab-case")]
+pub enum LoadKind {
+    /// A program, or a `#!` script.
+    Program,
+    /// A file mapped executable: a library, the ELF interpreter.
+    Mapping,
+    /// A kernel module from a file, hashed over the buffer that the kernel loads.
+    ModuleFile,
+    /// A kernel module from memory, hashed over the buffer that the kernel loads.
+    ModuleBuffer,
+    /// The compressed file of a module that the kernel unpacked; the image follows on its own.
+    ModuleCompressed,
+    /// Inventory only: a module that was loaded before the agent started, hashed from its file.
+    LoadedModule,
+}
+
+impl LoadKind {
+    /// All kinds.
+    pub const ALL: [Self; 6] = [
+        Self::Program,
+        Self::Mapping,
+        Self::ModuleFile,
+        Self::ModuleBuffer,
+        Self::ModuleCompressed,
+        Self::LoadedModule,
+    ];
+
+    /// Code in the log.
+    #[must_use]
+    pub const fn code(self) -> u8 {
+        match self {
+            Self::Program => 1,
+            Self::Mapping => 2,
+            Self::ModuleFile => 3,
+            Self::ModuleBuffer => 4,
+            Self::ModuleCompressed => 5,
+            Self::LoadedModule => 64,
+        }
+    }
+
+    /// The kind with this code in the log.
+    #[must_use]
+    pub fn from_code(code: u8) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.code() == code)
+    }
+
+    /// The kind of a kernel record (`assay_ebpf::kind`); none for codes that no kernel program writes.
+    #[must_use]
+    pub fn from_kernel(kind: u32) -> Option<Self> {
+        let found = Self::from_code(u8::try_from(kind).ok()?)?;
+        (found != Self::LoadedModule).then_some(found)
+    }
+
+    /// Name for people and policies: `program`, `mapping`, `module-file`, …
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Program => "program",
+            Self::Mapping => "mapping",
+            Self::ModuleFile => "module-file",
+            Self::ModuleBuffer => "module-buffer",
+            Self::ModuleCompressed => "module-compressed",
+            Self::LoadedModule => "loaded-module",
+        }
+    }
+
+    /// True for everything that becomes part of the kernel.
+    #[must_use]
+    pub const fn is_module(self) -> bool {
+        !matches!(self, Self::Program | Self::Mapping)
+    }
+}
+
+impl fmt::Display for LoadKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl core::str::FromStr for LoadKind {
+    type Err = UnknownKind;
+
+    fn from_str(text: &str) -> Result<Self, UnknownKind> {
+        Self::ALL
+            .into_iter()
+            .find(|kind| kind.name() == text)
+            .ok_or_else(|| UnknownKind(text.to_owned()))
+    }
+}
+
+/// A text that names no [`LoadKind`].
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "kind {0:?} is not known; there are program, mapping, module-file, module-buffer, module-compressed, loaded-module"
+)]
+pub struct UnknownKind(pub String);
+
+/// A hole in the promise. No policy allows one silently.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(tag = "violation", rename_all = "kebab-case")]
+pub enum Violation {
+    /// The kernel programs had measurements that they could not deliver.
+    Lost {
+        /// How many since the last such event.
+        count: u64,
+    },
+    /// After a restart, log and PCR did not fit together.
+    LogMismatch {
+        /// What was found.
+        detail: String,
+    },
+    /// Something ran, or was running at the inventory, that could not be hashed by the agent.
+    NotHashed {
+        /// What it was, as far as known.
+        path: String,
+        /// Why.
+        detail: String,
+    },
+    /// The kernel's records skip sequence numbers.
+    SequenceGap {
+        /// The number that should have come.
+        expected: u64,
+        /// The number that came.
+        found: u64,
+    },
+    /// A kernel program was missing, detached or replaced.
+    HooksMissing {
+        /// Which, and since when.
+        detail: String,
+    },
+}
+
+impl Violation {
+    /// Name of the kind: `lost`, `log-mismatch`, `not-hashed`, `sequence-gap` or `hooks-missing`.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Lost { .. } => "lost",
+            Self::LogMismatch { .. } => "log-mismatch",
+            Self::NotHashed { .. } => "not-hashed",
+            Self::SequenceGap { .. } => "sequence-gap",
+            Self::HooksMissing { .. } => "hooks-missing",
+        }
+    }
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Lost { count } => write!(f, "{count} measurements were lost in the kernel"),
+            Self::LogMismatch { detail } => write!(
+                f,
+                "log and PCR did not fit together: {}",
+                detail.escape_debug()
+            ),
+            Self::NotHashed { path, detail } => {
+                write!(
+                    f,
+                    "{} could not be hashed: {}",
+                    path.escape_debug(),
+                    detail.escape_debug()
+                )
+            }
+            Self::SequenceGap { expected, found } => {
+                write!(f, "the kernel's records jump from {expected} to {found}")
+            }
+            Self::HooksMissing { detail } => {
+                write!(f, "kernel programs were missing: {}", detail.escape_debug())
+            }
+        }
+    }
+}
+
+/// Cuts `text` to at most `limit` bytes, at a character's border.
+#[must_use]
+pub fn cut(text: &str, limit: usize) -> &str {
+    let mut end = text.len().min(limit);
+    while !text.is_char_boundary(end) {
+        end = end.saturating_sub(1);
+    }
+    text.get(..end).unwrap_or_default()
+}

@@ -1,0 +1,321 @@
+//! Does the log lead to the quoted PCR, and does it say what it must?
+//!
+//! Replay recomputes every digest from the content, extends the runtime PCR's starting value with them, and demands
+//! the quoted value at the end. Whether what the log tells is acceptable is for the policy.
+
+use crate::bundle::Pcrs;
+use crate::cel::{CelError, Record};
+use crate::event::{AgentStart, Event};
+use crate::quote::{QUOTED_BANK, RUNTIME_PCR, VerifiedQuote};
+
+pub use crate::quote::HeldLog;
+
+/// Why a log does not explain the quoted PCR.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ReplayError {
+    /// No record at all: a host that measures has at least its agent's start.
+    #[error("the runtime log is empty: the agent does not measure")]
+    Empty,
+    /// A record of another PCR.
+    #[error("record {record} was extended into PCR {found}; the runtime log's is {RUNTIME_PCR}")]
+    PcrIndex {
+        /// The record.
+        record: u64,
+        /// Its PCR.
+        found: u8,
+    },
+    /// A digest is not that of the content, or the content cannot be read.
+    #[error("the runtime log does not hold what was measured")]
+    Record(#[from] CelError),
+    /// Records of one log are extended into the same banks.
+    #[error("record {record} has digests of other banks than record 0")]
+    Banks {
+        /// The record.
+        record: u64,
+    },
+    /// The first event is not the agent's start.
+    #[error("the log begins with {found}, not with agent-start: its beginning is missing")]
+    NoAgentStart {
+        /// Name of the first event.
+        found: &'static str,
+    },
+    /// The log was written in another boot than the bundle names.
+    #[error(
+        "record {record} was written in boot {found}, the host is in boot {wanted}: the log is from before a reboot"
+    )]
+    LogFromAnotherBoot {
+        /// The record with the agent's start.
+        record: u64,
+        /// Boot id in the log.
+        found: String,
+        /// Boot id of the bundle.
+        wanted: String,
+    },
+    /// The agent's start names no starting value of the quoted bank.
+    #[error("agent-start does not name PCR {RUNTIME_PCR}'s starting value in the sha256 bank")]
+    NoPcrStart,
+    /// The agent was restarted, and does not say where its predecessor stopped.
+    #[error(
+        "the agent restarted at record {record} without naming its predecessor's last measurement"
+    )]
+    NoPredecessor {
+        /// The record with the agent's start.
+        record: u64,
+    },
+    /// The log does not lead to the quoted value.
+    #[error(
+        "the log leads PCR {RUNTIME_PCR} to {replayed}, the quote has {quoted}: something extended it past the log"
+    )]
+    PcrMismatch {
+        /// Value after replay, hex.
+        replayed: String,
+        /// Value in the quote, hex.
+        quoted: String,
+    },
+}
+
+/// Evidence whose runtime log leads to the quoted PCR: what it says is what was measured.
+#[derive(Debug)]
+pub struct ReplayedLog {
+    quote: VerifiedQuote,
+    events: Vec<(u64, Event)>,
+    start: AgentStart,
+}
+
+impl VerifiedQuote {
+    /// Replays the runtime log against the quoted PCR.
+    ///
+    /// # Errors
+    /// A [`ReplayError`] naming the record and the reason.
+    pub fn replay(self) -> Result<ReplayedLog, ReplayError> {
+        let mut events = Vec::new();
+        for record in &self.records {
+            self.check_record(record)?;
+            for event in record.events()? {
+                events.push((record.number, event));
+            }
+        }
+        let start = self.check_starts(&events)?;
+        self.check_pcr(&start)?;
+        Ok(ReplayedLog {
+            quote: self,
+            events,
+            start,
+        })
+    }
+
+    fn check_record(&self, record: &Record) -> Result<(), ReplayError> {
+        if record.pcr != RUNTIME_PCR {
+            return Err(ReplayError::PcrIndex {
+                record: record.number,
+                found: record.pcr,
+            });
+        }
+        let banks = |record: &Record| {
+            record
+                .digests
+                .iter()
+                .map(|(bank, _)| *bank)
+                .collect::<Vec<_>>()
+        };
+        if self.records.first().map(banks) != Some(banks(record)) {
+            return Err(ReplayError::Banks {
+                record: record.number,
+            });
+        }
+        Ok(record.check_digests()?)
+    }
+
+    /// The first event is the agent's start; each start is of this boot; a later one names its predecessor's end, if
+    /// anything was measured before it.
+    fn check_starts(&self, events: &[(u64, Event)]) -> Result<AgentStart, ReplayError> {
+        let (_, first) = events.first().ok_or(ReplayError::Empty)?;
+        let Event::AgentStart(start) = first else {
+            return Err(ReplayError::NoAgentStart {
+                found: first.name(),
+            });
+        };
+        let mut measured = false;
+        for (record, event) in events {
+            match event {
+                Event::AgentStart(later) => {
+                    self.check_boot(*record, later)?;
+                    if measured && later.predecessor.is_none() {
+                        return Err(ReplayError::NoPredecessor { record: *record });
+                    }
+                }
+                Event::Load(load) => measured |= load.seq.is_some(),
+                Event::Inventory(_) | Event::Ready | Event::Violation(_) | Event::AgentStop => {}
+            }
+        }
+        Ok(start.clone())
+    }
+
+    fn check_boot(&self, record: u64, start: &AgentStart) -> Result<(), ReplayError> {
+        if start.boot_id != self.boot_id {
+            let (found, wanted) = (start.boot_id.clone(), self.boot_id.clone());
+            return Err(ReplayError::LogFromAnotherBoot {
+                record,
+                found,
+                wanted,
+            });
+        }
+        Ok(())
+    }
+
+    fn check_pcr(&self, start: &AgentStart) -> Result<(), ReplayError> {
+        let start = start
+            .pcr_start
+            .iter()
+            .find(|(bank, _)| *bank == QUOTED_BANK);
+        let (_, start) = start.ok_or(ReplayError::NoPcrStart)?;
+        let digests = self
+            .records
+            .iter()
+            .filter_map(|record| record.digest(QUOTED_BANK));
+        let replayed = digests.fold(start.clone(), |pcr, digest| {
+            QUOTED_BANK.extend(&pcr, digest)
+        });
+        let quoted = self
+            .pcrs
+            .get(&QUOTED_BANK)
+            .and_then(|bank| bank.get(&RUNTIME_PCR));
+        let quoted = quoted.map(AsRef::as_ref).unwrap_or_default();
+        if replayed != quoted {
+            return Err(ReplayError::PcrMismatch {
+                replayed: hex::encode(replayed),
+                quoted: hex::encode(quoted),
+            });
+        }
+        Ok(())
+    }
+}
+
+impl ReplayedLog {
+    /// Records in the log.
+    #[must_use]
+    pub fn records(&self) -> u64 {
+        u64::try_from(self.quote.records.len()).unwrap_or(u64::MAX)
+    }
+
+    /// All events in order, each with the number of its record.
+    pub fn events(&self) -> impl Iterator<Item = (u64, &Event)> {
+        self.events.iter().map(|(record, event)| (*record, event))
+    }
+
+    /// The agent's first start in this log.
+    #[must_use]
+    pub const fn agent_start(&self) -> &AgentStart {
+        &self.start
+    }
+
+    /// Value of the runtime PCR before the first record, SHA-256 bank. Other than zero, something extended it before
+    /// the agent, perhaps a log that is gone: for the policy to judge.
+    #[must_use]
+    pub fn pcr_start(&self) -> &[u8] {
+        let start = self
+            .start
+            .pcr_start
+            .iter()
+            .find(|(bank, _)| *bank == QUOTED_BANK);
+        start.map(|(_, value)| value.as_slice()).unwrap_or_default()
+    }
+
+    /// The quoted PCR values.
+    #[must_use]
+    pub const fn pcrs(&self) -> &Pcrs {
+        &self.quote.pcrs
+    }
+
+    /// The quoted value of one PCR of the SHA-256 bank.
+    #[must_use]
+    pub fn pcr(&self, index: u8) -> Option<&[u8]> {
+        self.quote
+            .pcrs
+            .get(&QUOTED_BANK)?
+            .get(&index)
+            .map(AsRef::as_ref)
+    }
+
+    /// The quote that this log was replayed against.
+    #[must_use]
+    pub const fn quote(&self) -> &VerifiedQuote {
+        &self.quote
+    }
+
+    /// The kernel's boot id.
+    #[must_use]
+    pub fn boot_id(&self) -> &str {
+        &self.quote.boot_id
+    }
+
+    /// The `extraData` of the quote.
+    #[must_use]
+    pub const fn extra_data(&self) -> &[u8; 32] {
+        &self.quote.extra_data
+    }
+
+    /// TPM resets.
+    #[must_use]
+    pub const fn reset_count(&self) -> u32 {
+        self.quote.clock.reset_count
+    }
+
+    /// TPM restarts since the reset.
+    #[must_use]
+    pub const fn restart_count(&self) -> u32 {
+        self.quote.clock.restart_count
+    }
+
+    /// The TPM's clock in milliseconds.
+    #[must_use]
+    pub const fn clock(&self) -> u64 {
+        self.quote.clock.clock
+    }
+
+    /// The TPM's firmware version.
+    #[must_use]
+    pub const fn firmware_version(&self) -> u64 {
+        self.quote.firmware_version
+    }
+
+    /// The firmware's log, raw, if it came along. Its replay against the quoted PCRs is
+    /// [`bootlog`](crate::bootlog)'s.
+    #[must_use]
+    pub fn boot_log(&self) -> Option<&[u8]> {
+        self.quote.boot_log.as_ref().map(AsRef::as_ref)
+    }
+
+    /// The IMA log, raw, if it came along.
+    #[must_use]
+    pub fn ima_log(&self) -> Option<&[u8]> {
+        self.quote.ima_log.as_ref().map(AsRef::as_ref)
+    }
+
+    /// What a verifier keeps for the next question.
+    #[must_use]
+    pub fn to_held(&self) -> HeldLog {
+        HeldLog {
+            boot_id: self.quote.boot_id.clone(),
+            reset_count: self.quote.clock.reset_count,
+            restart_count: self.quote.clock.restart_count,
+            clock: self.quote.clock.clock,
+            records: self.records(),
+            bytes: self.quote.log.clone(),
+        }
+    }
+
+    /// As [`ReplayedLog::to_held`], without the copy.
+    #[must_use]
+    pub fn into_held(self) -> HeldLog {
+        let records = self.records();
+        HeldLog {
+            boot_id: self.quote.boot_id,
+            reset_count: self.quote.clock.reset_count,
+            restart_count: self.quote.clock.restart_count,
+            clock: self.quote.clock.clock,
+            records,
+            bytes: self.quote.log,
+        }
+    }
+}

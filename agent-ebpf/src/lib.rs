@@ -30,6 +30,11 @@ pub mod flags {
     pub const UNLINKED: u32 = 1 << 1;
     /// No digest could be made; `hash_error` says why. The verifier sees it as a violation.
     pub const NOT_HASHED: u32 = 1 << 2;
+    /// The file could change while it was hashed: somebody held it open for writing, or its change cookie moved.
+    /// Such a file is measured again at its next load.
+    pub const UNSTABLE: u32 = 1 << 3;
+    /// Every bit that has a meaning.
+    pub const ALL: u32 = PATH_CUT | UNLINKED | NOT_HASHED | UNSTABLE;
 }
 
 /// `HASH_ALGO_SHA256` of the kernel's `enum hash_algo` (include/uapi/linux/hash_info.h).
@@ -37,9 +42,11 @@ pub const HASH_ALGO_SHA256: u32 = 4;
 
 /// One measurement, as it crosses the ring buffer. Numbers are in the machine's byte order.
 #[repr(C)]
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Record {
-    /// Position in the stream of records of this boot, from 0, without gaps while none is lost.
+    /// Position in the stream of records of this boot, from 0. Only records that found room in the ring buffer have
+    /// one: what was lost is counted ([`counter::LOST`]), not numbered. Two records made at the same instant on two
+    /// CPUs may arrive in swapped order; none is missing or there twice.
     pub seq: u64,
     /// CLOCK_BOOTTIME in nanoseconds.
     pub time_ns: u64,
@@ -63,7 +70,9 @@ pub struct Record {
     pub flags: u32,
     /// The kernel's `enum hash_algo`; only SHA-256 is accepted by the agent.
     pub hash_algo: u32,
-    /// 0, or the negative errno of the hash.
+    /// 0, or why there is no digest, as a negative errno: what the kernel's hash function answered; `-EBADMSG` for a
+    /// digest other than SHA-256 (`hash_algo` tells which); `-ENODEV` for something that is no regular file; `-EFBIG`
+    /// above [`HASH_LIMIT`]; `-ENOSPC` when too many modules were loaded at once; `-EFAULT` for an unreadable buffer.
     pub hash_error: i32,
     /// Process (thread group) id.
     pub pid: u32,
@@ -85,6 +94,17 @@ pub struct Record {
 pub const RECORD_SIZE: usize = 656;
 const _: () = assert!(core::mem::size_of::<Record>() == RECORD_SIZE);
 
+/// Largest kernel module, and largest file without a name (a memfd), that is hashed, in bytes. A larger one arrives as
+/// [`flags::NOT_HASHED`]: the hash runs in the task that loads it, in the first case instruction by instruction.
+pub const HASH_LIMIT: u64 = 64 << 20;
+
+/// Size of the ring buffer in bytes: 6,300 records wait there while the agent is away.
+pub const RING_BYTES: u32 = 4 << 20;
+
+/// Version of everything that two objects must agree on to share pinned maps: [`Record`], [`counter`], the cache
+/// entry and the sizes of the maps. Raise it with every change of one of them.
+pub const MAPS_VERSION: u32 = 1;
+
 /// Counters, index in the kernel side's `COUNTERS` array of u64.
 pub mod counter {
     /// Records for which the ring buffer had no room: each is a measurement that the log lacks.
@@ -96,3 +116,8 @@ pub mod counter {
     /// Number of counters.
     pub const COUNT: u32 = 8;
 }
+
+mod layout;
+mod read;
+
+pub use layout::{ABSENT, Layout};

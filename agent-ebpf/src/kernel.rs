@@ -1,0 +1,128 @@
+//! Reading kernel structures: offsets from the loader, loads that the verifier checks.
+
+use core::ffi::c_void;
+use core::ptr::read_volatile;
+
+use assay_ebpf::{ABSENT, Layout};
+
+/// Filled in by the loader, then frozen: to the verifier its fields are constants.
+#[unsafe(no_mangle)]
+pub static LAYOUT: Layout = Layout::UNSET;
+
+/// A field of [`LAYOUT`], read in a way that the compiler cannot fold to the value in this file.
+macro_rules! layout {
+    ($field:ident) => {
+        $crate::kernel::constant(&$crate::kernel::LAYOUT.$field)
+    };
+}
+pub(crate) use layout;
+
+/// Reads a word of the frozen data.
+#[inline(always)]
+pub fn constant(word: &u32) -> u32 {
+    // SAFETY: a reference is valid and aligned.
+    unsafe { read_volatile(word) }
+}
+
+/// Loads a member through a pointer to a kernel structure.
+///
+/// # Safety
+/// `object` is a pointer that the verifier tracks by its BTF type, and `offset` comes from [`LAYOUT`]. The verifier
+/// proves the access, or refuses the program; a pointer that has gone stale reads as zero.
+#[inline(always)]
+pub unsafe fn load<T: Copy>(object: *const c_void, offset: u32) -> T {
+    unsafe { read_volatile(object.byte_add(offset as usize).cast::<T>()) }
+}
+
+/// What identifies an inode and the state of its content.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct State {
+    /// The change cookie, `i_version >> 1`: the lowest bit only says whether somebody asked (include/linux/iversion.h).
+    pub change: u64,
+    /// Size in bytes.
+    pub size: u64,
+    /// Change time, seconds.
+    pub ctime_sec: u64,
+    /// Change time, nanoseconds.
+    pub ctime_nsec: u32,
+    /// Inode generation.
+    pub generation: u32,
+}
+
+impl State {
+    /// The state of `inode` now.
+    ///
+    /// # Safety
+    /// `inode` is a `struct inode *` that the verifier tracks.
+    #[inline(always)]
+    pub unsafe fn of(inode: *const c_void) -> Self {
+        unsafe {
+            Self {
+                change: load::<u64>(inode, layout!(inode_version)) >> 1,
+                size: load(inode, layout!(inode_size)),
+                ctime_sec: load(inode, layout!(inode_ctime_sec)),
+                ctime_nsec: load(inode, layout!(inode_ctime_nsec)),
+                generation: load(inode, layout!(inode_generation)),
+            }
+        }
+    }
+}
+
+/// Where an inode lives, and what it is.
+#[derive(Clone, Copy)]
+pub struct Identity {
+    /// Inode number.
+    pub ino: u64,
+    /// `s_dev`.
+    pub dev: u32,
+    /// File system magic.
+    pub magic: u64,
+    /// `i_mode`.
+    pub mode: u16,
+    /// Link count.
+    pub links: u32,
+}
+
+impl Identity {
+    /// The identity of `inode`.
+    ///
+    /// # Safety
+    /// As for [`State::of`].
+    #[inline(always)]
+    pub unsafe fn of(inode: *const c_void) -> Self {
+        unsafe {
+            let superblock: *const c_void = load(inode, layout!(inode_sb));
+            Self {
+                ino: load(inode, layout!(inode_ino)),
+                dev: load(superblock, layout!(super_dev)),
+                magic: load(superblock, layout!(super_magic)),
+                mode: load(inode, layout!(inode_mode)),
+                links: load(inode, layout!(inode_nlink)),
+            }
+        }
+    }
+
+    /// A regular file: the only kind whose content a hash can stand for.
+    #[inline(always)]
+    pub fn is_regular(&self) -> bool {
+        const S_IFMT: u16 = 0o170_000;
+        const S_IFREG: u16 = 0o100_000;
+        self.mode & S_IFMT == S_IFREG
+    }
+}
+
+/// Descriptors open for writing on `inode`, as a count; negative = writers are kept out, as during `execve`.
+///
+/// # Safety
+/// As for [`State::of`].
+#[inline(always)]
+pub unsafe fn writers(inode: *const c_void) -> i32 {
+    unsafe { load(inode, layout!(inode_writecount)) }
+}
+
+/// Whether an id that a hook was given is this enumerator. Ids arrive with rubbish in their upper half on old kernels.
+#[inline(always)]
+pub fn is_id(given: u64, enumerator: u32) -> bool {
+    enumerator != ABSENT && given as u32 == enumerator
+}

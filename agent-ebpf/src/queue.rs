@@ -1,0 +1,125 @@
+//! The way out: the ring buffer, and the counters that make a loss visible.
+
+use core::arch::asm;
+
+use assay_ebpf::{HASH_ALGO_SHA256, PATH_MAX, RING_BYTES, Record, counter, flags};
+use aya_ebpf::helpers::{
+    bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_uid_gid,
+    generated::{bpf_get_current_cgroup_id, bpf_ktime_get_boot_ns},
+};
+use aya_ebpf::macros::map;
+use aya_ebpf::maps::{Array, RingBuf};
+
+#[map]
+static EVENTS: RingBuf = RingBuf::with_byte_size(RING_BYTES, 0);
+
+/// Indexed by [`counter`].
+#[map]
+static COUNTERS: Array<u64> = Array::with_max_entries(counter::COUNT, 0);
+
+/// Adds one to a counter and returns what it was, as one atomic operation over all CPUs. In assembler: Rust's atomics
+/// leave `fetch_add` out where a target has no compare-and-swap in its description, as this one.
+#[inline(always)]
+pub fn count(index: u32) -> u64 {
+    let Some(cell) = COUNTERS.get_ptr_mut(index) else {
+        return 0;
+    };
+    let mut value = 1_u64;
+    // SAFETY: a map value is aligned and lives as long as the map; every access to it is atomic.
+    unsafe {
+        asm!(
+            "{value} = atomic_fetch_add((u64 *)({cell} + 0), {value})",
+            cell = in(reg) cell,
+            value = inout(reg) value,
+            options(nostack),
+        );
+    }
+    value
+}
+
+/// How a hash ended: a digest, or the reason for its absence.
+#[derive(Clone, Copy)]
+pub struct Outcome {
+    /// The kernel's `enum hash_algo`.
+    pub algo: u32,
+    /// 0 or a negative errno, as in [`Record::hash_error`].
+    pub error: i32,
+    /// The digest as four words in memory order, zero without one.
+    pub digest: [u64; 4],
+}
+
+impl Outcome {
+    /// No digest, for the reason that `errno` (positive) names.
+    pub const fn failed(errno: i32) -> Self {
+        Self {
+            algo: HASH_ALGO_SHA256,
+            error: -errno,
+            digest: [0; 4],
+        }
+    }
+}
+
+/// What a hook found out, but for the path, which is written straight into the ring buffer.
+pub struct Facts {
+    pub kind: u32,
+    pub flags: u32,
+    pub size: u64,
+    pub ino: u64,
+    pub change: u64,
+    pub fs_magic: u64,
+    pub dev: u32,
+    pub generation: u32,
+    pub hash: Outcome,
+}
+
+/// Queues a record. `path` writes at most [`PATH_MAX`] bytes and returns how many it used, NUL included, or a
+/// negative errno. False = there was no room; the loss is counted.
+///
+/// Everything slow, the hash above all, is done before: a place that is reserved and not yet submitted holds up all
+/// records behind it.
+#[inline(always)]
+pub fn submit(facts: &Facts, path: impl FnOnce(*mut u8) -> i64) -> bool {
+    let Some(mut entry) = EVENTS.reserve::<Record>(0) else {
+        count(counter::LOST);
+        return false;
+    };
+    let record = entry.as_mut_ptr();
+    // SAFETY: the place is as large as a record, aligned to 8, and ours until it is submitted; every field is written.
+    unsafe {
+        (*record).seq = count(counter::SEQ);
+        (*record).time_ns = bpf_ktime_get_boot_ns();
+        (*record).size = facts.size;
+        (*record).ino = facts.ino;
+        (*record).change = facts.change;
+        (*record).cgroup = bpf_get_current_cgroup_id();
+        (*record).fs_magic = facts.fs_magic;
+        (*record).dev = facts.dev;
+        (*record).generation = facts.generation;
+        (*record).kind = facts.kind;
+        (*record).hash_algo = facts.hash.algo;
+        (*record).hash_error = facts.hash.error;
+        (*record).pid = (bpf_get_current_pid_tgid() >> 32) as u32;
+        (*record).uid = bpf_get_current_uid_gid() as u32;
+        (&raw mut (*record).digest)
+            .cast::<[u64; 4]>()
+            .write(facts.hash.digest);
+        (*record).comm = bpf_get_current_comm().unwrap_or([0; 16]);
+        let used = path((&raw mut (*record).path).cast());
+        let told = used > 0 && used <= PATH_MAX as i64;
+        (*record).path_len = if told { used as u32 - 1 } else { 0 };
+        let cut = if told || used == 0 {
+            0
+        } else {
+            flags::PATH_CUT
+        };
+        let missing = if facts.hash.error == 0 {
+            0
+        } else {
+            flags::NOT_HASHED
+        };
+        (*record).flags = facts.flags | cut | missing;
+        (*record).pad = 0;
+    }
+    entry.submit(0);
+    true
+}

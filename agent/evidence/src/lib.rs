@@ -9,14 +9,18 @@
 #![forbid(unsafe_code)]
 
 pub mod binding;
+pub mod bootlog;
 pub mod bundle;
 pub mod cel;
+pub mod credential;
 pub mod digest;
+pub mod ek;
 pub mod event;
 pub mod jwe;
 pub mod quote;
 pub mod reader;
 pub mod replay;
+pub mod token;
 pub mod tpm;
 pub mod uuid;
 pub mod wire;

@@ -1,12 +1,15 @@
 //! What the tests of this workspace stand on: a TPM of their own ([`Swtpm`]), a way to make it misbehave
-//! ([`TpmProxy`]), and whole machines with a kernel and a virtual TPM.
+//! ([`TpmProxy`]), and whole machines with a kernel and a virtual TPM ([`vm::Vm`]).
 //!
 //! Every process started here dies with its owner: on drop, on panic, and when the test process is killed.
 //! This library needs no system package to build, so that `xtask` can use it before anything is installed.
 
 pub mod child;
+pub mod guest;
 pub mod proxy;
 pub mod swtpm;
+pub mod vm;
+pub mod wire;
 
 use std::path::PathBuf;
 

@@ -103,11 +103,7 @@ impl Swtpm {
 
     /// The PEM files of the authority that signed the EK certificate, root first; empty without a certificate.
     pub fn ca_certificates(&self) -> Vec<PathBuf> {
-        ["swtpm-localca-rootca-cert.pem", "issuercert.pem"]
-            .into_iter()
-            .map(|name| self.dir.path().join("ca").join(name))
-            .filter(|path| path.exists())
-            .collect()
+        ca_certificates(self.dir.path())
     }
 
     /// Switches the TPM off and on again, as a reboot of its host does: PCRs at zero, a new reset count, the same seeds.
@@ -128,13 +124,22 @@ impl Swtpm {
     }
 }
 
+/// The authority that [`set_up`] leaves in a state folder.
+pub(crate) fn ca_certificates(state: &Path) -> Vec<PathBuf> {
+    ["swtpm-localca-rootca-cert.pem", "issuercert.pem"]
+        .into_iter()
+        .map(|name| state.join("ca").join(name))
+        .filter(|path| path.exists())
+        .collect()
+}
+
 /// The TCTI string for a swtpm on `port` of this machine.
 pub(crate) fn tcti(port: u16) -> String {
     format!("swtpm:host=127.0.0.1,port={port}")
 }
 
 /// Makes the TPM: without this step libtpms activates four PCR banks, which no real TPM does.
-fn set_up(dir: &Path, ek_certificate: bool) -> Result<(), HarnessError> {
+pub(crate) fn set_up(dir: &Path, ek_certificate: bool) -> Result<(), HarnessError> {
     let mut command = Command::new("swtpm_setup");
     command.arg("--tpm2").arg("--tpmstate").arg(dir).args(["--overwrite", "--pcr-banks", "sha1,sha256"]);
     if ek_certificate {

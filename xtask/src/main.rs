@@ -1,2 +1,76 @@
-//! Tasks.
-fn main() {}
+//! The repository's own commands: `cargo xtask <command>`. Each does its own set-up first, and is quick when all is there.
+
+mod build;
+mod demo;
+mod image;
+mod run;
+mod setup;
+mod test;
+mod ui;
+mod workspace;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Set up, build, test and show Assay", version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Install what building and testing needs
+    Setup {
+        /// Only report; exit with status 1 if something is missing
+        #[arg(long)]
+        check: bool,
+    },
+    /// Build the kernel programs, the agent and the verifier
+    Build {
+        /// Optimised, as shipped
+        #[arg(long)]
+        release: bool,
+    },
+    /// Run the tests, all layers or the ones named
+    Test {
+        /// unit, vectors, tpm, vm
+        layers: Vec<test::Layer>,
+        /// Run only the tests whose name contains this
+        #[arg(long)]
+        filter: Option<String>,
+    },
+    /// Boot a test machine and use its console (Ctrl-A X switches it off)
+    Vm {
+        /// Build and save the machine that the tests restore, but do not start one
+        #[arg(long)]
+        build_only: bool,
+        /// Words for the kernel's command line
+        #[arg(long, default_value = "")]
+        cmdline: String,
+    },
+    /// Show the whole story in a virtual machine: measured, trusted, given a disk key, then refused after a rogue load
+    Demo,
+}
+
+fn main() -> ExitCode {
+    let result = match Arguments::parse().command {
+        Task::Setup { check: true } => setup::check(),
+        Task::Setup { check: false } => setup::install().map(|_| ()),
+        Task::Build { release } => setup::install().and_then(|tools| {
+            build::all(&tools, if release { build::Profile::Release } else { build::Profile::Debug }).map(drop)
+        }),
+        Task::Test { layers, filter } => test::run(&layers, filter.as_deref()),
+        Task::Vm { build_only, cmdline } => image::console(build_only, cmdline),
+        Task::Demo => demo::run(),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            ui::report(&error);
+            ExitCode::FAILURE
+        }
+    }
+}

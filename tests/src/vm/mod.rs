@@ -1,0 +1,340 @@
+//! Whole machines: QEMU with a Debian kernel and a virtual TPM, restored from a snapshot for each test.
+//!
+//! A machine has its own copy of the saved disk, its own TPM state, its own ports, and no trace of it is left when
+//! the [`Vm`] is dropped. Machines of different tests share nothing.
+
+mod accel;
+mod image;
+mod qmp;
+
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use crate::child::Child;
+use crate::guest::Guest;
+use crate::swtpm::{last_words, set_up};
+use crate::wire::GUEST_PORT;
+use crate::{HarnessError, swtpm};
+
+pub use accel::Accelerator;
+pub use image::{IMAGE_VARIABLE, Image};
+pub use qmp::Qmp;
+
+/// Where `assay-agent` listens inside the guest.
+pub const AGENT_PORT: u16 = 8443;
+/// From switching on to the helper's answer; 10 s on an idle machine under emulation.
+const BOOT_TIMEOUT: Duration = Duration::from_secs(240);
+/// The name of the one snapshot in a saved disk.
+const SNAPSHOT: &str = "ready";
+
+/// How to boot a machine, where it should differ from the image's way.
+#[derive(Debug, Clone, Default)]
+pub struct BootOptions {
+    /// Words added to the kernel's command line; a later `lsm=` replaces an earlier one.
+    pub cmdline: String,
+    /// No TPM at all.
+    pub without_tpm: bool,
+    /// Console on this terminal instead of a log file.
+    pub interactive: bool,
+}
+
+/// A running machine; switched off and removed on drop.
+#[derive(Debug)]
+pub struct Vm {
+    // Dropped in this order: the machine before its TPM, both before their files.
+    qemu: Child,
+    tpm: Option<Child>,
+    guest: Guest,
+    agent_port: u16,
+    dir: tempfile::TempDir,
+}
+
+impl Vm {
+    /// Boots a machine from power-on with a TPM of its own, made fresh with an EK certificate.
+    ///
+    /// # Errors
+    /// When a program is missing or the machine does not come up.
+    pub fn boot(image: &Image, options: &BootOptions) -> Result<Self, HarnessError> {
+        let dir = machine_dir()?;
+        make_overlay(&image.root, &dir.path().join("disk.qcow2"))?;
+        if !options.without_tpm {
+            let state = dir.path().join("tpm");
+            std::fs::create_dir(&state).map_err(HarnessError::io(format!("make {}", state.display())))?;
+            set_up(&state, true)?;
+        }
+        let mut vm = Self::start(image, dir, options, false)?;
+        if !options.interactive {
+            vm.wait_until_up(BOOT_TIMEOUT)?;
+        }
+        Ok(vm)
+    }
+
+    /// Restores the image's saved machine, and sets its clock.
+    ///
+    /// # Errors
+    /// When the image has no snapshot, a program is missing, or the machine does not answer.
+    pub fn restore(image: &Image) -> Result<Self, HarnessError> {
+        let Some(snapshot) = &image.snapshot else {
+            let message = "it has no saved machine".to_owned();
+            return Err(HarnessError::Image { path: image.kernel.clone(), message });
+        };
+        let dir = machine_dir()?;
+        let (disk, from) = (dir.path().join("disk.qcow2"), Image::snapshot_disk(snapshot));
+        std::fs::copy(&from, &disk).map_err(HarnessError::io(format!("copy {}", from.display())))?;
+        copy_dir(&Image::snapshot_tpm(snapshot), &dir.path().join("tpm"))?;
+        let mut vm = Self::start(image, dir, &BootOptions::default(), true)?;
+        vm.wait_until_up(BOOT_TIMEOUT)?;
+        vm.guest.set_clock()?;
+        Ok(vm)
+    }
+
+    /// The helper inside: run programs, copy files.
+    pub fn guest(&self) -> &Guest {
+        &self.guest
+    }
+
+    /// Where the agent inside is reached from this machine, as `host:port`.
+    pub fn agent_address(&self) -> String {
+        format!("127.0.0.1:{}", self.agent_port)
+    }
+
+    /// The PEM files of the authority that signed the TPM's EK certificate, root first.
+    pub fn ca_certificates(&self) -> Vec<PathBuf> {
+        swtpm::ca_certificates(&self.dir.path().join("tpm"))
+    }
+
+    /// Everything that the kernel and the helper have written to the console.
+    pub fn console(&self) -> String {
+        let bytes = std::fs::read(self.dir.path().join("console.log")).unwrap_or_default();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// Presses the reset button and waits until the machine is up again: same disk, same TPM, PCRs at zero.
+    ///
+    /// # Errors
+    /// When it does not come back.
+    pub fn reset(&mut self) -> Result<(), HarnessError> {
+        let before = self.guest.ping()?.0;
+        self.qmp()?.execute("system_reset", &json!({}))?;
+        Guest::wait_for("the machine did not come back after a reset", BOOT_TIMEOUT, || {
+            Ok(self.guest.ping().ok().filter(|(boot_id, _)| *boot_id != before))
+        })?;
+        self.guest.set_clock()
+    }
+
+    /// Saves the machine as it stands, TPM included, into the folder `to`, and switches it off.
+    ///
+    /// # Errors
+    /// When QEMU refuses, or the folder cannot be written.
+    pub fn save(mut self, to: &Path) -> Result<(), HarnessError> {
+        let mut qmp = self.qmp()?;
+        qmp.monitor(&format!("savevm {SNAPSHOT}"))?;
+        // QEMU may hang up before it has answered.
+        let _ = qmp.execute("quit", &json!({}));
+        self.qemu.wait()?;
+        // swtpm ends with QEMU's connection and leaves its files complete.
+        if let Some(tpm) = &mut self.tpm {
+            tpm.wait()?;
+        }
+        std::fs::create_dir_all(to).map_err(HarnessError::io(format!("make {}", to.display())))?;
+        let (from, disk) = (self.dir.path().join("disk.qcow2"), Image::snapshot_disk(to));
+        std::fs::copy(&from, &disk).map_err(HarnessError::io(format!("write {}", disk.display())))?;
+        copy_dir(&self.dir.path().join("tpm"), &Image::snapshot_tpm(to))
+    }
+
+    /// Waits until the machine has been switched off from inside.
+    ///
+    /// # Errors
+    /// When QEMU cannot be waited for.
+    pub fn wait(&mut self) -> Result<(), HarnessError> {
+        self.qemu.wait().map(drop)
+    }
+
+    /// A connection to the machine's monitor; one at a time.
+    ///
+    /// # Errors
+    /// When QEMU is gone.
+    pub fn qmp(&self) -> Result<Qmp, HarnessError> {
+        Qmp::connect(&self.dir.path().join("qmp.sock"))
+    }
+
+    fn start(
+        image: &Image,
+        dir: tempfile::TempDir,
+        options: &BootOptions,
+        restored: bool,
+    ) -> Result<Self, HarnessError> {
+        for _ in 0..10 {
+            let tpm = if options.without_tpm { None } else { Some(start_tpm(dir.path())?) };
+            let (guest_port, agent_port) = free_ports()?;
+            let mut qemu = Child::spawn("qemu-system-x86_64", |command| {
+                configure(command, image, dir.path(), options, (guest_port, agent_port));
+                if restored {
+                    command.args(["-loadvm", SNAPSHOT]);
+                }
+            })?;
+            if options.interactive || Self::lives(&mut qemu, dir.path())? {
+                return Ok(Self { qemu, tpm, guest: Guest::at(guest_port), agent_port, dir });
+            }
+            // Another process took one of the ports between the look and the start.
+        }
+        Err(HarnessError::NoPorts)
+    }
+
+    /// Waits for QEMU's monitor. `Ok(false)`: it ended because it could not bind a port.
+    fn lives(qemu: &mut Child, dir: &Path) -> Result<bool, HarnessError> {
+        let (log, start) = (dir.join("qemu.log"), Instant::now());
+        loop {
+            if let Some(status) = qemu.ended() {
+                let output = std::fs::read_to_string(&log).unwrap_or_default();
+                if output.contains("Could not set up host forwarding rule") {
+                    return Ok(false);
+                }
+                return Err(HarnessError::Failed { program: "qemu-system-x86_64".to_owned(), status, output });
+            }
+            if Qmp::connect(&dir.join("qmp.sock")).is_ok() {
+                return Ok(true);
+            }
+            if start.elapsed() > BOOT_TIMEOUT {
+                let (what, seconds) = ("QEMU did not start".to_owned(), BOOT_TIMEOUT.as_secs());
+                return Err(HarnessError::Timeout { what, seconds, detail: last_words(&log) });
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    fn wait_until_up(&mut self, timeout: Duration) -> Result<(), HarnessError> {
+        let start = Instant::now();
+        while start.elapsed() < timeout {
+            if self.guest.ping().is_ok() {
+                return Ok(());
+            }
+            if let Some(status) = self.qemu.ended() {
+                let mut output = last_words(&self.dir.path().join("console.log"));
+                output.push_str(&last_words(&self.dir.path().join("qemu.log")));
+                return Err(HarnessError::Failed { program: "qemu-system-x86_64".to_owned(), status, output });
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Err(HarnessError::Timeout {
+            what: "the machine did not come up".to_owned(),
+            seconds: timeout.as_secs(),
+            detail: last_words(&self.dir.path().join("console.log")),
+        })
+    }
+}
+
+/// A machine's files. Under TMPDIR: paths of UNIX sockets are limited to 107 bytes.
+fn machine_dir() -> Result<tempfile::TempDir, HarnessError> {
+    tempfile::Builder::new()
+        .prefix("assay-vm-")
+        .tempdir()
+        .map_err(HarnessError::io("make a folder for a test machine"))
+}
+
+fn make_overlay(root: &Path, disk: &Path) -> Result<(), HarnessError> {
+    let output = Command::new("qemu-img")
+        .args(["create", "-q", "-f", "qcow2", "-F", "raw", "-b"])
+        .args([root, disk])
+        .output()
+        .map_err(|source| HarnessError::Start { program: "qemu-img".to_owned(), source })?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    Err(HarnessError::Failed { program: "qemu-img".to_owned(), status: output.status, output: text })
+}
+
+fn start_tpm(dir: &Path) -> Result<Child, HarnessError> {
+    let (socket, log) = (dir.join("swtpm.sock"), dir.join("swtpm.log"));
+    let _ = std::fs::remove_file(&socket);
+    let mut child = Child::spawn("swtpm", |command| {
+        command
+            .args(["socket", "--tpm2", "--terminate", "--flags", "not-need-init", "--tpmstate"])
+            .arg(format!("dir={}", dir.join("tpm").display()))
+            .arg("--ctrl")
+            .arg(format!("type=unixio,path={}", socket.display()))
+            .arg("--log")
+            .arg(format!("file={},level=1", log.display()))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+    })?;
+    let start = Instant::now();
+    while !socket.exists() {
+        if child.ended().is_some() || start.elapsed() > BOOT_TIMEOUT {
+            let (what, seconds) = ("swtpm did not start".to_owned(), start.elapsed().as_secs());
+            return Err(HarnessError::Timeout { what, seconds, detail: last_words(&log) });
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    Ok(child)
+}
+
+fn configure(command: &mut Command, image: &Image, dir: &Path, options: &BootOptions, ports: (u16, u16)) {
+    let file = |name: &str| dir.join(name).display().to_string();
+    command.args(Accelerator::detect().arguments());
+    command.args(["-M", "q35", "-m", "1024", "-smp", "2", "-nographic", "-nodefaults"]);
+    command.arg("-kernel").arg(&image.kernel).arg("-initrd").arg(&image.initrd);
+    command.arg("-append").arg(format!("{} {}", image.cmdline, options.cmdline));
+    // The disk lives as long as the test: nothing needs to reach the platter.
+    command.args(["-drive", &format!("file={},format=qcow2,if=virtio,cache=unsafe", file("disk.qcow2"))]);
+    let (guest, agent) = ports;
+    command.args([
+        "-netdev",
+        &format!(
+            "user,id=n0,hostfwd=tcp:127.0.0.1:{guest}-10.0.2.15:{GUEST_PORT},hostfwd=tcp:127.0.0.1:{agent}-10.0.2.15:{AGENT_PORT}"
+        ),
+        // Without an empty romfile the firmware spends seconds on network boot.
+        "-device",
+        "virtio-net-pci,netdev=n0,romfile=",
+        "-device",
+        "virtio-rng-pci",
+        "-qmp",
+        &format!("unix:{},server=on,wait=off", file("qmp.sock")),
+    ]);
+    if !options.without_tpm {
+        command.args([
+            "-chardev",
+            &format!("socket,id=tc,path={}", file("swtpm.sock")),
+            "-tpmdev",
+            "emulator,id=t0,chardev=tc",
+            "-device",
+            "tpm-tis,tpmdev=t0",
+        ]);
+    }
+    if options.interactive {
+        command.args(["-serial", "mon:stdio"]).stdin(Stdio::inherit());
+        return;
+    }
+    command.args(["-serial", &format!("file:{}", file("console.log"))]);
+    let log = std::fs::File::create(dir.join("qemu.log")).map_or_else(|_| Stdio::null(), Stdio::from);
+    command.stdout(Stdio::null()).stderr(log);
+}
+
+/// Two free loopback ports.
+fn free_ports() -> Result<(u16, u16), HarnessError> {
+    let listen = || TcpListener::bind(("127.0.0.1", 0)).and_then(|listener| Ok((listener.local_addr()?.port(), listener)));
+    match (listen(), listen()) {
+        (Ok((first, _one)), Ok((second, _two))) => Ok((first, second)),
+        _ => Err(HarnessError::NoPorts),
+    }
+}
+
+fn copy_dir(from: &Path, to: &Path) -> Result<(), HarnessError> {
+    let action = || format!("copy {}", from.display());
+    std::fs::create_dir_all(to).map_err(HarnessError::io(action()))?;
+    for entry in std::fs::read_dir(from).map_err(HarnessError::io(action()))? {
+        let entry = entry.map_err(HarnessError::io(action()))?;
+        let (path, target) = (entry.path(), to.join(entry.file_name()));
+        if path.is_dir() {
+            copy_dir(&path, &target)?;
+        } else if path.is_file() && entry.file_name() != ".lock" {
+            std::fs::copy(&path, &target).map_err(HarnessError::io(action()))?;
+        }
+    }
+    Ok(())
+}

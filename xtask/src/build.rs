@@ -1,0 +1,92 @@
+//! Building: the kernel programs with their own compiler, the rest with cargo's.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::run::{Error, io, loud, output};
+use crate::setup::{BpfCompiler, Tools};
+use crate::ui::note;
+use crate::workspace::{Key, artifacts, root, target};
+
+/// Debug information and `--btf`: functions called across programs, callbacks and maps need BTF, or do not load.
+/// `v3`: 32-bit arithmetic and jumps, which the verifier follows better; every kernel since 5.1 has it.
+const BPF_FLAGS: &str =
+    r#"--cfg=bpf_target_arch="x86_64" -Ctarget-cpu=v3 -Cdebuginfo=2 -Clink-arg=--btf"#;
+/// The workspace's release profile is made for daemons: strip and thin LTO would spoil the kernel programs.
+const BPF_PROFILE: &[(&str, &str)] = &[
+    ("CARGO_PROFILE_RELEASE_LTO", "true"),
+    ("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "1"),
+    ("CARGO_PROFILE_RELEASE_OPT_LEVEL", "3"),
+    ("CARGO_PROFILE_RELEASE_DEBUG", "2"),
+    ("CARGO_PROFILE_RELEASE_PANIC", "abort"),
+    ("CARGO_PROFILE_RELEASE_STRIP", "none"),
+];
+
+/// How the programs are built.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Profile {
+    /// Quick to build, for tests.
+    Debug,
+    /// As shipped.
+    Release,
+}
+
+/// What building leaves.
+#[derive(Debug)]
+pub struct Built {
+    /// The kernel programs.
+    pub bpf_object: PathBuf,
+    /// The folder with `assay-agent`, `assay-verifier` and `assay-guest`.
+    pub bin: PathBuf,
+}
+
+/// Builds everything.
+pub fn all(tools: &Tools, profile: Profile) -> Result<Built, Error> {
+    let bpf_object = bpf(&tools.bpf)?;
+    let mut command = Command::new("cargo");
+    command.current_dir(root()).args([
+        "build", "--bins", "-p", "assay-agent", "-p", "assay-verifier", "-p", "assay-tests",
+    ]);
+    if profile == Profile::Release {
+        command.arg("--release");
+    }
+    loud(&mut command)?;
+    let bin = target().join(if profile == Profile::Release { "release" } else { "debug" });
+    Ok(Built { bpf_object, bin })
+}
+
+/// Builds the kernel programs, unless their sources and their compiler are those of the object that is there.
+fn bpf(compiler: &BpfCompiler) -> Result<PathBuf, Error> {
+    let object = artifacts()?.join("assay-ebpf.o");
+    let stamp = object.with_extension("key");
+    let key = Key::new("bpf object 1")
+        .tree(&root().join("agent-ebpf"))?
+        .file(&root().join("Cargo.lock"))?
+        .text(BPF_FLAGS)
+        .text(&compiler.describe()?)
+        .name();
+    if object.exists() && std::fs::read_to_string(&stamp).is_ok_and(|old| old == key) {
+        return Ok(object);
+    }
+    note(&format!("building the kernel programs with {compiler}"));
+    let target = target().join("bpf");
+    let mut command = Command::new("cargo");
+    command.current_dir(root());
+    compiler.configure(&mut command);
+    command
+        .args(["build", "--release", "--target", "bpfel-unknown-none", "-p", "assay-ebpf"])
+        .args(["--features", "kernel", "--bin", "assay-ebpf", "--target-dir"])
+        .arg(&target)
+        .env("RUSTFLAGS", BPF_FLAGS)
+        .envs(BPF_PROFILE.iter().copied());
+    loud(&mut command)?;
+    let built = target.join("bpfel-unknown-none/release/assay-ebpf");
+    std::fs::copy(&built, &object).map_err(io(format!("copy {}", built.display())))?;
+    std::fs::write(&stamp, key).map_err(io(format!("write {}", stamp.display())))?;
+    Ok(object)
+}
+
+/// Copies a program without its debug information: test machines have little memory, and a debug build is mostly that.
+pub fn strip_debug(from: &Path, to: &Path) -> Result<(), Error> {
+    output(Command::new("objcopy").arg("--strip-debug").args([from, to])).map(drop)
+}

@@ -1,0 +1,124 @@
+//! The initramfs: enough drivers to find the disk, and the programs under test, which are laid over the root
+//! filesystem at boot so that a new build needs no new filesystem.
+
+use std::path::{Path, PathBuf};
+
+use super::cpio::Archive;
+use super::kernel::Kernel;
+use crate::build::{Built, strip_debug};
+use crate::run::{Error, command, io, output};
+use crate::workspace::{Key, cache};
+
+/// Drivers of the disk; what they need comes with them.
+const MODULES: &[&str] = &["virtio_pci", "virtio_blk", "ext4"];
+
+/// PID 1 until the disk is there. `assay.shell` on the command line gives a shell beside the helper.
+const INIT: &str = r#"#!/bin/busybox sh
+/bin/busybox --install -s /bin
+export PATH=/bin
+mount -t proc proc /proc
+mount -t sysfs sys /sys
+mount -t devtmpfs dev /dev
+for module in /modules/*; do insmod "$module" || echo "initramfs: cannot load $module"; done
+tries=0
+while [ ! -b /dev/vda ] && [ "$tries" -lt 200 ]; do sleep 0.05; tries=$((tries + 1)); done
+mount -t ext4 -o rw,noatime /dev/vda /new || { echo "initramfs: no root filesystem"; poweroff -f; }
+cp -a /payload/. /new/
+mount --move /proc /new/proc
+mount --move /sys /new/sys
+mount --move /dev /new/dev
+export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+grep -q assay.shell /new/proc/cmdline && ( sleep 2; exec setsid -c chroot /new /bin/bash -i < /new/dev/ttyS0 > /new/dev/ttyS0 2>&1 ) &
+exec switch_root /new /usr/bin/assay-guest
+"#;
+
+/// Builds it, unless the one for exactly these programs is there.
+pub fn ensure(kernel: &Kernel, built: &Built) -> Result<PathBuf, Error> {
+    let programs = ["assay-agent", "assay-guest"].map(|name| built.bin.join(name));
+    let mut key = Key::new("initramfs 1").text(&kernel.release).text(INIT).text(&MODULES.join(" "));
+    for file in programs.iter().chain([&built.bpf_object]) {
+        key = key.file(file)?;
+    }
+    let folder = cache("initrd")?;
+    let path = folder.join(format!("{}.cpio", key.name()));
+    if path.exists() {
+        return Ok(path);
+    }
+    let bytes = build(kernel, built, &programs)?;
+    let part = path.with_extension("part");
+    std::fs::write(&part, bytes).map_err(io(format!("write {}", part.display())))?;
+    std::fs::rename(&part, &path).map_err(io(format!("rename {}", part.display())))?;
+    super::keep_newest(&folder, 6)?;
+    Ok(path)
+}
+
+fn build(kernel: &Kernel, built: &Built, programs: &[PathBuf]) -> Result<Vec<u8>, Error> {
+    let mut archive = Archive::default();
+    for dir in ["bin", "modules", "proc", "sys", "dev", "new", "payload"] {
+        archive.dir(dir);
+    }
+    archive.file("init", 0o755, INIT.as_bytes());
+    archive.file("bin/busybox", 0o755, &read(&busybox()?)?);
+    for (index, module) in module_files(kernel)?.iter().enumerate() {
+        let name = module.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        // The shell's glob gives them back in this order.
+        archive.file(&format!("modules/{index:02}-{}", name.trim_end_matches(".xz")), 0o644, &decompress(module)?);
+    }
+    for dir in ["payload/usr", "payload/usr/bin", "payload/usr/lib", "payload/usr/lib/assay"] {
+        archive.dir(dir);
+    }
+    let scratch = tempfile::tempdir().map_err(io("make a scratch folder"))?;
+    for program in programs {
+        let name = program.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let stripped = scratch.path().join(&name);
+        strip_debug(program, &stripped)?;
+        archive.file(&format!("payload/usr/bin/{name}"), 0o755, &read(&stripped)?);
+    }
+    archive.file("payload/usr/lib/assay/assay-ebpf.o", 0o644, &read(&built.bpf_object)?);
+    Ok(archive.finish())
+}
+
+fn busybox() -> Result<PathBuf, Error> {
+    ["/bin/busybox", "/usr/bin/busybox"]
+        .iter()
+        .map(PathBuf::from)
+        .find(|path| path.exists())
+        .ok_or_else(|| Error::Missing("busybox is missing: install busybox-static".to_owned()))
+}
+
+/// The modules' files in the order in which they must be loaded.
+fn module_files(kernel: &Kernel) -> Result<Vec<PathBuf>, Error> {
+    let mut files: Vec<PathBuf> = Vec::new();
+    for module in MODULES {
+        let mut modprobe = command("modprobe", ["-S", &kernel.release, "-d"]);
+        modprobe.arg(kernel.module_base()).args(["--show-depends", module]);
+        for line in output(&mut modprobe)?.lines() {
+            // "builtin NAME" needs no file.
+            let Some(file) = line.strip_prefix("insmod ").map(|file| PathBuf::from(file.trim())) else { continue };
+            if !files.contains(&file) {
+                files.push(file);
+            }
+        }
+    }
+    Ok(files)
+}
+
+/// A module as the kernel loads it: Debian 13 ships them compressed.
+pub fn decompress(module: &Path) -> Result<Vec<u8>, Error> {
+    if module.extension().is_none_or(|extension| extension != "xz") {
+        return read(module);
+    }
+    let result = command("xz", ["-dc"])
+        .arg(module)
+        .output()
+        .map_err(|source| Error::Start { program: "xz".to_owned(), source })?;
+    if result.status.success() {
+        return Ok(result.stdout);
+    }
+    let output = String::from_utf8_lossy(&result.stderr).into_owned();
+    Err(Error::Failed { command: format!("xz -dc {}", module.display()), status: result.status, output })
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, Error> {
+    std::fs::read(path).map_err(io(format!("read {}", path.display())))
+}

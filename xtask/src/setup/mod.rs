@@ -1,0 +1,59 @@
+//! `cargo xtask setup`: what building and testing needs, installed where missing.
+
+mod apt;
+mod linker;
+mod packages;
+mod system;
+mod toolchain;
+
+pub use apt::{PrivateApt, debs, unpack};
+pub use system::{Family, System};
+pub use toolchain::BpfCompiler;
+
+use crate::run::Error;
+use crate::ui::{heading, note};
+
+/// Tools that are not found through PATH.
+#[derive(Debug)]
+pub struct Tools {
+    /// What compiles the kernel programs.
+    pub bpf: BpfCompiler,
+}
+
+/// Reports what is missing, and changes nothing.
+pub fn check() -> Result<(), Error> {
+    let system = System::detect();
+    let mut missing: Vec<String> =
+        packages::missing(&system)?.iter().map(|package| format!("package {package}")).collect();
+    if linker::find()?.is_none() {
+        missing.push(format!("bpf-linker {}", linker::VERSION));
+    }
+    match toolchain::find()? {
+        Some(compiler) => note(&format!("kernel programs are compiled with {compiler}")),
+        None => missing.push("a Rust compiler with `core` for bpfel-unknown-none".to_owned()),
+    }
+    if missing.is_empty() {
+        note(&format!("{system}: nothing is missing"));
+        return Ok(());
+    }
+    Err(Error::Missing(format!("missing on {system}: {} (`cargo xtask setup` installs it)", missing.join(", "))))
+}
+
+/// Installs what is missing, saying what. Takes well under a second when nothing is.
+pub fn install() -> Result<Tools, Error> {
+    let system = System::detect();
+    let packages = packages::missing(&system)?;
+    if !packages.is_empty() {
+        heading(&format!("set-up on {system}"));
+        packages::install(&system, &packages)?;
+    }
+    let linker = match linker::find()? {
+        Some(linker) => linker,
+        None => linker::install()?,
+    };
+    let bpf = match toolchain::find()? {
+        Some(compiler) => compiler,
+        None => toolchain::install(&system)?,
+    };
+    Ok(Tools { bpf: bpf.with_linker(linker) })
+}

@@ -10,9 +10,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DigestError {
     /// Not 64 lower-case hex digits.
-    #[error(
-        "a SHA-256 digest is 64 lower-case hex digits, this text has {0} characters or others among them"
-    )]
+    #[error("not a SHA-256 digest: it has 64 lower-case hex digits, this text has {0} characters")]
     Text(usize),
     /// Not 32 bytes.
     #[error("a SHA-256 digest is 32 bytes, got {0}")]

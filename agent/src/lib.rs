@@ -1,1 +1,17 @@
-//! Assay.
+//! The Assay agent: measures what a host runs, attests to it, and opens encrypted disks while it is trusted.
+//!
+//! [`measure`] turns kernel events into the runtime log and the PCR, [`serve`] answers verifiers over mutual TLS, [`unlock`]
+//! fetches disk keys. These three never import one another; they meet in [`daemon`], through the TPM's [`tpm::Handle`] and
+//! the [`log_view::LogView`].
+
+pub mod bundle;
+pub mod cli;
+pub mod config;
+pub mod daemon;
+pub mod http;
+pub mod join;
+pub mod log_view;
+pub mod measure;
+pub mod serve;
+pub mod tpm;
+pub mod unlock;

@@ -134,6 +134,17 @@ impl LogView {
         Ok(data)
     }
 
+    /// How many bytes records `from..to` take.
+    ///
+    /// # Errors
+    /// [`LogViewError::OutOfRange`] when there are no such records.
+    pub fn length(&self, from: u64, to: u64) -> Result<u64, LogViewError> {
+        let state = self.lock();
+        let records = state.ends.len() as u64;
+        let length = state.start_of(to).zip(state.start_of(from)).and_then(|(end, start)| end.checked_sub(start));
+        length.ok_or(LogViewError::OutOfRange { from, to, records })
+    }
+
     /// Whole records from `from` on, at most `max_bytes` of them, but at least one if there is one.
     ///
     /// # Errors
@@ -203,6 +214,8 @@ mod tests {
         assert_eq!(view.read(0, 3).unwrap(), b"aabbbc");
         assert_eq!(view.read(1, 2).unwrap(), b"bbb");
         assert_eq!(view.read(3, 3).unwrap(), b"");
+        assert_eq!(view.length(1, 3).unwrap(), 4);
+        assert!(view.length(2, 1).is_err());
         assert!(matches!(view.read(0, 4), Err(LogViewError::OutOfRange { records: 3, .. })));
         assert!(matches!(view.read(2, 1), Err(LogViewError::OutOfRange { .. })));
         assert!(matches!(view.read(u64::MAX, u64::MAX), Err(LogViewError::OutOfRange { .. })));

@@ -1,0 +1,39 @@
+//! `assay-agent status`.
+
+use super::{CliError, client, printable, say};
+use crate::config::Config;
+use crate::unlock::api::Status;
+
+/// Prints the running agent's state.
+pub(super) fn run(config: &Config, json: bool) -> Result<(), CliError> {
+    let status: Status = client::get(&config.socket(), "/v1/status")?;
+    if json {
+        return say(&serde_json::to_string_pretty(&status).map_err(CliError::Json)?);
+    }
+    for (what, value) in lines(&status) {
+        say(&format!("{what:<12}{}", printable(&value)))?;
+    }
+    Ok(())
+}
+
+fn lines(status: &Status) -> Vec<(&'static str, String)> {
+    let mut lines = vec![
+        ("agent", format!("version {}, process {}", status.version, status.pid)),
+        ("boot", status.boot_id.clone()),
+        ("measuring", format!("tier {}, mode {}, PCR {}", status.tier, status.mode, status.pcr)),
+        ("log", format!("{} records, {} bytes, head {}", status.records, status.log_bytes, status.log_head)),
+        ("lost", format!("{} kernel records", status.lost)),
+        ("tpm", format!("{}, firmware {}", status.tpm_manufacturer, status.tpm_firmware)),
+        ("ek", format!("sha256:{}", status.ek_sha256)),
+    ];
+    match &status.joined {
+        None => lines.push(("joined", "no verifier: run `assay-agent join FILE`".to_owned())),
+        Some(joined) => lines.extend([
+            ("joined", joined.verifiers.join(", ")),
+            ("ca key", format!("sha256:{}", joined.ca_spki_sha256)),
+            ("tls key", format!("sha256:{}", joined.tls_spki_sha256)),
+            ("quotes on", joined.listen.clone()),
+        ]),
+    }
+    lines
+}

@@ -1,0 +1,463 @@
+//! The agent's configuration file: the form an operator writes, and the form the program uses.
+//!
+//! Every key is optional and every unknown key is refused, with its file and line: a misspelt limit that is silently
+//! ignored is worse than one that was never set. [`Config`] can only be made from checked values, so nothing after this
+//! module asks again whether a PCR is allowed or a timeout is sane.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use assay_evidence::event::Mode;
+use serde::Deserialize;
+
+/// Where the configuration is looked for when `--config` is not given.
+pub const DEFAULT_PATH: &str = "/etc/assay/agent.toml";
+
+/// A configuration file larger than this is not one.
+const MAX_FILE: u64 = 64 * 1024;
+/// TPM handles that TPM2_EvictControl accepts (TPM 2.0 part 2, TPM_HT_PERSISTENT).
+const PERSISTENT_HANDLES: std::ops::RangeInclusive<u32> = 0x8100_0000..=0x81FF_FFFF;
+const SECONDS: std::ops::RangeInclusive<u64> = 1..=3600;
+const LOG_MIB: std::ops::RangeInclusive<u64> = 1..=1024;
+
+/// The checked configuration of one agent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// Address and port of the quote server.
+    pub listen: SocketAddr,
+    /// What survives a reboot: TLS key, certificate and join file.
+    pub state_dir: PathBuf,
+    /// What lives as long as a boot: runtime log, journal and the local socket.
+    pub run_dir: PathBuf,
+    /// The compiled kernel programs.
+    pub bpf_object: PathBuf,
+    /// Where the kernel programs and their maps are pinned (a folder on bpffs).
+    pub bpf_dir: PathBuf,
+    /// How the TPM is reached and which register is ours.
+    pub tpm: Tpm,
+    /// What is measured, and how strictly.
+    pub measure: Measure,
+    /// Disk keys.
+    pub unlock: Unlock,
+    /// The least severe level that is logged.
+    pub log_level: tracing::Level,
+}
+
+/// The `[tpm]` section.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tpm {
+    /// TCTI string for tpm2-tss, such as `device:/dev/tpmrm0`.
+    pub tcti: String,
+    /// The PCR that runtime measurements extend: 12, 13 or 14.
+    pub pcr: u8,
+    /// Persistent handle of the attestation key.
+    pub ak_handle: u32,
+    /// How long one TPM command may take before the TPM counts as dead.
+    pub timeout: Duration,
+}
+
+/// The `[measure]` section.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Measure {
+    /// What happens to code that is not yet in the log: [`Mode::Observe`], in this version.
+    pub mode: Mode,
+    /// Size in bytes at which the runtime log is full.
+    pub log_max: u64,
+}
+
+/// The `[unlock]` section.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unlock {
+    /// How long an unlock keeps trying to reach a verifier before it refuses.
+    pub timeout: Duration,
+}
+
+/// Why a configuration was refused. The text names the file, and the key where there is one.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file is missing or unreadable.
+    #[error("cannot read configuration {path}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The file is far larger than any configuration.
+    #[error("{path} is larger than {MAX_FILE} bytes: this is not a configuration file")]
+    TooLarge {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Not TOML, an unknown key, or a value of the wrong type.
+    #[error("{path}:{line}: {message}; correct or remove this line")]
+    Syntax {
+        /// The file.
+        path: PathBuf,
+        /// Line, from 1.
+        line: usize,
+        /// The parser's words; they name the key.
+        message: String,
+    },
+    /// A register that is not ours to extend.
+    #[error("{path}: tpm.pcr = {pcr} is refused: {reason}; use 12, 13 (the default) or 14")]
+    Pcr {
+        /// The file.
+        path: PathBuf,
+        /// The register asked for.
+        pcr: i64,
+        /// Who owns it.
+        reason: &'static str,
+    },
+    /// A mode this version does not have.
+    #[error("{path}: measure.mode = {mode:?} is not available in this version; use \"observe\"")]
+    ModeUnavailable {
+        /// The file.
+        path: PathBuf,
+        /// The mode asked for.
+        mode: String,
+    },
+    /// A word that is not a mode at all.
+    #[error("{path}: measure.mode = {mode:?} is not a mode; use \"observe\"")]
+    ModeUnknown {
+        /// The file.
+        path: PathBuf,
+        /// The word.
+        mode: String,
+    },
+    /// A number outside of its range.
+    #[error("{path}: {key} = {value} is out of range; use {range}")]
+    Range {
+        /// The file.
+        path: PathBuf,
+        /// The key with its section.
+        key: &'static str,
+        /// The value given.
+        value: String,
+        /// What is accepted.
+        range: &'static str,
+    },
+    /// A folder or file given relative to nobody knows what.
+    #[error("{path}: {key} = {value:?} is not an absolute path; start it with /")]
+    RelativePath {
+        /// The file.
+        path: PathBuf,
+        /// The key.
+        key: &'static str,
+        /// The value given.
+        value: PathBuf,
+    },
+    /// A log level that does not exist.
+    #[error("{path}: log.level = {value:?} is unknown; use error, warn, info, debug or trace")]
+    Level {
+        /// The file.
+        path: PathBuf,
+        /// The word.
+        value: String,
+    },
+}
+
+impl Config {
+    /// Reads the file given with `--config`, or [`DEFAULT_PATH`] if it exists, or else the defaults.
+    ///
+    /// # Errors
+    /// Any [`ConfigError`]. A file named on the command line must exist.
+    pub fn load(explicit: Option<&Path>) -> Result<Self, ConfigError> {
+        match explicit {
+            Some(path) => Self::from_file(path),
+            None => match Self::from_file(Path::new(DEFAULT_PATH)) {
+                Err(ConfigError::Read { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
+                    Self::parse("", Path::new(DEFAULT_PATH))
+                }
+                other => other,
+            },
+        }
+    }
+
+    /// Reads and checks one file.
+    ///
+    /// # Errors
+    /// Any [`ConfigError`].
+    pub fn from_file(path: &Path) -> Result<Self, ConfigError> {
+        let read = |source| ConfigError::Read { path: path.to_owned(), source };
+        if std::fs::metadata(path).map_err(read)?.len() > MAX_FILE {
+            return Err(ConfigError::TooLarge { path: path.to_owned() });
+        }
+        Self::parse(&std::fs::read_to_string(path).map_err(read)?, path)
+    }
+
+    /// Checks a configuration's text; `path` is used in messages only.
+    ///
+    /// # Errors
+    /// Any [`ConfigError`] but those of reading.
+    pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
+        let raw: Raw = toml::from_str(text).map_err(|error| syntax(text, path, &error))?;
+        raw.check(path)
+    }
+
+    /// The local socket that hooks and operators' commands use.
+    #[must_use]
+    pub fn socket(&self) -> PathBuf {
+        self.run_dir.join("agent.sock")
+    }
+
+    /// The runtime log: concatenated CEL-TLV records.
+    #[must_use]
+    pub fn log_file(&self) -> PathBuf {
+        self.run_dir.join("log.cel")
+    }
+}
+
+/// The file as written. Field names are the keys that operators see.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Raw {
+    listen: SocketAddr,
+    state_dir: PathBuf,
+    run_dir: PathBuf,
+    bpf_object: PathBuf,
+    bpf_dir: PathBuf,
+    tpm: RawTpm,
+    measure: RawMeasure,
+    unlock: RawUnlock,
+    log: RawLog,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawTpm {
+    tcti: String,
+    pcr: i64,
+    ak_handle: i64,
+    timeout_s: u64,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawMeasure {
+    mode: String,
+    log_max_mib: u64,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawUnlock {
+    timeout_s: u64,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawLog {
+    level: String,
+}
+
+impl Default for Raw {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([0, 0, 0, 0], 8443)),
+            state_dir: "/var/lib/assay".into(),
+            run_dir: "/run/assay".into(),
+            bpf_object: "/usr/lib/assay/assay-ebpf.o".into(),
+            bpf_dir: "/sys/fs/bpf/assay".into(),
+            tpm: RawTpm::default(),
+            measure: RawMeasure::default(),
+            unlock: RawUnlock::default(),
+            log: RawLog::default(),
+        }
+    }
+}
+
+impl Default for RawTpm {
+    fn default() -> Self {
+        Self { tcti: "device:/dev/tpmrm0".to_owned(), pcr: 13, ak_handle: 0x8101_0A55, timeout_s: 30 }
+    }
+}
+
+impl Default for RawMeasure {
+    fn default() -> Self {
+        Self { mode: "observe".to_owned(), log_max_mib: 64 }
+    }
+}
+
+impl Default for RawUnlock {
+    fn default() -> Self {
+        Self { timeout_s: 60 }
+    }
+}
+
+impl Default for RawLog {
+    fn default() -> Self {
+        Self { level: "info".to_owned() }
+    }
+}
+
+impl Raw {
+    fn check(self, path: &Path) -> Result<Config, ConfigError> {
+        let range = |key, value: String, range| ConfigError::Range { path: path.to_owned(), key, value, range };
+        let seconds = |key, value: u64| {
+            if SECONDS.contains(&value) {
+                Ok(Duration::from_secs(value))
+            } else {
+                Err(range(key, value.to_string(), "1 to 3600 seconds"))
+            }
+        };
+        let absolute = |key, value: PathBuf| {
+            if value.is_absolute() {
+                Ok(value)
+            } else {
+                Err(ConfigError::RelativePath { path: path.to_owned(), key, value })
+            }
+        };
+        let ak_handle = u32::try_from(self.tpm.ak_handle)
+            .ok()
+            .filter(|handle| PERSISTENT_HANDLES.contains(handle))
+            .ok_or_else(|| range("tpm.ak_handle", format!("{:#x}", self.tpm.ak_handle), "0x81000000 to 0x81ffffff"))?;
+        if !LOG_MIB.contains(&self.measure.log_max_mib) {
+            return Err(range("measure.log_max_mib", self.measure.log_max_mib.to_string(), "1 to 1024 MiB"));
+        }
+        if self.tpm.tcti.is_empty() || self.tpm.tcti.contains('\0') {
+            return Err(range("tpm.tcti", format!("{:?}", self.tpm.tcti), "a TCTI such as \"device:/dev/tpmrm0\""));
+        }
+        Ok(Config {
+            listen: self.listen,
+            state_dir: absolute("state_dir", self.state_dir)?,
+            run_dir: absolute("run_dir", self.run_dir)?,
+            bpf_object: absolute("bpf_object", self.bpf_object)?,
+            bpf_dir: absolute("bpf_dir", self.bpf_dir)?,
+            tpm: Tpm {
+                pcr: check_pcr(self.tpm.pcr, path)?,
+                tcti: self.tpm.tcti,
+                ak_handle,
+                timeout: seconds("tpm.timeout_s", self.tpm.timeout_s)?,
+            },
+            measure: Measure {
+                mode: check_mode(self.measure.mode, path)?,
+                log_max: self.measure.log_max_mib.saturating_mul(1024 * 1024),
+            },
+            unlock: Unlock { timeout: seconds("unlock.timeout_s", self.unlock.timeout_s)? },
+            log_level: self
+                .log
+                .level
+                .parse()
+                .map_err(|_| ConfigError::Level { path: path.to_owned(), value: self.log.level.clone() })?,
+        })
+    }
+}
+
+/// Sorts the registers by owner (TCG PC Client Platform Firmware Profile §2.3.4; the Linux TPM PCR registry of the UAPI group).
+fn check_pcr(pcr: i64, path: &Path) -> Result<u8, ConfigError> {
+    let reason = match pcr {
+        12 => return Ok(12),
+        13 => return Ok(13),
+        14 => return Ok(14),
+        0..=7 => "the firmware and the boot loader measure the boot into it",
+        8 | 9 => "the boot loader measures kernel, initrd and command line into it",
+        10 => "the kernel's IMA extends it",
+        11 => "systemd measures unified kernel images and boot phases into it",
+        15 => "systemd measures the machine id and volume keys into it",
+        16 | 23 => "anybody may reset it without a reboot, so it proves nothing",
+        17..=22 => "it belongs to the dynamic launch (DRTM) and may be reset by it",
+        _ => "a PC's TPM has no such register",
+    };
+    Err(ConfigError::Pcr { path: path.to_owned(), pcr, reason })
+}
+
+fn check_mode(mode: String, path: &Path) -> Result<Mode, ConfigError> {
+    match mode.as_str() {
+        "observe" => Ok(Mode::Observe),
+        "hold" | "enforce" => Err(ConfigError::ModeUnavailable { path: path.to_owned(), mode }),
+        _ => Err(ConfigError::ModeUnknown { path: path.to_owned(), mode }),
+    }
+}
+
+/// One line that names file, line and key; the parser's own display is a drawing over five lines.
+fn syntax(text: &str, path: &Path, error: &toml::de::Error) -> ConfigError {
+    let before = error.span().map_or(0, |span| span.start);
+    let line = text.bytes().take(before).filter(|byte| *byte == b'\n').count().saturating_add(1);
+    ConfigError::Syntax { path: path.to_owned(), line, message: error.message().replace('\n', " ") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Config, ConfigError> {
+        Config::parse(text, Path::new("agent.toml"))
+    }
+
+    #[test]
+    fn an_empty_file_gives_the_documented_defaults() {
+        let config = parse("").unwrap();
+        assert_eq!(config.listen.to_string(), "0.0.0.0:8443");
+        assert_eq!((config.tpm.pcr, config.tpm.ak_handle), (13, 0x8101_0A55));
+        assert_eq!(config.tpm.tcti, "device:/dev/tpmrm0");
+        assert_eq!(config.measure.log_max, 64 * 1024 * 1024);
+        assert_eq!(config.socket(), Path::new("/run/assay/agent.sock"));
+        assert_eq!(config.log_file(), Path::new("/run/assay/log.cel"));
+        assert_eq!(config.unlock.timeout, Duration::from_secs(60));
+    }
+
+    #[test]
+    fn the_shipped_file_parses_and_says_the_defaults() {
+        let shipped = include_str!("../../packaging/agent.toml");
+        assert_eq!(parse(shipped).unwrap(), parse("").unwrap());
+        // Everything in it is commented out or a default; with the comments taken away it must parse as well.
+        let uncommented: String = shipped
+            .lines()
+            .map(|line| line.strip_prefix("#").filter(|rest| !rest.starts_with(' ')).unwrap_or(line))
+            .flat_map(|line| [line, "\n"])
+            .collect();
+        assert_eq!(parse(&uncommented).unwrap(), parse("").unwrap());
+        assert!(uncommented.contains("\nlog_max_mib = 64"));
+    }
+
+    #[test]
+    fn an_unknown_key_is_named_with_file_and_line() {
+        let error = parse("listen = \"127.0.0.1:1\"\n\n[tpm]\npcrr = 13\n").unwrap_err();
+        let text = error.to_string();
+        assert!(text.starts_with("agent.toml:4: unknown field `pcrr`"), "{text}");
+        assert!(matches!(error, ConfigError::Syntax { line: 4, .. }));
+        assert!(matches!(parse("[unlok]\n").unwrap_err(), ConfigError::Syntax { line: 1, .. }));
+    }
+
+    #[test]
+    fn registers_of_others_are_refused_with_their_owner() {
+        for pcr in (0..=11).chain(15..=24).chain([-1, 4096]) {
+            let error = parse(&format!("[tpm]\npcr = {pcr}\n")).unwrap_err();
+            assert!(matches!(error, ConfigError::Pcr { .. }), "PCR {pcr}: {error}");
+        }
+        for pcr in 12..=14 {
+            assert_eq!(i64::from(parse(&format!("[tpm]\npcr = {pcr}\n")).unwrap().tpm.pcr), pcr);
+        }
+    }
+
+    #[test]
+    fn values_out_of_range_are_refused() {
+        for (text, key) in [
+            ("[tpm]\nak_handle = 0x80000000", "tpm.ak_handle"),
+            ("[tpm]\ntimeout_s = 0", "tpm.timeout_s"),
+            ("[tpm]\ntcti = \"\"", "tpm.tcti"),
+            ("[measure]\nlog_max_mib = 0", "measure.log_max_mib"),
+            ("[unlock]\ntimeout_s = 4000", "unlock.timeout_s"),
+        ] {
+            assert!(matches!(parse(text).unwrap_err(), ConfigError::Range { key: found, .. } if found == key), "{text}");
+        }
+        assert!(matches!(parse("run_dir = \"run\"").unwrap_err(), ConfigError::RelativePath { key: "run_dir", .. }));
+        assert!(matches!(parse("[log]\nlevel = \"loud\"").unwrap_err(), ConfigError::Level { .. }));
+    }
+
+    #[test]
+    fn modes_of_later_versions_are_refused_by_name() {
+        assert!(matches!(parse("[measure]\nmode = \"hold\"").unwrap_err(), ConfigError::ModeUnavailable { .. }));
+        assert!(matches!(parse("[measure]\nmode = \"enforce\"").unwrap_err(), ConfigError::ModeUnavailable { .. }));
+        assert!(matches!(parse("[measure]\nmode = \"off\"").unwrap_err(), ConfigError::ModeUnknown { .. }));
+    }
+
+    #[test]
+    fn a_named_file_must_exist() {
+        let error = Config::load(Some(Path::new("/nonexistent/agent.toml"))).unwrap_err();
+        assert!(matches!(error, ConfigError::Read { .. }));
+    }
+}

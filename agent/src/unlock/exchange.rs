@@ -1,0 +1,234 @@
+//! The shell around [`Machine`]: carries out its steps with the network, the TPM and libcryptsetup.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use assay_evidence::binding::Binding;
+use assay_evidence::jwe::{self, JweError};
+use assay_evidence::tpm::Name;
+use assay_evidence::uuid::Uuid;
+use assay_evidence::wire::{
+    B64, ChallengeRequest, ChallengeResponse, ReleaseKey, ReleaseRequest, ReleaseResponse,
+};
+use hyper::StatusCode;
+use rustls::ClientConfig;
+use zeroize::Zeroizing;
+
+use super::UnlockError;
+use super::client::{self, ClientError, Connection};
+use super::luks::{DiskThread, Header};
+use super::machine::{Machine, Outcome, Step};
+use super::url::VerifierUrl;
+use crate::bundle::{Source, SourceError};
+use crate::http::chain;
+use crate::join::{JoinError, Joined};
+use crate::tpm::{self, RELEASE_HOLD, Release, TpmError};
+
+/// A challenge is answered at once, or the verifier is as good as unreachable.
+const CHALLENGE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// One unlock in progress.
+pub struct Exchange {
+    verifiers: Vec<(String, VerifierUrl)>,
+    tls: Arc<ClientConfig>,
+    tpm: tpm::Handle,
+    source: Source,
+    disks: DiskThread,
+    header: Header,
+    name: String,
+    progress: Progress,
+}
+
+/// What the steps so far have brought; a step takes what it needs, so nothing is used twice.
+#[derive(Default)]
+struct Progress {
+    connection: Option<Connection>,
+    challenge: Option<ChallengeResponse>,
+    proof: Option<(Release, ReleaseRequest)>,
+    wrapped: Option<(Release, ReleaseResponse)>,
+    key: Option<Zeroizing<Vec<u8>>>,
+}
+
+impl Exchange {
+    /// Prepares an unlock of `header`'s disk as `name`, asking `verifiers` in turn.
+    ///
+    /// # Errors
+    /// [`UnlockError::Tls`] when the host's TLS identity cannot be used.
+    pub fn new(
+        joined: &Joined,
+        verifiers: Vec<String>,
+        header: Header,
+        name: String,
+        parts: (tpm::Handle, Source, DiskThread),
+    ) -> Result<Self, UnlockError> {
+        let tls = client::tls_config(joined).map_err(UnlockError::Tls)?;
+        let parsed = verifiers.into_iter().map(|url| match VerifierUrl::parse(&url) {
+            Ok(parsed) => Ok((url, parsed)),
+            Err(source) => Err(JoinError::VerifierUrl { path: "join.json".into(), source }),
+        });
+        let verifiers = parsed.collect::<Result<_, _>>()?;
+        let (tpm, source, disks) = parts;
+        Ok(Self { verifiers, tls, tpm, source, disks, header, name, progress: Progress::default() })
+    }
+
+    /// Runs to the end: the disk is open, or the reason why not.
+    ///
+    /// # Errors
+    /// [`UnlockError::Refused`] when the machine gave up, others for what no retry can help.
+    pub async fn run(mut self, within: Duration) -> Result<(), UnlockError> {
+        let start = Instant::now();
+        let names: Vec<String> = self.verifiers.iter().map(|(name, _)| name.clone()).collect();
+        let (mut machine, mut step) = Machine::start(&names, within);
+        loop {
+            tracing::debug!(image = %self.header.image.display(), ?step, "unlock");
+            let outcome = match step {
+                Step::Connect(place) => self.connect(place, within.saturating_sub(start.elapsed())).await?,
+                Step::Challenge => self.challenge().await?,
+                Step::Prove => self.prove().await?,
+                Step::Release => self.release().await?,
+                Step::Unwrap => self.unwrap().await?,
+                Step::Activate => self.activate().await?,
+                Step::Wait(pause) => {
+                    tokio::time::sleep(pause).await;
+                    Outcome::Done
+                }
+                Step::Done => return Ok(()),
+                Step::Refuse(refusal) => return Err(refusal.into()),
+            };
+            match &outcome {
+                Outcome::Done => {}
+                trouble => tracing::info!(image = %self.header.image.display(), ?trouble, "unlock: a step did not succeed"),
+            }
+            step = machine.next(outcome, start.elapsed());
+        }
+    }
+
+    async fn connect(&mut self, place: usize, left: Duration) -> Result<Outcome, UnlockError> {
+        self.progress = Progress::default();
+        let Some((_, url)) = self.verifiers.get(place) else { return Ok(out_of_order()) };
+        // The very last try still gets the time that a handshake takes.
+        match Connection::open(url, Arc::clone(&self.tls), left.max(Duration::from_secs(1))).await {
+            Ok(connection) => self.progress.connection = Some(connection),
+            Err(error) => return outcome_of(error),
+        }
+        Ok(Outcome::Done)
+    }
+
+    async fn challenge(&mut self) -> Result<Outcome, UnlockError> {
+        let request = ChallengeRequest { key_id: self.header.token.key_id().to_owned(), disk_uuid: self.disk() };
+        let Some(connection) = &mut self.progress.connection else { return Ok(out_of_order()) };
+        match connection.post("/v1/release/challenge", &request, CHALLENGE_TIMEOUT).await {
+            Ok(challenge) => self.progress.challenge = Some(challenge),
+            Err(error) => return outcome_of(error),
+        }
+        Ok(Outcome::Done)
+    }
+
+    /// From here until the key is unwrapped the TPM holds the agent's own extends back.
+    async fn prove(&mut self) -> Result<Outcome, UnlockError> {
+        let (Some(challenge), Some(connection)) = (self.progress.challenge.take(), &self.progress.connection) else {
+            return Ok(out_of_order());
+        };
+        let release = match self.tpm.release_begin().await {
+            Ok(release) => release,
+            Err(error) => return state_or_failure(error),
+        };
+        let key_name = Name::parse(release.name()).map_err(|error| UnlockError::NotAKey(error.into()))?;
+        let (nonce, exporter, disk) = (challenge.nonce, connection.exporter(), self.header.uuid);
+        let key_id = self.header.token.key_id().to_owned();
+        let attested = release
+            .attest(move |log| {
+                let binding = Binding::Release { nonce: &nonce, exporter: &exporter, key_name: &key_name, disk, key_id: &key_id };
+                binding.digest(log.records, &log.head)
+            })
+            .await;
+        let evidence = match attested {
+            Ok(evidence) => evidence,
+            Err(error) => return state_or_failure(error),
+        };
+        let release_key = ReleaseKey {
+            public: B64(release.public().to_vec()),
+            certify_attest: B64(evidence.certify_attest),
+            certify_signature: B64(evidence.certify_signature),
+        };
+        let source = self.source.clone();
+        let bundle = blocking(move || source.bundle(evidence.quote, challenge.log_from, true)).await??;
+        let key_id = self.header.token.key_id().to_owned();
+        let request = ReleaseRequest { key_id, disk_uuid: self.disk(), bundle, release_key };
+        self.progress.proof = Some((release, request));
+        Ok(Outcome::Done)
+    }
+
+    async fn release(&mut self) -> Result<Outcome, UnlockError> {
+        let Some((release, request)) = self.progress.proof.take() else { return Ok(out_of_order()) };
+        let Some(connection) = &mut self.progress.connection else { return Ok(out_of_order()) };
+        // Later than this the release key is gone.
+        match connection.post("/v1/release", &request, RELEASE_HOLD).await {
+            Ok(response) => self.progress.wrapped = Some((release, response)),
+            Err(error) => return outcome_of(error),
+        }
+        Ok(Outcome::Done)
+    }
+
+    async fn unwrap(&mut self) -> Result<Outcome, UnlockError> {
+        let Some((release, response)) = self.progress.wrapped.take() else { return Ok(out_of_order()) };
+        let jwe = response.jwe;
+        // The header is authenticated together with the key: after unwrapping, this id is what the verifier wrote.
+        let answered = jwe.untrusted_key_id();
+        // `release` goes into the closure and ends with it: extends go on before the disk is opened.
+        let unwrapped =
+            blocking(move || jwe::unwrap(&jwe, |point| release.ecdh_blocking(point.x, point.y).map(|z| *z))).await?;
+        match unwrapped {
+            Ok(key) if answered.as_deref() == Some(self.header.token.key_id()) => self.progress.key = Some(key),
+            Ok(_) => return Err(UnlockError::OtherKey { wanted: self.header.token.key_id().to_owned() }),
+            Err(JweError::Ecdh(error)) => return state_or_failure(error),
+            Err(error) => return Err(UnlockError::NotAKey(error.into())),
+        }
+        Ok(Outcome::Done)
+    }
+
+    async fn activate(&mut self) -> Result<Outcome, UnlockError> {
+        let Some(key) = self.progress.key.take() else { return Ok(out_of_order()) };
+        self.disks.open(self.header.clone(), self.name.clone(), key).await?;
+        Ok(Outcome::Done)
+    }
+
+    fn disk(&self) -> Uuid {
+        Uuid::new(self.header.uuid)
+    }
+}
+
+/// Files and the TPM's blocking calls stay off the async thread.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, UnlockError> {
+    tokio::task::spawn_blocking(work).await.map_err(|error| UnlockError::NotAKey(error.into()))
+}
+
+/// The machine never asks for a step whose input is missing; if it did, starting over is right.
+fn out_of_order() -> Outcome {
+    Outcome::Unreachable("the steps were out of order".to_owned())
+}
+
+fn state_or_failure(error: TpmError) -> Result<Outcome, UnlockError> {
+    if error.is_transient() { Ok(Outcome::StateChanged(chain(&error))) } else { Err(UnlockError::Tpm(error)) }
+}
+
+/// By status: the codes are for people who read logs, the classes of HTTP are enough to decide.
+fn outcome_of(error: ClientError) -> Result<Outcome, UnlockError> {
+    match error {
+        ClientError::Status { status, message, reasons, .. } => Ok(match status {
+            StatusCode::NOT_FOUND => Outcome::KeyUnknown(message),
+            StatusCode::CONFLICT | StatusCode::GONE => Outcome::ChallengeLost,
+            StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS => Outcome::Unreachable(message),
+            status if status.is_client_error() => Outcome::Refused { message, reasons },
+            _ => Outcome::Unreachable(message),
+        }),
+        ClientError::Setup(_) | ClientError::Request(_) | ClientError::Encode(_) => Err(UnlockError::Tls(error)),
+        unreachable => Ok(Outcome::Unreachable(chain(&unreachable))),
+    }
+}
+
+impl From<SourceError> for UnlockError {
+    fn from(error: SourceError) -> Self {
+        Self::Evidence(error)
+    }
+}

@@ -1,0 +1,112 @@
+//! A verifier's address, as join files and LUKS2 tokens write it: `https://HOST[:PORT]`, nothing else.
+
+use rustls::pki_types::ServerName;
+
+/// Why an address is refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{url:?} is not a verifier's address: {reason}; write https://HOST:PORT")]
+pub struct UrlError {
+    /// The text, cut to a printable length.
+    pub url: String,
+    /// What is wrong with it.
+    pub reason: &'static str,
+}
+
+/// An address that was taken apart.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VerifierUrl {
+    host: String,
+    port: u16,
+    name: ServerName<'static>,
+}
+
+impl VerifierUrl {
+    /// Takes an address apart.
+    ///
+    /// # Errors
+    /// [`UrlError`] for anything but scheme https, a host name or address, and perhaps a port.
+    pub fn parse(url: &str) -> Result<Self, UrlError> {
+        let refuse = |reason| UrlError { url: url.chars().take(100).collect(), reason };
+        let uri: hyper::Uri = url.parse().map_err(|_| refuse("it is not a URL"))?;
+        if uri.scheme_str() != Some("https") {
+            return Err(refuse("the scheme is not https"));
+        }
+        if !matches!(uri.path(), "" | "/") || uri.query().is_some() {
+            return Err(refuse("it has a path"));
+        }
+        let authority = uri.authority().ok_or_else(|| refuse("it has no host"))?;
+        if authority.as_str().contains('@') {
+            return Err(refuse("it has a user name"));
+        }
+        // An IPv6 address is written in brackets, which are no part of it.
+        let host = authority.host().trim_start_matches('[').trim_end_matches(']').to_owned();
+        let name = ServerName::try_from(host.clone()).map_err(|_| refuse("its host is neither a name nor an address"))?;
+        let port = match authority.port() {
+            Some(port) => port.as_str().parse().map_err(|_| refuse("its port is not a port"))?,
+            None => 443,
+        };
+        if port == 0 {
+            return Err(refuse("its port is not a port"));
+        }
+        Ok(Self { host, port, name })
+    }
+
+    /// Host name or address, without brackets.
+    #[must_use]
+    pub fn host(&self) -> &str {
+        &self.host
+    }
+
+    /// TCP port.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// The name that the server's certificate must have.
+    #[must_use]
+    pub fn server_name(&self) -> ServerName<'static> {
+        self.name.clone()
+    }
+
+    /// Value of the HTTP Host header.
+    #[must_use]
+    pub fn authority(&self) -> String {
+        match self.name {
+            ServerName::IpAddress(rustls::pki_types::IpAddr::V6(_)) => format!("[{}]:{}", self.host, self.port),
+            _ => format!("{}:{}", self.host, self.port),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_taken_apart() {
+        let url = VerifierUrl::parse("https://verifier.example:8444").unwrap();
+        assert_eq!((url.host(), url.port()), ("verifier.example", 8444));
+        let url = VerifierUrl::parse("https://[2001:db8::1]:8444/").unwrap();
+        assert_eq!((url.host(), url.authority().as_str()), ("2001:db8::1", "[2001:db8::1]:8444"));
+        assert_eq!(VerifierUrl::parse("https://192.0.2.1").unwrap().port(), 443);
+    }
+
+    #[test]
+    fn anything_else_is_refused() {
+        for url in [
+            "",
+            "verifier.example",
+            "http://verifier.example",
+            "https://",
+            "https://verifier.example/path",
+            "https://verifier.example/?q",
+            "https://user@verifier.example",
+            "https://verifier.example:0",
+            "https://verifier.example:99999",
+            "https://bad_.-name-:1",
+        ] {
+            assert!(VerifierUrl::parse(url).is_err(), "{url}");
+        }
+    }
+}

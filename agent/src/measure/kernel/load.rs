@@ -1,0 +1,114 @@
+//! From the object file to attached and pinned programs.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use aya::programs::links::FdLink;
+use aya::programs::{Lsm, ProgramError};
+use aya::{Ebpf, EbpfLoader};
+use sha2::{Digest, Sha256};
+
+use super::KernelError;
+use super::btf::Btf;
+use super::layout;
+use super::pins::{CACHE, COUNTERS, EVENTS, Pins};
+
+/// The programs of the object and the hooks they go to, in the order in which they are attached: the one that tells a
+/// module's path comes before the one that needs it.
+pub const PROGRAMS: [(&str, &str); 5] = [
+    ("program", "bprm_check_security"),
+    ("mapping", "mmap_file"),
+    ("module_path", "kernel_read_file"),
+    ("module_file", "kernel_post_read_file"),
+    ("module_buffer", "kernel_post_load_data"),
+];
+
+/// Those of [`PROGRAMS`] that queue nothing themselves.
+pub const SILENT: [&str; 1] = ["module_path"];
+
+/// Ours has less than 1 MiB.
+const OBJECT_LIMIT: u64 = 16 << 20;
+/// The kernel's has 5 MiB to 15 MiB.
+const BTF_LIMIT: u64 = 64 << 20;
+
+/// The object file's content.
+pub struct Object {
+    path: PathBuf,
+    bytes: Vec<u8>,
+    digest: [u8; 32],
+}
+
+impl Object {
+    /// Reads the object once: what is hashed is what is loaded.
+    pub fn read(path: &Path) -> Result<Self, KernelError> {
+        let too_large = || KernelError::ObjectTooLarge { path: path.to_owned(), limit: OBJECT_LIMIT };
+        let bytes = read_limited(path, OBJECT_LIMIT)
+            .map_err(KernelError::file("read the kernel programs", path))?
+            .ok_or_else(too_large)?;
+        let digest = Sha256::digest(&bytes).into();
+        Ok(Self { path: path.to_owned(), bytes, digest })
+    }
+
+    /// SHA-256 of the file.
+    pub fn digest(&self) -> &[u8; 32] {
+        &self.digest
+    }
+
+    /// Loads every program, attaches it and pins its link into `folder`. The maps that outlive the programs are opened
+    /// from their pins, or made and pinned. Programs attached by the time of an error go when the error is dropped,
+    /// or, if pinned, at the next start.
+    pub fn attach(&self, pins: &Pins, folder: &Path) -> Result<Vec<FdLink>, KernelError> {
+        let btf = aya::Btf::from_sys_fs().map_err(|error| KernelError::KernelBtf(Box::new(error)))?;
+        let mut ebpf = self.load(&btf, pins)?;
+        let mut links = Vec::new();
+        for (name, hook) in PROGRAMS {
+            let program: &mut Lsm = ebpf
+                .program_mut(name)
+                .and_then(|program| program.try_into().ok())
+                .ok_or_else(|| KernelError::NoProgram { path: self.path.clone(), program: name })?;
+            program.load(hook, &btf).map_err(|error| KernelError::load(name, error))?;
+            let failed = |step| {
+                move |error: ProgramError| KernelError::Program { program: name, step, source: Box::new(error) }
+            };
+            let id = program.attach().map_err(failed("attached"))?;
+            let link: FdLink = program.take_link(id).map_err(failed("detached from the loader"))?.into();
+            let path = folder.join(name);
+            let pinned = link.pin(&path).map_err(|error| KernelError::Link {
+                path,
+                step: "pinned",
+                source: Box::new(error),
+            })?;
+            links.push(pinned.into());
+        }
+        Ok(links)
+    }
+
+    fn load(&self, btf: &aya::Btf, pins: &Pins) -> Result<Ebpf, KernelError> {
+        let words = kernel_layout()?.words();
+        EbpfLoader::new()
+            .btf(Some(btf))
+            .override_global("LAYOUT", words.as_slice(), true)
+            .map_pin_path(EVENTS, pins.map(EVENTS))
+            .map_pin_path(COUNTERS, pins.map(COUNTERS))
+            .map_pin_path(CACHE, pins.map(CACHE))
+            .load(&self.bytes)
+            .map_err(|error| KernelError::Object { path: self.path.clone(), source: Box::new(error) })
+    }
+}
+
+fn kernel_layout() -> Result<assay_ebpf::Layout, KernelError> {
+    let path = Path::new("/sys/kernel/btf/vmlinux");
+    let missing = |source| KernelError::BtfMissing { path: path.to_owned(), source };
+    let bytes = read_limited(path, BTF_LIMIT)
+        .map_err(missing)?
+        .ok_or_else(|| missing(std::io::ErrorKind::FileTooLarge.into()))?;
+    Ok(layout::resolve(&Btf::parse(bytes)?)?)
+}
+
+/// A whole file; `None` = it has more than `limit` bytes.
+fn read_limited(path: &Path, limit: u64) -> std::io::Result<Option<Vec<u8>>> {
+    let mut bytes = Vec::new();
+    let length = File::open(path)?.take(limit + 1).read_to_end(&mut bytes)?;
+    Ok(u64::try_from(length).is_ok_and(|length| length <= limit).then_some(bytes))
+}

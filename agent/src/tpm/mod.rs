@@ -14,8 +14,7 @@ use std::sync::Arc;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use assay_evidence::digest::Algorithm;
-use sha2::{Digest as _, Sha256};
+use assay_evidence::digest::{Algorithm, Sha256Digest};
 use zeroize::Zeroizing;
 
 pub use self::error::TpmError;
@@ -163,8 +162,27 @@ impl Handle {
     /// # Errors
     /// Any; when it is [`TpmError::Timeout`] the PCR may or may not have been extended.
     pub fn extend_blocking(&self, digests: BankDigests, advance: Option<Advance>) -> Result<(), TpmError> {
-        let limit = self.0.timeout + RELEASE_HOLD + GRACE;
+        let limit = self.extend_limit();
         self.ask_blocking(Line::Extend, "TPM2_PCR_Extend", limit, move |owner| owner.extend(&digests, advance))
+    }
+
+    /// As [`Handle::extend_blocking`], but returns at once; `done` is called on the TPM thread with the result.
+    ///
+    /// # Errors
+    /// [`TpmError::Stopped`] when it cannot even be queued; `done` is not called then.
+    pub fn extend(
+        &self,
+        digests: BankDigests,
+        advance: Option<Advance>,
+        done: impl FnOnce(Result<(), TpmError>) + Send + 'static,
+    ) -> Result<(), TpmError> {
+        self.0.queue.push(Line::Extend, Box::new(move |owner| done(owner.extend(&digests, advance))))
+    }
+
+    /// How long an extend may take: the command itself, and a release key's hold before it.
+    #[must_use]
+    pub fn extend_limit(&self) -> Duration {
+        self.0.timeout + RELEASE_HOLD + GRACE
     }
 
     /// The log PCR's value in every active bank that the log has digests for.
@@ -347,11 +365,11 @@ impl Drop for Release {
 /// The Name of an object with nameAlg SHA-256 (TPM 2.0 Part 1, "Names").
 fn sha256_name(public: &[u8]) -> Vec<u8> {
     let mut name = vec![0x00, 0x0b];
-    name.extend_from_slice(&Sha256::digest(public));
+    name.extend_from_slice(Sha256Digest::of(public).as_bytes());
     name
 }
 
 /// Digest of digests as TPM2_Quote and TPM2_PolicyPCR make it: SHA-256 over the concatenated values.
 fn pcr_digest(pcrs: &[[u8; 32]; QUOTED_PCRS]) -> [u8; 32] {
-    Sha256::digest(pcrs.as_flattened()).into()
+    *Sha256Digest::of(pcrs.as_flattened()).as_bytes()
 }

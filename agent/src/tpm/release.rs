@@ -4,7 +4,9 @@
 //! userWithAuth nor adminWithPolicy: only its policy, PolicyPCR over the quoted PCRs, lets it be used, while TPM2_Certify works
 //! with the empty password.
 
-use sha2::{Digest as _, Sha256};
+use assay_evidence::digest::Sha256Digest;
+use assay_evidence::tpm::policy_pcr_digest;
+use assay_evidence::wire::Hex;
 use tss_esapi::attributes::ObjectAttributesBuilder;
 use tss_esapi::constants::SessionType;
 use tss_esapi::constants::response_code::Tss2ResponseCodeKind;
@@ -120,6 +122,12 @@ fn is(error: tss_esapi::Error, kind: Tss2ResponseCodeKind) -> bool {
     matches!(error, tss_esapi::Error::Tss2Error(code) if code.kind() == Some(kind))
 }
 
+/// The key's authPolicy, by the same rule that the verifier checks it with.
+fn policy_digest(pcrs: &[[u8; 32]; QUOTED_PCRS]) -> [u8; 32] {
+    let values = (0..).zip(pcrs.iter().map(|value| Hex(value.to_vec()))).collect();
+    *policy_pcr_digest(&values).as_bytes()
+}
+
 fn template(policy: [u8; 32], unique: &[u8]) -> tss_esapi::Result<Public> {
     let attributes = ObjectAttributesBuilder::new()
         .with_fixed_tpm(true)
@@ -142,7 +150,7 @@ fn template(policy: [u8; 32], unique: &[u8]) -> tss_esapi::Result<Public> {
         .with_ecc_parameters(parameters)
         .with_ecc_unique_identifier(EccPoint::new(
             EccParameter::try_from(unique.to_vec())?,
-            EccParameter::try_from(Sha256::digest(unique).to_vec())?,
+            EccParameter::try_from(Sha256Digest::of(unique).as_bytes().to_vec())?,
         ))
         .build()
 }

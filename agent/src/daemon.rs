@@ -1,0 +1,325 @@
+//! The daemon: where measuring, serving and unlocking meet, through the TPM's handle and the log.
+//!
+//! The end of any part is the end of the daemon: a quote server beside a measuring loop that died would attest a stale state.
+//! The kernel programs stay pinned and go on queueing, so that the next agent misses nothing.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use assay_evidence::digest::Sha256Digest;
+use systemd::daemon as sd;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::oneshot;
+
+use crate::bundle::Source;
+use crate::config::{self, Config};
+use crate::join::{JoinError, Joined};
+use crate::log_view::LogView;
+use crate::measure::kernel::{Kernel, KernelError, Origin, Preflight};
+use crate::measure::source::EventSource;
+use crate::measure::{Control, MeasureError, Measurer, Settings, host};
+use crate::serve::{ServeError, Server};
+use crate::tpm::{self, TpmConfig, TpmError};
+use crate::unlock::Unlocker;
+use crate::unlock::api::{JoinedStatus, Status};
+use crate::unlock::socket::{SocketError, SocketServer, StatusSource};
+
+/// How often TPM and measuring loop are asked whether they live, unless systemd's watchdog wants it more often.
+const CHECK_EVERY: Duration = Duration::from_secs(10);
+
+/// How often a host that has joined nobody looks whether it has by now.
+const JOIN_POLL: Duration = Duration::from_secs(1);
+
+/// What is left running after the daemon's end gets so long to notice.
+const LAST_MOMENT: Duration = Duration::from_millis(200);
+
+/// Why the daemon could not start, or ended.
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    /// The kernel side.
+    #[error("the kernel programs cannot measure this host")]
+    Kernel(#[from] KernelError),
+    /// The TPM.
+    #[error("the TPM cannot be used")]
+    Tpm(#[from] TpmError),
+    /// Log and PCR.
+    #[error("measuring has ended")]
+    Measure(#[from] MeasureError),
+    /// The measuring thread ended without a result.
+    #[error("the measuring thread has ended")]
+    MeasureGone,
+    /// The measuring loop no longer turns.
+    #[error("the measuring loop has hung: the daemon ends rather than attest a stale state")]
+    Hung,
+    /// The join state.
+    #[error("the join state cannot be used")]
+    Join(#[from] JoinError),
+    /// The quote server.
+    #[error("the quote server has ended")]
+    Serve(#[from] ServeError),
+    /// The local socket.
+    #[error("the local socket has ended")]
+    Socket(#[from] SocketError),
+    /// The runtime, a thread or a signal handler could not be set up.
+    #[error("the daemon cannot be set up: {what}")]
+    SetUp {
+        /// What failed.
+        what: &'static str,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// What the daemon is made of: the TPM, and where measurements come from.
+pub struct Parts {
+    /// The TPM; its log view is what is served.
+    pub tpm: tpm::Handle,
+    /// The measurements.
+    pub source: Box<dyn EventSource>,
+    /// How they are put into the log.
+    pub settings: Settings,
+}
+
+/// Runs the agent on this host until SIGTERM or SIGINT: the kernel programs measure, the TPM of the configuration vouches.
+///
+/// # Errors
+/// Any [`DaemonError`]; the process should end with a status other than 0.
+pub fn run(config: Config) -> Result<(), DaemonError> {
+    let parts = real_parts(&config)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|source| DaemonError::SetUp { what: "async runtime", source })?;
+    let result = runtime.block_on(run_with(&config, parts));
+    // A disk that is being opened, or a TPM that hangs, must not keep the process.
+    runtime.shutdown_timeout(LAST_MOMENT);
+    result
+}
+
+/// The parts that `assay-agent run` uses: the TPM first, since without it nothing should be left in the kernel.
+fn real_parts(config: &Config) -> Result<Parts, DaemonError> {
+    let preflight = Preflight::check(&config.bpf_dir)?;
+    tracing::info!(lsm = preflight.lsm, lockdown = preflight.lockdown, "this kernel can measure (tier 1)");
+    let boot_id = host::boot_id()?;
+    let tpm = tpm::Handle::open(tpm_config(&config.tpm), LogView::new(boot_id.clone()))?;
+    let kernel = Kernel::start(&config.bpf_object, &config.bpf_dir)?;
+    tracing::info!(origin = ?kernel.origin(), "kernel programs are measuring");
+    let settings = Settings {
+        run_dir: config.run_dir.clone(),
+        log_max_bytes: config.measure.log_max,
+        pcr: config.tpm.pcr,
+        boot_id,
+        bpf_digest: Sha256Digest::from(*kernel.object_digest()),
+        tier: 1,
+        mode: config.measure.mode,
+        fresh_hooks: kernel.origin() == Origin::Loaded,
+    };
+    Ok(Parts { tpm, source: Box::new(kernel), settings })
+}
+
+/// Runs the agent with these parts until SIGTERM or SIGINT. Tests and benches bring a source without a kernel.
+///
+/// # Errors
+/// Any [`DaemonError`].
+pub async fn run_with(config: &Config, parts: Parts) -> Result<(), DaemonError> {
+    let handler = |kind| signal(kind).map_err(|source| DaemonError::SetUp { what: "signal handler", source });
+    let (mut terminate, mut interrupt) = (handler(SignalKind::terminate())?, handler(SignalKind::interrupt())?);
+
+    let tpm = parts.tpm.clone();
+    let tier = parts.settings.tier;
+    let mut measuring = Measuring::start(parts)?;
+    let stopped = tokio::select! {
+        ended = &mut measuring.ended => return Err(ended_early(ended)),
+        _ = terminate.recv() => true,
+        _ = interrupt.recv() => true,
+        _ = &mut measuring.ready => false,
+    };
+    if stopped {
+        return measuring.stop().await;
+    }
+    tracing::info!(records = tpm.log().snapshot().records, "ready: every load from here on is in the log");
+
+    let source = Source::new(tpm.log().clone(), &config.tpm.tcti);
+    let unlocker = Unlocker::new(config.state_dir.clone(), config.unlock.timeout, tpm.clone(), source.clone())
+        .map_err(|source| DaemonError::SetUp { what: "disk thread", source })?;
+    let status = status(config, tier, tpm.clone(), measuring.control.clone());
+    let socket = SocketServer::bind(&config.socket(), unlocker, status).await?;
+    let server = match Joined::load(&config.state_dir)? {
+        Some(joined) => Some(bind(config, &joined, &tpm, &source).await?),
+        None => {
+            tracing::warn!("this host has joined no verifier: it measures, and serves no quotes until `assay-agent join FILE`");
+            None
+        }
+    };
+    notify(&[(sd::STATE_READY, "1"), (sd::STATE_STATUS, "measuring")]);
+
+    let result = tokio::select! {
+        ended = &mut measuring.ended => return Err(ended_early(ended)),
+        served = serve(config, server, &tpm, &source) => served.map(never),
+        local = socket.run() => local.map(never).map_err(DaemonError::from),
+        watched = watch(&tpm, &measuring.control) => watched.map(never),
+        _ = terminate.recv() => Ok(()),
+        _ = interrupt.recv() => Ok(()),
+    };
+    notify(&[(sd::STATE_STOPPING, "1")]);
+    match result {
+        Ok(()) => measuring.stop().await,
+        Err(error) => Err(error),
+    }
+}
+
+/// The measuring thread, seen from the async side.
+struct Measuring {
+    control: Control,
+    ready: oneshot::Receiver<()>,
+    ended: oneshot::Receiver<Result<(), MeasureError>>,
+}
+
+impl Measuring {
+    /// Opens log and PCR, and starts the loop. Returns when AGENT_START is in both.
+    fn start(parts: Parts) -> Result<Self, DaemonError> {
+        let measurer = Measurer::open(parts.settings, parts.source, parts.tpm)?;
+        let control = measurer.control();
+        let (say_ready, ready) = oneshot::channel();
+        let (say_ended, ended) = oneshot::channel();
+        let mut say_ready = Some(say_ready);
+        let run = move || {
+            let result = measurer.run(|| {
+                if let Some(Err(())) = say_ready.take().map(|ready| ready.send(())) {
+                    tracing::debug!("the daemon ends before measuring is ready");
+                }
+            });
+            drop(say_ended.send(result));
+        };
+        std::thread::Builder::new()
+            .name("measure".into())
+            .spawn(run)
+            .map_err(|source| DaemonError::SetUp { what: "measuring thread", source })?;
+        Ok(Self { control, ready, ended })
+    }
+
+    /// Puts AGENT_STOP into log and PCR.
+    async fn stop(self) -> Result<(), DaemonError> {
+        self.control.stop();
+        match self.ended.await {
+            Ok(result) => Ok(result?),
+            Err(_) => Err(DaemonError::MeasureGone),
+        }
+    }
+}
+
+fn ended_early(ended: Result<Result<(), MeasureError>, oneshot::error::RecvError>) -> DaemonError {
+    match ended {
+        Ok(Err(error)) => error.into(),
+        Ok(Ok(())) | Err(_) => DaemonError::MeasureGone,
+    }
+}
+
+async fn bind(config: &Config, joined: &Joined, tpm: &tpm::Handle, source: &Source) -> Result<Server, DaemonError> {
+    let server = Server::bind(config.listen, joined, tpm.clone(), source.clone()).await?;
+    tracing::info!(listen = %config.listen, "serving quotes");
+    Ok(server)
+}
+
+/// Serves quotes; a host that has not joined yet waits until it has.
+async fn serve(
+    config: &Config,
+    server: Option<Server>,
+    tpm: &tpm::Handle,
+    source: &Source,
+) -> Result<Infallible, DaemonError> {
+    let server = match server {
+        Some(server) => server,
+        None => bind(config, &joined(config).await, tpm, source).await?,
+    };
+    Ok(server.run().await?)
+}
+
+async fn joined(config: &Config) -> Joined {
+    loop {
+        tokio::time::sleep(JOIN_POLL).await;
+        match Joined::load(&config.state_dir) {
+            Ok(Some(joined)) => return joined,
+            Ok(None) => {}
+            // A join that is being written right now.
+            Err(error) => tracing::debug!(%error, "the join state is not complete yet"),
+        }
+    }
+}
+
+/// Asks TPM and measuring loop whether they live, and tells systemd. Returns only when one of them does not.
+async fn watch(tpm: &tpm::Handle, control: &Control) -> Result<Infallible, DaemonError> {
+    let watchdog = sd::watchdog_enabled().unwrap_or(0);
+    let every = match watchdog {
+        0 => CHECK_EVERY,
+        micros => CHECK_EVERY.min(Duration::from_micros(micros) / 3),
+    };
+    let mut beats = control.beats();
+    loop {
+        tokio::time::sleep(every).await;
+        tpm.ping().await?;
+        tpm.check()?;
+        let now = control.beats();
+        if now == beats && every > MIN_BEAT {
+            return Err(DaemonError::Hung);
+        }
+        beats = now;
+        if watchdog > 0 {
+            notify(&[(sd::STATE_WATCHDOG, "1")]);
+        }
+    }
+}
+
+/// The measuring loop turns at least twice a second; a check in shorter intervals proves nothing.
+const MIN_BEAT: Duration = Duration::from_secs(2);
+
+fn status(config: &Config, tier: u8, tpm: tpm::Handle, control: Control) -> StatusSource {
+    let config = config.clone();
+    Arc::new(move || {
+        let (log, identity) = (tpm.log().snapshot(), tpm.identity());
+        Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            boot_id: tpm.log().boot_id().to_owned(),
+            tier,
+            mode: config.measure.mode.name().to_owned(),
+            pcr: config.tpm.pcr,
+            records: log.records,
+            log_bytes: log.bytes,
+            log_head: log.head,
+            lost: control.lost(),
+            ek_sha256: Sha256Digest::of(&identity.ek_public),
+            tpm_manufacturer: identity.manufacturer.clone(),
+            tpm_firmware: identity.firmware.clone(),
+            joined: joined_status(&config),
+        }
+    })
+}
+
+fn joined_status(config: &Config) -> Option<JoinedStatus> {
+    let joined = Joined::load(&config.state_dir).ok()??;
+    Some(JoinedStatus {
+        listen: config.listen.to_string(),
+        tls_spki_sha256: joined.spki(),
+        verifiers: joined.membership.verifiers().to_vec(),
+        ca_spki_sha256: joined.membership.ca_spki(),
+    })
+}
+
+fn tpm_config(config: &config::Tpm) -> TpmConfig {
+    TpmConfig { tcti: config.tcti.clone(), pcr: config.pcr, ak_handle: config.ak_handle, timeout: config.timeout }
+}
+
+fn notify(state: &[(&str, &str)]) {
+    // Without systemd there is nobody to tell.
+    if let Err(error) = sd::notify(state.iter()) {
+        tracing::warn!(%error, "systemd cannot be notified");
+    }
+}
+
+/// A server never ends well.
+fn never(impossible: Infallible) {
+    match impossible {}
+}

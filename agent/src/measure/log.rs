@@ -1,0 +1,84 @@
+//! The runtime log's file: records appended one after the other, never changed.
+
+use std::fs::{File, OpenOptions};
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+
+use assay_evidence::cel::{Head, Record};
+use assay_evidence::digest::Algorithm;
+use assay_evidence::event::Event;
+
+use super::MeasureError;
+use crate::log_view::Advance;
+
+/// File name in the run folder.
+pub const NAME: &str = "log.cel";
+
+/// The log, open for appending.
+#[derive(Debug)]
+pub struct LogWriter {
+    path: PathBuf,
+    file: File,
+    end: u64,
+    max_bytes: u64,
+    head: Head,
+    pcr: u8,
+    banks: Vec<Algorithm>,
+}
+
+/// Where a log that exists already stands.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Position {
+    /// Its length in bytes.
+    pub end: u64,
+    /// Its head.
+    pub head: Head,
+}
+
+impl LogWriter {
+    /// Opens the log at `position`; whatever follows it in the file is cut off.
+    pub(super) fn open(
+        path: &Path,
+        max_bytes: u64,
+        position: Position,
+        pcr: u8,
+        banks: Vec<Algorithm>,
+    ) -> Result<Self, MeasureError> {
+        let opened = OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(path);
+        let file = opened.map_err(MeasureError::file("open the runtime log", path))?;
+        file.set_len(position.end).map_err(MeasureError::file("cut the runtime log", path))?;
+        Ok(Self { path: path.to_owned(), file, end: position.end, max_bytes, head: position.head, pcr, banks })
+    }
+
+    /// Appends a record of these events. It is in the log now, and must be extended before anything else is appended.
+    ///
+    /// # Errors
+    /// [`MeasureError::LogFull`], [`MeasureError::File`]: the log is as before. [`MeasureError::Record`]: the events make no
+    /// record.
+    pub fn append(&mut self, events: &[Event]) -> Result<(Record, Advance), MeasureError> {
+        let record = Record::build(self.head.records(), self.pcr, events, &self.banks)?;
+        let bytes = record.encode();
+        let end = self.end + bytes.len() as u64;
+        if end > self.max_bytes {
+            return Err(MeasureError::LogFull { path: self.path.clone(), max_bytes: self.max_bytes });
+        }
+        let mut head = self.head;
+        head.push(&record)?;
+        if let Err(source) = self.file.write_all(&bytes) {
+            // No half record stays behind, if the file system lets us.
+            drop(self.file.set_len(self.end));
+            return Err(MeasureError::File { operation: "append to the runtime log", path: self.path.clone(), source });
+        }
+        (self.end, self.head) = (end, head);
+        Ok((record, Advance { end, head: head.value() }))
+    }
+
+    /// A second descriptor of the file, for readers.
+    ///
+    /// # Errors
+    /// [`MeasureError::File`].
+    pub fn reader(&self) -> Result<File, MeasureError> {
+        File::open(&self.path).map_err(MeasureError::file("open the runtime log", &self.path))
+    }
+}

@@ -1,0 +1,469 @@
+//! The measuring loop: one thread that reads the kernel's events and keeps log and PCR in step.
+
+use std::collections::{HashSet, VecDeque};
+use std::fs::File;
+use std::io::{PipeReader, PipeWriter, Read as _, Write as _};
+use std::os::fd::AsFd as _;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, mpsc};
+use std::time::{Duration, Instant};
+
+use assay_ebpf::Record as KernelRecord;
+use assay_evidence::cel::{self, MAX_EVENTS};
+use assay_evidence::digest::{Algorithm, Sha256Digest};
+use assay_evidence::event::{Event, Mode, Violation};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use super::journal::Journal;
+use super::log::{self, LogWriter};
+use super::recovery::{self, Recovered, Said};
+use super::source::{EventSource, Refusal, SourceError};
+use super::{BROKEN, MeasureError, convert, host, inventory};
+use crate::tpm::{self, TpmError};
+
+/// Events that may wait for the TPM in memory and journal; beyond it they wait in the kernel's queue, and then are counted as lost.
+const MAX_PENDING: usize = 32 * 1024;
+
+/// Events taken from the kernel before the loop looks at anything else.
+const READ_AT_ONCE: usize = 1024;
+
+/// A killed agent may have journaled this many records whose places it had not freed: the kernel delivers them again.
+const MOST_REPEATED: usize = 4 * READ_AT_ONCE;
+
+/// The loop turns at least this often, to look at the lost counter and to show that it lives.
+const TICK: Duration = Duration::from_millis(500);
+
+/// How often a source without a descriptor is asked.
+const BLIND_TICK: Duration = Duration::from_millis(5);
+
+/// What measuring needs to know.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Where log, journal and lock file live; a folder that lives as long as a boot.
+    pub run_dir: PathBuf,
+    /// Size that the log may reach, in bytes.
+    pub log_max_bytes: u64,
+    /// The PCR.
+    pub pcr: u8,
+    /// This boot's id.
+    pub boot_id: String,
+    /// SHA-256 of the object with the kernel programs.
+    pub bpf_digest: Sha256Digest,
+    /// Measuring tier.
+    pub tier: u8,
+    /// What happens to a load before it is extended.
+    pub mode: Mode,
+    /// The hooks were attached just now. False when they are those of an earlier agent of this boot, and have queued all along.
+    pub fresh_hooks: bool,
+}
+
+enum Message {
+    Extended(Result<(), TpmError>),
+    Inventory(Result<Vec<Event>, MeasureError>),
+    Stop,
+}
+
+/// Stops the loop from outside, and shows that it lives. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Control {
+    messages: mpsc::Sender<Message>,
+    wake: Arc<PipeWriter>,
+    beats: Arc<AtomicU64>,
+    lost: Arc<AtomicU64>,
+}
+
+impl Control {
+    /// Asks the loop to put what it has and AGENT_STOP into log and PCR, and to return.
+    pub fn stop(&self) {
+        self.send(Message::Stop);
+    }
+
+    /// Turns of the loop so far. A number that stays the same for seconds means that measuring hangs.
+    #[must_use]
+    pub fn beats(&self) -> u64 {
+        self.beats.load(Ordering::Relaxed)
+    }
+
+    /// Measurements that the kernel could not deliver in this boot, as far as reported in the log.
+    #[must_use]
+    pub fn lost(&self) -> u64 {
+        self.lost.load(Ordering::Relaxed)
+    }
+
+    fn send(&self, message: Message) {
+        // Neither can fail while the loop lives, and without it there is nobody to tell.
+        drop(self.messages.send(message));
+        drop((&*self.wake).write(&[0]));
+    }
+}
+
+/// The measuring loop, ready to run.
+pub struct Measurer {
+    source: Box<dyn EventSource>,
+    tpm: tpm::Handle,
+    log: LogWriter,
+    journal: Journal,
+    pending: VecDeque<Event>,
+    /// Events at the front of the queue that are in the record that is being extended.
+    in_flight: Option<Flight>,
+    /// Kernel records that a predecessor took over: the kernel may deliver the last of them once more.
+    known: HashSet<u64>,
+    /// Records taken from the kernel by this agent.
+    taken: usize,
+    lost_reported: u64,
+    lost_seen: u64,
+    inventory: Inventory,
+    stopping: Stopping,
+    messages: mpsc::Receiver<Message>,
+    woken: PipeReader,
+    control: Control,
+    /// Held as long as this agent writes the log.
+    _lock: File,
+}
+
+struct Flight {
+    events: Vec<Event>,
+    since: Instant,
+}
+
+/// How far the start of the log is.
+enum Inventory {
+    /// Being taken.
+    Running,
+    /// READY is queued or in flight.
+    Queued,
+    /// READY is in log and PCR.
+    Done,
+}
+
+/// How far the end of the log is.
+#[derive(PartialEq, Eq)]
+enum Stopping {
+    No,
+    /// AGENT_STOP comes next.
+    Asked,
+    /// AGENT_STOP is queued or in flight.
+    Queued,
+    /// AGENT_STOP is in log and PCR.
+    Said,
+}
+
+impl Measurer {
+    /// Takes the run folder, recovers what an earlier agent left, and puts AGENT_START into log and PCR. Blocks for as long.
+    ///
+    /// # Errors
+    /// Every [`MeasureError`]; nothing runs then.
+    pub fn open(settings: Settings, source: Box<dyn EventSource>, tpm: tpm::Handle) -> Result<Self, MeasureError> {
+        let run_dir = settings.run_dir.as_path();
+        let lock = lock(run_dir)?;
+        let now = tpm.read_pcr_blocking()?;
+        let recovered = recovery::recover(run_dir, &settings.boot_id, settings.pcr, &now, settings.log_max_bytes)?;
+        let (journal, journaled) = Journal::open(run_dir)?;
+        let (woken, wake) = std::io::pipe().map_err(MeasureError::Wait)?;
+        let (sender, messages) = mpsc::channel();
+        let control = Control { messages: sender, wake: Arc::new(wake), beats: Arc::default(), lost: Arc::default() };
+        let banks: Vec<Algorithm> = tpm.identity().banks.clone();
+        let path = run_dir.join(log::NAME);
+        let log = LogWriter::open(&path, settings.log_max_bytes, recovered.position, settings.pcr, banks)?;
+        tpm.log().attach(log.reader()?, recovered.ends.clone(), recovered.position.head.value());
+
+        let mut measurer = Self {
+            source,
+            tpm,
+            log,
+            journal,
+            pending: VecDeque::new(),
+            in_flight: None,
+            known: HashSet::new(),
+            taken: 0,
+            lost_reported: recovered.said.lost,
+            lost_seen: 0,
+            inventory: Inventory::Running,
+            stopping: Stopping::No,
+            messages,
+            woken,
+            control,
+            _lock: lock,
+        };
+        measurer.begin(&settings, recovered, journaled)?;
+        Ok(measurer)
+    }
+
+    /// A handle to stop the loop and to see that it lives.
+    #[must_use]
+    pub fn control(&self) -> Control {
+        self.control.clone()
+    }
+
+    /// Measures until [`Control::stop`]. `ready` is called once, when READY is in log and PCR.
+    ///
+    /// # Errors
+    /// Any [`MeasureError`] ends measuring. When the log could not be written the PCR has been extended with [`BROKEN`].
+    pub fn run(mut self, mut ready: impl FnMut()) -> Result<(), MeasureError> {
+        let result = self.turn_until_stopped(&mut ready);
+        if let Err(error) = &result {
+            self.mark_broken(error);
+        }
+        result
+    }
+
+    fn begin(&mut self, settings: &Settings, recovered: Recovered, journaled: Vec<Event>) -> Result<(), MeasureError> {
+        if let Some(record) = recovered.resume {
+            tracing::warn!(record = record.number, "an earlier agent died between log and PCR: its last record is extended now");
+            self.tpm.extend_blocking(record.digests, None)?;
+        }
+        let Said { started, ready, seqs, .. } = recovered.said;
+        let predecessor = seqs.iter().max().copied();
+        let start = host::agent_start(settings, recovered.pcr_start, predecessor)?;
+        let mut first = vec![Event::AgentStart(start)];
+        if let Some(detail) = recovered.mismatch {
+            tracing::error!(detail, "log and PCR do not fit together: this boot cannot be trusted any more");
+            first.push(Event::Violation(Violation::LogMismatch { detail }));
+        }
+        if started && settings.fresh_hooks {
+            let detail = "the kernel programs of the earlier agent were gone when this one started".to_owned();
+            first.push(Event::Violation(Violation::HooksMissing { detail }));
+        }
+        let (record, advance) = self.log.append(&first)?;
+        self.tpm.extend_blocking(record.digests, Some(advance))?;
+
+        self.known = seqs;
+        for event in journaled {
+            if self.is_news(&event) {
+                self.pending.push_back(event);
+            }
+        }
+        if settings.fresh_hooks {
+            // Their numbers begin anew, and so does their count of losses.
+            self.known.clear();
+            self.lost_reported = 0;
+        }
+        if ready && !settings.fresh_hooks {
+            self.pending.push_back(Event::Ready);
+            self.inventory = Inventory::Queued;
+        } else {
+            self.start_inventory()?;
+        }
+        Ok(())
+    }
+
+    fn start_inventory(&self) -> Result<(), MeasureError> {
+        let control = self.control.clone();
+        let release = host::kernel_release()?;
+        std::thread::Builder::new()
+            .name("inventory".into())
+            .spawn(move || control.send(Message::Inventory(inventory::take(&release))))
+            .map_err(MeasureError::Thread)?;
+        Ok(())
+    }
+
+    fn turn_until_stopped(&mut self, ready: &mut impl FnMut()) -> Result<(), MeasureError> {
+        loop {
+            self.control.beats.fetch_add(1, Ordering::Relaxed);
+            while let Ok(message) = self.messages.try_recv() {
+                self.handle(message, ready)?;
+            }
+            let more = self.take_events()?;
+            self.report_lost()?;
+            if self.stop_if_asked() {
+                return Ok(());
+            }
+            self.next_batch()?;
+            self.check_flight()?;
+            if !more {
+                self.wait()?;
+            }
+        }
+    }
+
+    fn handle(&mut self, message: Message, ready: &mut impl FnMut()) -> Result<(), MeasureError> {
+        match message {
+            Message::Extended(result) => {
+                result?;
+                let landed = self.in_flight.take().map(|flight| flight.events).unwrap_or_default();
+                let open: Vec<&Event> = self.pending.iter().filter(|event| is_journaled(event)).collect();
+                self.journal.covered(&open)?;
+                if landed.contains(&Event::Ready) {
+                    self.inventory = Inventory::Done;
+                    ready();
+                }
+                if landed.contains(&Event::AgentStop) {
+                    self.stopping = Stopping::Said;
+                }
+            }
+            Message::Inventory(_) if self.stopping != Stopping::No => {}
+            Message::Inventory(events) => {
+                let events = events?;
+                tracing::info!(files = events.len(), "inventory complete");
+                self.pending.extend(events);
+                self.pending.push_back(Event::Ready);
+                self.inventory = Inventory::Queued;
+            }
+            Message::Stop => {
+                if self.stopping == Stopping::No {
+                    self.stopping = Stopping::Asked;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes events from the kernel into journal and queue. True when there may be more at once.
+    fn take_events(&mut self) -> Result<bool, MeasureError> {
+        let room = MAX_PENDING.saturating_sub(self.pending.len()).min(READ_AT_ONCE);
+        // AGENT_STOP is the last event: what comes after it stays in the kernel for the next agent.
+        if room == 0 || self.stopping != Stopping::No {
+            return Ok(false);
+        }
+        if self.taken > MOST_REPEATED {
+            self.known = HashSet::new();
+        }
+        let Self { source, journal, pending, known, .. } = self;
+        let mut take = |record: &KernelRecord| -> Result<(), Refusal> {
+            if known.remove(&record.seq) {
+                return Ok(());
+            }
+            let event = convert::event(record);
+            journal.append(&event)?;
+            pending.push_back(event);
+            Ok(())
+        };
+        match source.read(room, &mut take) {
+            Ok(taken) => {
+                self.taken = self.taken.saturating_add(taken);
+                Ok(taken == room)
+            }
+            Err(SourceError::Refused(refusal)) => Err(match refusal.downcast::<MeasureError>() {
+                Ok(error) => *error,
+                Err(refusal) => SourceError::Refused(refusal).into(),
+            }),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Whether an event is not in the log yet; remembers those that come from the kernel.
+    fn is_news(&mut self, event: &Event) -> bool {
+        match event {
+            Event::Load(load) => load.seq.is_none_or(|seq| self.known.insert(seq)),
+            _ => true,
+        }
+    }
+
+    /// What the kernel could not deliver since the last report becomes part of the next record.
+    fn report_lost(&mut self) -> Result<(), MeasureError> {
+        let lost = self.source.lost()?;
+        if lost < self.lost_seen {
+            // The programs were replaced: their counter began anew.
+            self.lost_reported = 0;
+        }
+        self.lost_seen = lost;
+        if let Some(count) = lost.checked_sub(self.lost_reported).filter(|count| *count > 0) {
+            tracing::error!(count, "the kernel could not deliver measurements: recorded as a violation");
+            self.pending.push_back(Event::Violation(Violation::Lost { count }));
+            self.lost_reported = lost;
+        }
+        self.control.lost.store(lost, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// True when AGENT_STOP is in log and PCR.
+    fn stop_if_asked(&mut self) -> bool {
+        if self.stopping == Stopping::Asked {
+            self.pending.push_back(Event::AgentStop);
+            self.stopping = Stopping::Queued;
+        }
+        self.stopping == Stopping::Said
+    }
+
+    /// If the TPM is free and something waits: one record, one extend.
+    fn next_batch(&mut self) -> Result<(), MeasureError> {
+        if self.in_flight.is_some() || self.pending.is_empty() {
+            return Ok(());
+        }
+        let mut events: Vec<Event> = self.pending.iter().take(MAX_EVENTS).cloned().collect();
+        events.truncate(cel::batch_len(&events));
+        let (record, advance) = self.log.append(&events)?;
+        let control = self.control.clone();
+        self.tpm.extend(record.digests, Some(advance), move |result| control.send(Message::Extended(result)))?;
+        self.pending.drain(..events.len());
+        self.in_flight = Some(Flight { events, since: Instant::now() });
+        Ok(())
+    }
+
+    fn check_flight(&self) -> Result<(), MeasureError> {
+        let limit = self.tpm.extend_limit();
+        match &self.in_flight {
+            Some(flight) if flight.since.elapsed() > limit => {
+                Err(TpmError::Timeout { operation: "TPM2_PCR_Extend", after: limit }.into())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn wait(&mut self) -> Result<(), MeasureError> {
+        let readable = {
+            let wake = PollFd::new(self.woken.as_fd(), PollFlags::POLLIN);
+            let full = self.pending.len() >= MAX_PENDING || self.stopping != Stopping::No;
+            let (mut fds, tick) = match self.source.as_fd() {
+                Some(fd) if !full => (vec![wake, PollFd::new(fd, PollFlags::POLLIN)], TICK),
+                Some(_) => (vec![wake], TICK),
+                None => (vec![wake], BLIND_TICK),
+            };
+            let timeout = PollTimeout::try_from(tick).unwrap_or(PollTimeout::ZERO);
+            match poll(&mut fds, timeout) {
+                Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+                Err(error) => return Err(MeasureError::Wait(error.into())),
+            }
+            fds.first().and_then(PollFd::any).unwrap_or(false)
+        };
+        if readable {
+            // One read takes what there is, up to the buffer; the rest wakes again.
+            self.woken.read(&mut [0; 64]).map_err(MeasureError::Wait)?;
+        }
+        Ok(())
+    }
+
+    /// Rule 5 of the module: a log that cannot go on must not look like one that has nothing to say.
+    fn mark_broken(&self, error: &MeasureError) {
+        if matches!(error, MeasureError::Tpm(_)) {
+            // The TPM itself is what failed, and a record that is in the log but not in the PCR shows it.
+            return;
+        }
+        tracing::error!(error = %chain(error), "measuring has failed: the PCR is extended so that no later quote of this boot fits the log");
+        let digests = self.tpm.identity().banks.iter().map(|bank| (*bank, bank.hash(BROKEN))).collect();
+        if let Err(error) = self.tpm.extend_blocking(digests, None) {
+            tracing::error!(error = %chain(&error), "the PCR cannot be extended either");
+        }
+    }
+}
+
+/// What goes through the journal: everything that only the kernel could tell once more.
+fn is_journaled(event: &Event) -> bool {
+    matches!(event, Event::Load(_) | Event::Violation(Violation::NotHashed { .. }))
+}
+
+/// An error with all its causes, in one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
+
+fn lock(run_dir: &Path) -> Result<File, MeasureError> {
+    std::fs::create_dir_all(run_dir).map_err(MeasureError::file("create", run_dir))?;
+    let path = run_dir.join("lock");
+    let opened = std::fs::OpenOptions::new().write(true).create(true).truncate(false).open(&path);
+    let file = opened.map_err(MeasureError::file("create", &path))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(std::fs::TryLockError::WouldBlock) => Err(MeasureError::Locked { path }),
+        Err(std::fs::TryLockError::Error(source)) => Err(MeasureError::File { operation: "lock", path, source }),
+    }
+}
+

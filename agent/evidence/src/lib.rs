@@ -1,13 +1,14 @@
 //! Evidence: every format that a host and its verifier exchange, and every judgement on it.
 //!
 //! Nothing here does input or output: bytes, keys and held state go in, a value or a refusal comes out. Each value of
-//! the chain [`bundle::Bundle`] → [`quote::VerifiedQuote`] → [`replay::ReplayedLog`] can only be made by the check
-//! before it; attestation key, nonce and channel binding are arguments, never read from the evidence itself.
+//! the chain [`bundle::Bundle`] → [`quote::VerifiedQuote`] → [`replay::ReplayedLog`] → [`appraise::Appraisal`] can only
+//! be made by the check before it; attestation key, nonce and channel binding are arguments, never read from the evidence itself.
 //!
 //! Bytes from strangers are read through [`reader::Reader`]: short input is an error, trailing input is an error, and
 //! lengths, counts and strings are limited.
 #![forbid(unsafe_code)]
 
+pub mod appraise;
 pub mod binding;
 pub mod bootlog;
 pub mod bundle;
@@ -17,8 +18,10 @@ pub mod digest;
 pub mod ek;
 pub mod event;
 pub mod jwe;
+pub mod policy;
 pub mod quote;
 pub mod reader;
+pub mod release;
 pub mod replay;
 pub mod token;
 pub mod tpm;
@@ -26,3 +29,5 @@ pub mod uuid;
 pub mod wire;
 
 mod tlv;
+#[cfg(test)]
+mod testing;

@@ -490,3 +490,6 @@ fn check_progress(boot_id: &str, clock: &ClockInfo, held: &HeldLog) -> Result<()
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

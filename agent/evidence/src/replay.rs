@@ -370,3 +370,6 @@ impl ReplayedLog {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,188 @@
+use super::*;
+use crate::cel::Record;
+use crate::digest::Algorithm;
+use crate::event::{LoadKind, Violation};
+use crate::testing::{BINDING, BOOT, Host, OTHER_BOOT, agent_start, load, measurement};
+
+fn replay(host: &Host) -> Result<ReplayedLog, ReplayError> {
+    host.bundle(&BINDING, 0)
+        .verify(&host.key.ak(), &BINDING, &HeldLog::none())
+        .expect("the quote is good")
+        .replay()
+}
+
+fn started() -> Host {
+    let mut host = Host::booted(BOOT, 1);
+    host.record(&[Event::AgentStart(agent_start(BOOT)), Event::Ready]);
+    host
+}
+
+#[test]
+fn empty_log_is_refused() {
+    assert_eq!(
+        replay(&Host::booted(BOOT, 1)).unwrap_err(),
+        ReplayError::Empty
+    );
+}
+
+#[test]
+fn log_must_begin_with_the_agent() {
+    let mut host = Host::booted(BOOT, 1);
+    host.record(&[Event::Ready]);
+    assert_eq!(
+        replay(&host).unwrap_err(),
+        ReplayError::NoAgentStart { found: "ready" }
+    );
+}
+
+#[test]
+fn pcr_extended_past_the_log_is_refused() {
+    let mut host = started();
+    host.extend(&[7; 32]);
+    assert!(matches!(
+        replay(&host).unwrap_err(),
+        ReplayError::PcrMismatch { .. }
+    ));
+}
+
+#[test]
+fn pcr_that_started_elsewhere_is_replayed_from_there() {
+    let mut host = Host::booted(BOOT, 1);
+    host.extend(&[7; 32]);
+    let mut start = agent_start(BOOT);
+    start.pcr_start = vec![(Algorithm::Sha256, host.pcrs[&13].0.clone())];
+    host.record(&[Event::AgentStart(start)]);
+    let replayed = replay(&host).unwrap();
+    assert_ne!(replayed.pcr_start(), [0; 32]);
+}
+
+#[test]
+fn start_without_pcr_value_is_refused() {
+    let mut host = Host::booted(BOOT, 1);
+    let mut start = agent_start(BOOT);
+    start.pcr_start.retain(|(bank, _)| *bank == Algorithm::Sha1);
+    host.record(&[Event::AgentStart(start)]);
+    assert_eq!(replay(&host).unwrap_err(), ReplayError::NoPcrStart);
+}
+
+#[test]
+fn restart_names_its_predecessor() {
+    let mut host = started();
+    host.record(&[load("/bin/true", 17)]);
+    let mut start = agent_start(BOOT);
+    start.predecessor = Some(17);
+    host.record(&[
+        Event::AgentStart(start),
+        Event::Violation(Violation::Lost { count: 1 }),
+        Event::Ready,
+    ]);
+    assert!(replay(&host).is_ok());
+    host.record(&[Event::AgentStart(agent_start(BOOT))]);
+    assert_eq!(
+        replay(&host).unwrap_err(),
+        ReplayError::NoPredecessor { record: 3 }
+    );
+}
+
+#[test]
+fn restart_before_any_measurement_has_no_predecessor() {
+    let mut host = started();
+    host.record(&[Event::AgentStart(agent_start(BOOT)), Event::Ready]);
+    assert!(replay(&host).is_ok());
+}
+
+#[test]
+fn each_start_is_of_this_boot() {
+    let mut host = started();
+    host.record(&[Event::AgentStart(agent_start(OTHER_BOOT))]);
+    assert!(matches!(
+        replay(&host).unwrap_err(),
+        ReplayError::LogFromAnotherBoot { record: 1, .. }
+    ));
+}
+
+#[test]
+fn records_of_other_pcrs_banks_and_projects_are_refused() {
+    let event = [Event::Load(measurement(
+        LoadKind::Program,
+        "/bin/true",
+        Some(1),
+    ))];
+    let banks = [Algorithm::Sha1, Algorithm::Sha256];
+
+    let mut host = started();
+    host.append(Record::build(1, 12, &event, &banks).unwrap());
+    assert_eq!(
+        replay(&host).unwrap_err(),
+        ReplayError::PcrIndex {
+            record: 1,
+            found: 12
+        }
+    );
+
+    let mut host = started();
+    host.append(Record::build(1, 13, &event, &[Algorithm::Sha256]).unwrap());
+    assert_eq!(replay(&host).unwrap_err(), ReplayError::Banks { record: 1 });
+
+    let mut host = started();
+    let content = vec![80, 0, 0, 0, 1, 0];
+    let digests = banks
+        .iter()
+        .map(|bank| (*bank, bank.hash(&content)))
+        .collect();
+    host.append(Record {
+        number: 1,
+        pcr: 13,
+        digests,
+        content_type: 80,
+        content,
+    });
+    let refused = replay(&host).unwrap_err();
+    assert_eq!(
+        refused,
+        ReplayError::Record(CelError::ContentType {
+            record: 1,
+            found: 80
+        })
+    );
+}
+
+/// A crypto-agile log: the header, and one event with this digest in PCR 4.
+fn boot_log(digest: &[u8; 32]) -> Vec<u8> {
+    let mut header = b"Spec ID Event03\0".to_vec();
+    header.extend_from_slice(&[0, 0, 0, 0, 0, 2, 0, 2]);
+    header.extend_from_slice(&1_u32.to_le_bytes());
+    header.extend_from_slice(&[0x0B, 0, 32, 0, 0]);
+    let mut out = vec![0, 0, 0, 0, 3, 0, 0, 0];
+    out.extend_from_slice(&[0; 20]);
+    out.extend_from_slice(&u32::try_from(header.len()).unwrap().to_le_bytes());
+    out.extend_from_slice(&header);
+    out.extend_from_slice(&[4, 0, 0, 0, 3, 0, 0, 0x80, 1, 0, 0, 0, 0x0B, 0]);
+    out.extend_from_slice(digest);
+    out.extend_from_slice(&[0, 0, 0, 0]);
+    out
+}
+
+#[test]
+fn boot_log_is_held_against_the_quote() {
+    let mut host = started();
+    assert!(replay(&host).unwrap().replay_boot_log().is_none());
+
+    host.boot_log = Some(boot_log(&[5; 32]));
+    host.pcrs.get_mut(&4).unwrap().0 = Algorithm::Sha256.extend(&[0; 32], &[5; 32]);
+    let good = replay(&host).unwrap().replay_boot_log().unwrap().unwrap();
+    assert_eq!(good.log.events().len(), 2);
+    assert_eq!(good.mismatches, []);
+
+    host.boot_log = Some(boot_log(&[6; 32]));
+    let changed = replay(&host).unwrap().replay_boot_log().unwrap().unwrap();
+    let pcrs: Vec<_> = changed
+        .mismatches
+        .iter()
+        .map(|mismatch| mismatch.pcr)
+        .collect();
+    assert_eq!(pcrs, [4]);
+
+    host.boot_log = Some(vec![1, 2, 3]);
+    assert!(replay(&host).unwrap().replay_boot_log().unwrap().is_err());
+}

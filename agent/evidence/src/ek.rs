@@ -16,6 +16,7 @@ use x509_parser::x509::SubjectPublicKeyInfo;
 
 use crate::digest::Sha256Digest;
 use crate::tpm::{Attributes, Parameters, Public, TpmError};
+use crate::wire::Identity;
 
 /// Longest file of CA certificates, in bytes.
 pub const MAX_CA_FILE: usize = 1024 * 1024;
@@ -118,12 +119,13 @@ impl EkTrust {
         if ders.is_empty() { Err(EkError::CaFile) } else { Ok(ders) }
     }
 
-    /// Checks an endorsement key: its public area (`TPMT_PUBLIC`), and its certificate, behind which the TPM's
+    /// Checks the endorsement key that a host shows: its public area, and its certificate, behind which the TPM's
     /// intermediate certificates may follow. `now` is in seconds since 1970.
     ///
     /// # Errors
     /// One variant of [`EkError`] for each reason.
-    pub fn check(&self, ek_public: &[u8], certificate: Option<&[u8]>, now: i64) -> Result<TrustedEk, EkError> {
+    pub fn check(&self, identity: &Identity, now: i64) -> Result<TrustedEk, EkError> {
+        let ek_public = identity.ek_public.as_ref();
         let public = Public::parse(ek_public).map_err(EkError::Public)?;
         check_attributes(&public)?;
         let sha256 = Sha256Digest::of(ek_public);
@@ -134,8 +136,9 @@ impl EkTrust {
                 if roots.is_empty() {
                     return Err(EkError::NoAnchors);
                 }
+                let certificate = identity.ek_certificate.as_ref().ok_or(EkError::NoCertificate(sha256))?;
                 let now = ASN1Time::from_timestamp(now).map_err(|_| EkError::Time(now))?;
-                let certificates = chain::read_host(certificate.ok_or(EkError::NoCertificate(sha256))?)?;
+                let certificates = chain::read_host(certificate.as_ref())?;
                 chain::check(&certificates, &chain::read_anchors(roots)?, now)?;
                 if !certificates.first().is_some_and(|leaf| same_key(leaf.public_key(), &public)) {
                     return Err(EkError::KeyMismatch(sha256));

@@ -1,0 +1,175 @@
+//! One reason not to trust a host.
+
+use core::fmt;
+
+use serde::Serialize;
+
+use crate::digest::Sha256Digest;
+use crate::event::LoadKind;
+
+/// Which check refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Rule {
+    /// Code ran, or was running, that the policy does not approve.
+    NotApproved,
+    /// Code ran, or was running, that could not be hashed.
+    NotHashed,
+    /// The log says that its promise does not hold.
+    Violation,
+    /// The inventory of what ran before the agent is not complete.
+    NotReady,
+    /// The agent said that it stops, and nothing measures.
+    AgentStopped,
+    /// The agent is not an allowed one.
+    Agent,
+    /// The kernel programs are not allowed ones.
+    KernelPrograms,
+    /// The measuring tier is not allowed.
+    Tier,
+    /// The mode is not allowed.
+    Mode,
+    /// A PCR has none of its golden values.
+    PcrValue,
+    /// The runtime PCR was extended before the log began.
+    RuntimeStart,
+    /// The boot log is malformed.
+    BootLog,
+    /// The boot log does not lead to a quoted PCR.
+    BootLogPcr,
+}
+
+/// One reason, with all that is known about it. Its text is one line; what a stranger chose in it is escaped.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Failure {
+    pub(super) rule: Rule,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) pcr: Option<u8>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) record: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) kind: Option<LoadKind>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) path: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) digest: Option<Sha256Digest>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) nearest: Option<String>,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub(super) detail: String,
+    pub(super) times: u64,
+}
+
+impl Failure {
+    pub(super) const fn new(rule: Rule, detail: String) -> Self {
+        Self { rule, pcr: None, record: None, kind: None, path: None, digest: None, nearest: None, detail, times: 1 }
+    }
+
+    /// The check that refused.
+    #[must_use]
+    pub const fn rule(&self) -> Rule {
+        self.rule
+    }
+
+    /// The PCR, where the failure is about one.
+    #[must_use]
+    pub const fn pcr(&self) -> Option<u8> {
+        self.pcr
+    }
+
+    /// The record of the runtime log, the first one for several equal failures.
+    #[must_use]
+    pub const fn record(&self) -> Option<u64> {
+        self.record
+    }
+
+    /// The kind of code, where the failure is about code.
+    #[must_use]
+    pub const fn kind(&self) -> Option<LoadKind> {
+        self.kind
+    }
+
+    /// The path as the kernel told it, unescaped.
+    #[must_use]
+    pub fn path(&self) -> Option<&str> {
+        self.path.as_deref()
+    }
+
+    /// The digest of the code, or the quoted value of the PCR.
+    #[must_use]
+    pub const fn digest(&self) -> Option<Sha256Digest> {
+        self.digest
+    }
+
+    /// The nearest known-good value, in words.
+    #[must_use]
+    pub fn nearest(&self) -> Option<&str> {
+        self.nearest.as_deref()
+    }
+
+    /// How often it happened.
+    #[must_use]
+    pub const fn times(&self) -> u64 {
+        self.times
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let digest = Shown("sha256:", self.digest);
+        let pcr = Shown("PCR ", self.pcr);
+        let record = Shown("record ", self.record);
+        let detail = self.detail.escape_debug();
+        match self.rule {
+            Rule::NotApproved => write!(f, "{} {digest} ({record}) is not approved", self.code())?,
+            Rule::NotHashed => write!(f, "{} ({record}) could not be hashed", self.code())?,
+            Rule::Violation => write!(f, "{} ({record})", self.detail)?,
+            Rule::NotReady => f.write_str("the agent has not finished its inventory of what runs (no ready in the log)")?,
+            Rule::AgentStopped => write!(f, "the agent stopped measuring ({record})")?,
+            Rule::Agent => write!(f, "agent {detail} {digest} ({record}) is not approved")?,
+            Rule::KernelPrograms => write!(f, "kernel programs {digest} ({record}) are not approved")?,
+            Rule::Tier => write!(f, "measuring tier {detail} ({record}) is not allowed")?,
+            Rule::Mode => write!(f, "mode {detail} ({record}) is not allowed")?,
+            Rule::PcrValue => write!(f, "{pcr} is {digest}, which is not approved")?,
+            Rule::RuntimeStart => {
+                write!(f, "{pcr} was {digest} before the log began: earlier records are missing, or another program extends it")?;
+            }
+            Rule::BootLog => f.write_str(&self.detail)?,
+            Rule::BootLogPcr => write!(f, "the boot log does not lead to {pcr}, which is {digest}")?,
+        }
+        if let Some(nearest) = &self.nearest {
+            write!(f, "; {nearest}")?;
+        }
+        if self.times > 1 {
+            write!(f, "; {} times", self.times)?;
+        }
+        Ok(())
+    }
+}
+
+impl Failure {
+    /// What code, and where: "kernel module /tmp/dummy.ko".
+    fn code(&self) -> String {
+        let kind = match self.kind {
+            Some(LoadKind::Mapping) => "mapped file",
+            Some(kind) if kind.is_module() => "kernel module",
+            _ => "program",
+        };
+        match self.path.as_deref() {
+            None | Some("") => format!("{kind} without a path"),
+            Some(path) => format!("{kind} {}", path.escape_debug()),
+        }
+    }
+}
+
+/// A value with what stands in front of it, or a word that there is none.
+struct Shown<T>(&'static str, Option<T>);
+
+impl<T: fmt::Display> fmt::Display for Shown<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.1 {
+            Some(value) => write!(f, "{}{value}", self.0),
+            None => write!(f, "{}unknown", self.0),
+        }
+    }
+}

@@ -1,1 +1,25 @@
-//! Assay.
+//! The customer's side of Assay: asks hosts for evidence, keeps what is known of them, and lets disk keys go only to
+//! hosts whose evidence appraises clean.
+//!
+//! Every judgement is made in `assay-evidence`; this crate carries bytes to it and remembers what it said:
+//!
+//! * [`pki`] and [`config`]: what `assay-verifier init` makes and every later command reads;
+//! * [`store`]: hosts, their logs and the known-good policies, in SQLite;
+//! * [`client`] and [`enrol`]: asking agents, and the one moment in which a host's identity is decided;
+//! * [`poll`] and [`serve`]: asking every host at an interval, and answering requests for keys;
+//! * [`keystore`] and [`seal`]: disk keys at rest, and images sealed to them;
+//! * [`cli`]: the operator's commands.
+
+pub mod cli;
+pub mod client;
+pub mod config;
+pub mod enrol;
+pub mod files;
+pub mod judge;
+pub mod keystore;
+pub mod pki;
+pub mod poll;
+pub mod seal;
+pub mod serve;
+pub mod store;
+pub mod time;

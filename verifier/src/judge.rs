@@ -1,0 +1,206 @@
+//! From a host's answer to a verdict. The judging is all `assay-evidence`'s; here is what it needs: the question that
+//! was asked, the connection it was asked on, what is held of the host, and the policy.
+
+use std::time::{Duration, Instant};
+
+use assay_evidence::appraise::Appraisal;
+use assay_evidence::binding::{Binding, Exporter, Nonce};
+use assay_evidence::bundle::Bundle;
+use assay_evidence::policy::Policy;
+use assay_evidence::quote::{MAX_WHOLE_LOG, QuoteError, VerifiedQuote};
+use assay_evidence::replay::{HeldLog, ReplayError, ReplayedLog};
+use assay_evidence::tpm::{AkError, Attest, AttestationKey, TpmError};
+use assay_evidence::wire::QuoteRequest;
+use ring::rand::{SecureRandom, SystemRandom};
+use thiserror::Error;
+
+use crate::client::{Agent, ClientError};
+use crate::serve::shorten;
+use crate::store::{Host, HostState, Quoted, Verdict};
+
+/// Why looking at a host gave no log that can be appraised.
+#[derive(Debug, Error)]
+pub enum LookError {
+    /// The agent could not be asked.
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    /// No random numbers.
+    #[error("the system gives no random numbers for a nonce")]
+    Random,
+    /// The answer took longer than a nonce lives.
+    #[error("the quote took longer than {} s", NONCE_LIFETIME.as_secs())]
+    Late,
+    /// A page of the log is not what was asked for.
+    #[error("the agent's log page is not what was asked for: it begins at record {found} instead of {wanted}")]
+    Page {
+        /// Asked for.
+        wanted: u64,
+        /// Given.
+        found: u64,
+    },
+    /// The log grows faster than it can be fetched, or is endless.
+    #[error("the agent's log is longer than {MAX_WHOLE_LOG} bytes")]
+    LogTooLong,
+    /// The quote's statement cannot be read.
+    #[error("the quote cannot be read")]
+    Attest(#[source] TpmError),
+    /// The stored attestation key is unusable.
+    #[error("the enrolled attestation key is unusable: remove the host and add it again")]
+    Ak(#[source] AkError),
+    /// The quote does not verify.
+    #[error("the evidence does not verify")]
+    Quote(#[from] QuoteError),
+    /// The log does not replay.
+    #[error("the log does not replay")]
+    Replay(#[from] ReplayError),
+}
+
+impl LookError {
+    /// What this says about the host: that it gave bad evidence, or that there is none.
+    pub fn state(&self) -> HostState {
+        match self {
+            Self::Client(error) if !error.is_bad_evidence() => HostState::Unreachable,
+            Self::Random | Self::Late | Self::Ak(_) => HostState::Unreachable,
+            _ => HostState::Untrusted,
+        }
+    }
+}
+
+/// A host's answer together with the question.
+pub struct Evidence {
+    bundle: Bundle,
+    nonce: Nonce,
+    exporter: Exporter,
+    held: HeldLog,
+}
+
+impl Evidence {
+    /// Asks for a quote, and for the log from where `held` ends, or all of it if `whole`.
+    pub async fn ask(agent: &mut Agent, held: HeldLog, whole: bool) -> Result<Self, LookError> {
+        let identity = agent.identity().await?;
+        let same_boot = identity.boot_id == held.boot_id;
+        // The boot id is only a hint here: a wrong one makes the evidence fail.
+        let from = if same_boot && !whole { held.records } else { 0 };
+        match Self::quote(agent, held.clone(), from).await {
+            Err(LookError::Client(ClientError::Refused { code, .. })) if code == LOG_TOO_LONG => {}
+            other => return other,
+        }
+        let paged = fetch_log(agent, if same_boot { held.clone() } else { HeldLog { boot_id: identity.boot_id, ..HeldLog::none() } }).await?;
+        let from = paged.records;
+        let mut evidence = Self::quote(agent, paged, from).await?;
+        if !same_boot && !held.is_none() {
+            evidence.follow_boot(held)?;
+        }
+        Ok(evidence)
+    }
+
+    /// Asks a host of which nothing is known.
+    pub async fn ask_first(agent: &mut Agent) -> Result<Self, LookError> {
+        Self::ask(agent, HeldLog::none(), false).await
+    }
+
+    async fn quote(agent: &mut Agent, held: HeldLog, log_from: u64) -> Result<Self, LookError> {
+        let nonce = fresh_nonce()?;
+        let asked = Instant::now();
+        let bundle = agent.quote(&QuoteRequest { nonce, log_from, boot_log: true }).await?;
+        if asked.elapsed() > NONCE_LIFETIME {
+            return Err(LookError::Late);
+        }
+        Ok(Self { bundle, nonce, exporter: *agent.exporter(), held })
+    }
+
+    /// A new boot whose log came in pages: what was held of the boot before must still bear on the check, so that a
+    /// boot without a TPM reset (kexec) is refused here as it is everywhere. The counter is only claimed yet; the
+    /// signature over it is checked with the rest.
+    fn follow_boot(&mut self, before: HeldLog) -> Result<(), LookError> {
+        let attest = Attest::parse(self.bundle.quote.attest.as_ref()).map_err(LookError::Attest)?;
+        let found = attest.clock.reset_count;
+        if found == before.reset_count {
+            return Err(QuoteError::BootWithoutReset { held: before.boot_id, found: self.bundle.boot_id.clone() }.into());
+        }
+        if found < before.reset_count {
+            let [held, found] = [before.reset_count, found].map(u64::from);
+            return Err(QuoteError::StaleQuote { counter: "reset count", held, found }.into());
+        }
+        self.held.reset_count = found;
+        Ok(())
+    }
+
+    /// Whether this key quoted an answer to our question.
+    pub fn verify(&self, ak: &AttestationKey) -> Result<VerifiedQuote, LookError> {
+        let binding = Binding::Quote { nonce: &self.nonce, exporter: &self.exporter };
+        Ok(self.bundle.verify(ak, &binding, &self.held)?)
+    }
+
+    /// Whether it is the host's answer, and its log leads to the quoted values.
+    pub fn replay(&self, host: &Host) -> Result<ReplayedLog, LookError> {
+        Ok(self.verify(&attestation_key(host)?)?.replay()?)
+    }
+}
+
+/// Fetches the log in pages from where `held` ends, until nothing is new. What is fetched is only claimed; the quote
+/// after it covers it.
+async fn fetch_log(agent: &mut Agent, mut held: HeldLog) -> Result<HeldLog, LookError> {
+    for _ in 0..MAX_PAGES {
+        let page = agent.log(held.records).await?;
+        if page.from != held.records {
+            return Err(LookError::Page { wanted: held.records, found: page.from });
+        }
+        if page.count == 0 {
+            return Ok(held);
+        }
+        held.records = held.records.saturating_add(page.count);
+        held.bytes.extend_from_slice(page.data.as_ref());
+        if held.bytes.len() > MAX_WHOLE_LOG {
+            return Err(LookError::LogTooLong);
+        }
+    }
+    Err(LookError::LogTooLong)
+}
+
+/// The host's pinned attestation key.
+pub fn attestation_key(host: &Host) -> Result<AttestationKey, LookError> {
+    AttestationKey::new(&host.pinned.ak_public).map_err(LookError::Ak)
+}
+
+/// What a log means for its host's state.
+pub fn verdict(log: &ReplayedLog, policy: &str, appraisal: Option<&Appraisal>) -> Verdict {
+    let (state, reasons) = match appraisal {
+        None => (HostState::Unknown, vec![no_policy(policy)]),
+        Some(appraisal) if appraisal.is_trusted() => (HostState::Trusted, Vec::new()),
+        Some(appraisal) => (HostState::Untrusted, reasons(appraisal)),
+    };
+    let quoted = Quoted { boot_id: log.boot_id().to_owned(), reset_count: log.reset_count(), records: log.records() };
+    Verdict { state, reasons, quoted: Some(quoted) }
+}
+
+/// Appraises by a policy, if there is one.
+pub fn appraise(log: &ReplayedLog, policy: Option<&Policy>) -> Option<Appraisal> {
+    policy.map(|policy| log.appraise(policy))
+}
+
+/// One line for each failure.
+pub fn reasons(appraisal: &Appraisal) -> Vec<String> {
+    shorten(&appraisal.reasons(), MAX_REASONS)
+}
+
+/// The reason of a host whose policy does not exist.
+pub fn no_policy(name: &str) -> String {
+    if name == "default" { "no policy: capture one".to_owned() } else { format!("no policy {name}: capture one") }
+}
+
+/// 32 random bytes.
+pub fn fresh_nonce() -> Result<Nonce, LookError> {
+    let mut bytes = [0; 32];
+    SystemRandom::new().fill(&mut bytes).map_err(|_| LookError::Random)?;
+    Ok(Nonce::new(bytes))
+}
+
+/// How long a nonce of ours is good for.
+const NONCE_LIFETIME: Duration = crate::serve::NONCE_LIFETIME;
+/// The agent's code for a log that does not fit one answer.
+const LOG_TOO_LONG: &str = "log-too-long";
+/// Pages of one log; each honest one is far from empty.
+const MAX_PAGES: usize = 10_000;
+/// Reasons kept for a host.
+const MAX_REASONS: usize = 1000;

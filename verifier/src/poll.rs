@@ -1,0 +1,146 @@
+//! Asking every host, again and again, and writing down how it stands.
+
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use assay_evidence::replay::{HeldLog, ReplayedLog};
+use ring::rand::{SecureRandom, SystemRandom};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+
+use crate::cli::chain;
+use crate::client::{Asker, Pin};
+use crate::config::Config;
+use crate::judge::{self, Evidence, LookError};
+use crate::store::{Host, HostState, Store, StoreError, Verdict};
+
+/// Polls all enrolled hosts.
+pub struct Poller {
+    store: Store,
+    asker: Asker,
+    interval: Duration,
+    timeout: Duration,
+    looks: Arc<Semaphore>,
+}
+
+impl Poller {
+    /// Nothing is asked before [`Poller::run`].
+    pub fn new(store: Store, asker: Asker, config: &Config) -> Self {
+        let looks = Arc::new(Semaphore::new(MAX_LOOKS));
+        Self { store, asker, interval: config.poll_interval, timeout: config.quote_timeout, looks }
+    }
+
+    /// Polls until the database fails: states that are not written down any more would look fresh.
+    pub async fn run(self) -> Result<Infallible, StoreError> {
+        let mut due: HashMap<i64, Instant> = HashMap::new();
+        let mut running: JoinSet<Result<i64, StoreError>> = JoinSet::new();
+        loop {
+            let hosts = self.store.run(|s| s.hosts()).await?;
+            due.retain(|id, _| hosts.iter().any(|h| h.id == *id));
+            for host in hosts {
+                if due.get(&host.id).is_some_and(|at| *at > Instant::now()) {
+                    continue;
+                }
+                // Not due again before this look is over: its end sets the next time.
+                due.insert(host.id, Instant::now() + FAR_AWAY);
+                running.spawn(look(self.store.clone(), self.asker.clone(), self.looks.clone(), host, self.timeout));
+            }
+            let pause = tokio::time::sleep(self.tick());
+            tokio::pin!(pause);
+            loop {
+                tokio::select! {
+                    () = &mut pause => break,
+                    Some(ended) = running.join_next() => {
+                        let id = ended.map_err(|_| StoreError::Interrupted)??;
+                        due.insert(id, Instant::now() + self.jittered());
+                    }
+                }
+            }
+        }
+    }
+
+    /// How often new and removed hosts are noticed.
+    fn tick(&self) -> Duration {
+        (self.interval / 4).clamp(Duration::from_millis(20), Duration::from_secs(1))
+    }
+
+    /// The interval, a tenth more or less: hosts that started together drift apart.
+    fn jittered(&self) -> Duration {
+        let mut byte = [0];
+        // Without random numbers there is no jitter, and soon no nonce either, which is reported.
+        let _no_jitter = SystemRandom::new().fill(&mut byte);
+        let [byte] = byte;
+        self.interval.mul_f64(0.9 + 0.2 * f64::from(byte) / 255.0)
+    }
+}
+
+/// One look at one host, written down; gives back the host's id.
+async fn look(store: Store, asker: Asker, looks: Arc<Semaphore>, host: Host, timeout: Duration) -> Result<i64, StoreError> {
+    let id = host.id;
+    let Ok(_turn) = looks.acquire().await else { return Err(StoreError::Interrupted) };
+    // What is held now, before asking: a key request can move it on meanwhile.
+    let held = store.run(move |s| s.held_log(id)).await?;
+    let asked = ask(&asker, &host, held, timeout, false).await;
+    store.run(move |s| conclude(s, &host, asked)).await?;
+    Ok(id)
+}
+
+async fn ask(asker: &Asker, host: &Host, held: HeldLog, timeout: Duration, whole: bool) -> Result<Evidence, LookError> {
+    let mut agent = asker.connect(&host.pinned.address, Pin::Expect(host.pinned.tls_spki_sha256), timeout).await?;
+    Evidence::ask(&mut agent, held, whole).await
+}
+
+/// Looks at a host's whole log, verified and replayed. Writes nothing down.
+pub async fn look_from_start(asker: &Asker, host: &Host, held: HeldLog, timeout: Duration) -> Result<ReplayedLog, LookError> {
+    ask(asker, host, held, timeout, true).await?.replay(host)
+}
+
+/// Judges what was asked, and writes down the verdict, and the log if it replayed.
+fn conclude(store: &Store, host: &Host, asked: Result<Evidence, LookError>) -> Result<(), StoreError> {
+    let verdict = match asked.and_then(|evidence| evidence.replay(host)) {
+        Ok(log) => {
+            let policy = store.policy(&host.pinned.policy)?;
+            let appraisal = judge::appraise(&log, policy.as_ref());
+            let verdict = judge::verdict(&log, &host.pinned.policy, appraisal.as_ref());
+            store.keep_log(host.id, &log.into_held())?;
+            verdict
+        }
+        Err(error) => without_log(host, &error),
+    };
+    write_down(store, host, &verdict)
+}
+
+/// Stores a verdict and tells the journal of a change.
+pub fn write_down(store: &Store, host: &Host, verdict: &Verdict) -> Result<(), StoreError> {
+    if let Some(change) = store.record_verdict(host.id, verdict)? {
+        let (from, to) = (change.from.name(), change.to.name());
+        tracing::info!("host {}: {from} -> {to}", host.pinned.name);
+        for reason in crate::serve::shorten(&verdict.reasons, MAX_LOGGED) {
+            tracing::info!("host {}: {reason}", host.pinned.name);
+        }
+    }
+    Ok(())
+}
+
+/// The verdict on a host that gave no usable evidence. What was bad about it before it went silent stays known.
+fn without_log(host: &Host, error: &LookError) -> Verdict {
+    let mut reasons = vec![chain(error)];
+    if error.state() == HostState::Unreachable {
+        let before = host.reasons.iter();
+        match host.state {
+            HostState::Untrusted => reasons.extend(before.map(|r| format!("{BEFORE}{r}"))),
+            HostState::Unreachable => reasons.extend(before.filter(|r| r.starts_with(BEFORE)).cloned()),
+            HostState::Unknown | HostState::Trusted => {}
+        }
+    }
+    Verdict { state: error.state(), reasons, quoted: None }
+}
+
+const BEFORE: &str = "before that: ";
+/// Hosts asked at the same time.
+const MAX_LOOKS: usize = 16;
+/// Reasons in the journal at one change; `host show` has them all.
+const MAX_LOGGED: usize = 20;
+const FAR_AWAY: Duration = Duration::from_secs(365 * 24 * 3600);

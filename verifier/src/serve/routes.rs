@@ -1,0 +1,116 @@
+//! Which request is answered by whom, and who may make it.
+
+use assay_evidence::wire::{ChallengeRequest, ReleaseRequest};
+use http_body_util::Full;
+use hyper::body::{Bytes, Incoming};
+use hyper::header::{ALLOW, CONNECTION, HeaderValue};
+use hyper::{Method, Request, Response, StatusCode};
+
+use super::http::{Refusal, json, read_json};
+use super::{Asking, release};
+use crate::store::{Host, StoreError};
+
+/// Answers one request; a refusal is an answer, too.
+pub(super) async fn answer(asking: &Asking, request: Request<Incoming>) -> Response<Full<Bytes>> {
+    match route(asking, request).await {
+        Ok(response) => response,
+        Err(refusal) => {
+            tracing::debug!("connection {}: {} {}", asking.number, refusal.code, refusal.message);
+            // The body may be unread: the connection cannot go on.
+            let mut response = refusal.into_response();
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            response
+        }
+    }
+}
+
+async fn route(asking: &Asking, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Refusal> {
+    let path = request.uri().path().to_owned();
+    let post = [Method::POST];
+    match path.as_str() {
+        "/v1/release/challenge" if request.method() == Method::POST => {
+            let host = require_host(asking).await?;
+            let body: ChallengeRequest = read_json(request.into_body(), MAX_CHALLENGE).await?;
+            Ok(json(StatusCode::OK, &release::challenge(asking, &host, body).await?))
+        }
+        "/v1/release" if request.method() == Method::POST => {
+            let host = require_host(asking).await?;
+            // Before the body: what is waiting here is a log in memory.
+            let _turn = asking.service.judgements.acquire().await.map_err(|e| Refusal::internal(&e))?;
+            let body: ReleaseRequest = read_json(request.into_body(), MAX_RELEASE).await?;
+            Ok(json(StatusCode::OK, &release::release(asking, host, body).await?))
+        }
+        "/v1/release/challenge" | "/v1/release" => Ok(wrong_method(&post)),
+        "/v1/hosts" => {
+            require_operator(asking, request.method()).await?;
+            let hosts = asking.service.store.run(|s| s.hosts()).await.map_err(|e| Refusal::internal(&e))?;
+            Ok(json(StatusCode::OK, &hosts.iter().map(Host::to_json).collect::<Vec<_>>()))
+        }
+        other => match other.strip_prefix("/v1/hosts/") {
+            Some(name) => {
+                require_operator(asking, request.method()).await?;
+                one_host(asking, name.to_owned()).await
+            }
+            None => {
+                known(asking).await?;
+                Err(Refusal::new(StatusCode::NOT_FOUND, "not-found", "there is nothing at this path"))
+            }
+        },
+    }
+}
+
+async fn one_host(asking: &Asking, name: String) -> Result<Response<Full<Bytes>>, Refusal> {
+    match asking.service.store.run(move |s| s.host(&name)).await {
+        Ok(host) => Ok(json(StatusCode::OK, &host.to_json())),
+        Err(e @ StoreError::NoSuchHost(_)) => Err(Refusal::new(StatusCode::NOT_FOUND, "unknown-host", e.to_string())),
+        Err(e) => Err(Refusal::internal(&e)),
+    }
+}
+
+/// Who is asking.
+enum Caller {
+    Host(Box<Host>),
+    Operator,
+}
+
+/// A host or an operator; looked up for each request, so that removing a host works at once.
+async fn known(asking: &Asking) -> Result<Caller, Refusal> {
+    let spki = asking.peer.spki_sha256;
+    let host = asking.service.store.run(move |s| s.host_by_spki(&spki)).await.map_err(|e| Refusal::internal(&e))?;
+    match (host, &asking.peer.not_operator) {
+        (Some(host), _) => Ok(Caller::Host(Box::new(host))),
+        (None, Ok(())) => Ok(Caller::Operator),
+        (None, Err(why)) => {
+            let key = hex::encode(spki);
+            let message = format!("this client's key (sha256 {key}) is neither an enrolled host's nor an operator's ({why}): enrol the host with `assay-verifier host add`");
+            Err(Refusal::forbidden("unknown-client", message))
+        }
+    }
+}
+
+async fn require_host(asking: &Asking) -> Result<Host, Refusal> {
+    match known(asking).await? {
+        Caller::Host(host) => Ok(*host),
+        Caller::Operator => Err(Refusal::forbidden("hosts-only", "keys are released to enrolled hosts only, not to operators")),
+    }
+}
+
+async fn require_operator(asking: &Asking, method: &Method) -> Result<(), Refusal> {
+    match known(asking).await? {
+        Caller::Operator if method == Method::GET => Ok(()),
+        Caller::Operator => Err(Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "method-not-allowed", "this path wants GET")),
+        Caller::Host(_) => Err(Refusal::forbidden("operators-only", "host states are shown to operators only, not to hosts")),
+    }
+}
+
+fn wrong_method(allowed: &[Method]) -> Response<Full<Bytes>> {
+    let names = allowed.iter().map(Method::as_str).collect::<Vec<_>>().join(", ");
+    let mut response = Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "method-not-allowed", format!("this path wants {names}")).into_response();
+    if let Ok(value) = HeaderValue::from_str(&names) {
+        response.headers_mut().insert(ALLOW, value);
+    }
+    response
+}
+
+const MAX_CHALLENGE: usize = 64 * 1024;
+const MAX_RELEASE: usize = 24 * 1024 * 1024;

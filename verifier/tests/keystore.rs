@@ -1,4 +1,5 @@
 //! The file key store: what it keeps, and every way in which it refuses what was touched.
+#![expect(clippy::unwrap_used, reason = "a test says what it expects by panicking")]
 
 use std::{
     fs::{self, Permissions},

@@ -1,0 +1,6 @@
+//! The operator's commands, run as programs.
+#![expect(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, reason = "a test says what it expects by panicking")]
+
+mod image;
+mod inspect;
+mod program;

@@ -40,7 +40,7 @@ pub enum EnrolError {
         ek_sha256: [u8; 32],
         /// What is missing.
         #[source]
-        cause: EkError,
+        cause: Box<EkError>,
     },
     /// The attestation key could sign things that the TPM did not make, or leave the TPM.
     #[error("the agent's attestation key is refused")]
@@ -72,7 +72,7 @@ pub async fn enrol(store: &Store, asker: &Asker, request: &Request, timeout: Dur
         return Err(EnrolError::Version(identity.version));
     }
     let ek_sha256 = sha256(identity.ek_public.as_ref());
-    let ek = request.trust.check(&identity, crate::time::now()).map_err(|cause| EnrolError::EkTrust { ek_sha256, cause })?;
+    let ek = request.trust.check(&identity, crate::time::now()).map_err(|cause| EnrolError::EkTrust { ek_sha256, cause: Box::new(cause) })?;
     let ak = AttestationKey::new(identity.ak_public.as_ref()).map_err(EnrolError::Ak)?;
     activate(&mut agent, &ek, &ak).await?;
     let evidence = Evidence::ask_first(&mut agent).await.map_err(EnrolError::Quote)?;
@@ -113,7 +113,7 @@ async fn activate(agent: &mut Agent, ek: &TrustedEk, ak: &AttestationKey) -> Res
     let credential = make_credential(ek.public(), ak.name(), secret.as_ref()).map_err(EnrolError::Credential)?;
     let request = ActivateRequest { credential_blob: B64(credential.blob), secret: B64(credential.encrypted_secret) };
     let answer = agent.activate(&request).await.map_err(|e| match e {
-        refused @ ClientError::Refused { .. } => EnrolError::Activation(refused),
+        refused @ ClientError::Refused(_) => EnrolError::Activation(refused),
         other => EnrolError::Client(other),
     })?;
     // Under a key of the moment, so that the comparison's time does not tell how much of a guess was right.

@@ -82,7 +82,7 @@ impl Evidence {
         // The boot id is only a hint here: a wrong one makes the evidence fail.
         let from = if same_boot && !whole { held.records } else { 0 };
         match Self::quote(agent, held.clone(), from).await {
-            Err(LookError::Client(ClientError::Refused { code, .. })) if code == LOG_TOO_LONG => {}
+            Err(LookError::Client(ClientError::Refused(refusal))) if refusal.code == LOG_TOO_LONG => {}
             other => return other,
         }
         let paged = fetch_log(agent, if same_boot { held.clone() } else { HeldLog { boot_id: identity.boot_id, ..HeldLog::none() } }).await?;

@@ -113,19 +113,8 @@ pub enum ClientError {
         limit: usize,
     },
     /// The agent says no.
-    #[error("{address} refuses {path}: {message} ({status}, {code})")]
-    Refused {
-        /// As enrolled.
-        address: String,
-        /// The request.
-        path: String,
-        /// HTTP status.
-        status: StatusCode,
-        /// The agent's code for it.
-        code: String,
-        /// The agent's words for it.
-        message: String,
-    },
+    #[error(transparent)]
+    Refused(Box<AgentRefusal>),
     /// The answer is not the JSON that it should be.
     #[error("the answer of {address} to {path} is malformed")]
     Malformed {
@@ -146,6 +135,22 @@ pub enum ClientError {
         #[source]
         cause: BundleError,
     },
+}
+
+/// An error that the agent answered with.
+#[derive(Debug, Error)]
+#[error("{address} refuses {path}: {message} ({status}, {code})")]
+pub struct AgentRefusal {
+    /// As enrolled.
+    pub address: String,
+    /// The request.
+    pub path: String,
+    /// HTTP status.
+    pub status: StatusCode,
+    /// The agent's code for it.
+    pub code: String,
+    /// The agent's words for it.
+    pub message: String,
 }
 
 impl ClientError {
@@ -313,7 +318,7 @@ impl Agent {
             Err(_) => ("no-code".to_owned(), "no reason given".to_owned()),
         };
         let [code, message] = [code, message].map(|text| printable(&text));
-        Err(ClientError::Refused { address: address(), path: path.to_owned(), status, code, message })
+        Err(ClientError::Refused(Box::new(AgentRefusal { address: address(), path: path.to_owned(), status, code, message })))
     }
 
     fn parse<T: DeserializeOwned>(&self, path: &str, body: &[u8]) -> Result<T, ClientError> {

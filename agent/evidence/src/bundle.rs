@@ -201,3 +201,6 @@ fn check_pcr(bank: Algorithm, index: u8, value: &Hex) -> Result<(), BundleError>
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

@@ -479,3 +479,6 @@ impl Default for Head {
         Self::new()
     }
 }
+
+#[cfg(test)]
+mod tests;

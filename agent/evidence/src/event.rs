@@ -362,3 +362,6 @@ pub fn cut(text: &str, limit: usize) -> &str {
     }
     text.get(..end).unwrap_or_default()
 }
+
+#[cfg(test)]
+mod tests;

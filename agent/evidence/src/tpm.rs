@@ -61,3 +61,6 @@ const ALG_NULL: u16 = 0x0010;
 fn read_hash(reader: &mut Reader<'_>) -> Result<Algorithm, TpmError> {
     Ok(Algorithm::from_tpm_id(reader.u16()?)?)
 }
+
+#[cfg(test)]
+mod tests;

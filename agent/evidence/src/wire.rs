@@ -267,3 +267,79 @@ pub struct JoinFile {
     /// The verifier's CA: signs its server certificate and its client certificate.
     pub ca_pem: String,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quote_request_is_strict() {
+        let nonce = STANDARD.encode([7; 32]);
+        let good = format!(r#"{{"nonce":"{nonce}","log_from":3}}"#);
+        let request: QuoteRequest = serde_json::from_str(&good).unwrap();
+        assert_eq!(
+            request,
+            QuoteRequest {
+                nonce: Nonce::new([7; 32]),
+                log_from: 3,
+                boot_log: false
+            }
+        );
+
+        let refused = |text: String| {
+            serde_json::from_str::<QuoteRequest>(&text)
+                .unwrap_err()
+                .to_string()
+        };
+        let short = STANDARD.encode([7; 31]);
+        assert!(
+            refused(format!(r#"{{"nonce":"{short}","log_from":3}}"#))
+                .contains("nonce has 31 bytes")
+        );
+        let unknown = refused(format!(
+            r#"{{"nonce":"{nonce}","log_from":3,"log_form":1}}"#
+        ));
+        assert!(unknown.contains("unknown field `log_form`"), "{unknown}");
+        assert!(refused(format!(r#"{{"nonce":"{nonce}"}}"#)).contains("missing field `log_from`"));
+        // A malformed number is never read as "from the start".
+        assert!(refused(format!(r#"{{"nonce":"{nonce}","log_from":""}}"#)).contains("u64"));
+        assert!(refused(r#"{"log_from":3}"#.into()).contains("missing field `nonce`"));
+    }
+
+    #[test]
+    fn error_body_with_and_without_reasons() {
+        let mut body = ErrorBody::new("key-unknown", "there is no key k");
+        let text = serde_json::to_string(&body).unwrap();
+        assert_eq!(
+            text,
+            r#"{"error":{"code":"key-unknown","message":"there is no key k"}}"#
+        );
+        assert_eq!(serde_json::from_str::<ErrorBody>(&text).unwrap(), body);
+        body.reasons
+            .push("program /root/rogue is not approved".into());
+        let text = serde_json::to_string(&body).unwrap();
+        assert!(
+            text.ends_with(r#""reasons":["program /root/rogue is not approved"]}"#),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn identity_without_certificate() {
+        let text = r#"{"version":1,"agent_version":"0.1.0","boot_id":"b","ek_public":"AQI=","ak_public":"","tpm_manufacturer":"IBM","tpm_firmware":"1"}"#;
+        let identity: Identity = serde_json::from_str(text).unwrap();
+        assert_eq!(identity.ek_public.0, [1, 2]);
+        assert_eq!(identity.ek_certificate, None);
+        assert_eq!(serde_json::to_string(&identity).unwrap(), text);
+    }
+
+    #[test]
+    fn bytes_have_one_spelling() {
+        for bad in ["AQI", "AQJ=", "AQI=\n", "AQI-"] {
+            assert!(serde_json::from_value::<B64>(bad.into()).is_err(), "{bad}");
+        }
+        assert!(serde_json::from_value::<Hex>("0A".into()).is_err());
+        assert_eq!(serde_json::from_value::<Hex>("0a".into()).unwrap().0, [10]);
+        assert_eq!(format!("{:?}", B64(vec![1, 2])), "B64(2 bytes)");
+    }
+}

@@ -1,0 +1,117 @@
+//! Structures made by libtpms (swtpm 0.7.1) through tpm2-tools 5.4, in hex: known answers that this project did not
+//! compute. PCR 13 had been extended once with 32 bytes of 0x01, all other PCRs from 0 to 15 were zero; quotes carry
+//! 32 bytes of 0xab.
+
+/// ECDSA P-256 AK, `TPMT_PUBLIC`.
+pub(super) const ECC_AK: &str = concat!(
+    "0023000b00050072000000100018000b000300100020456422092a660ab8339152bfd9af2c1e20764bcb10f06e4971da24bd",
+    "ffd090a40020ed0cc768bec10a7392123e35f974ad1260dd2620844043d1e91b369d08ad549e",
+);
+
+/// Its Name.
+pub(super) const ECC_NAME: &str =
+    "000bd186bd2da7386c99850b45d61ed4e223d5fc0bcc44abd31b0d4ea70adf0bee11";
+
+/// Quote of sha256:0-15 by it, `TPMS_ATTEST`.
+pub(super) const ECC_QUOTE: &str = concat!(
+    "ff54434780180022000b7946463a360369c4c334b17ff4c222ec70107845bcf481cd61559171787bac7e0020abababababab",
+    "abababababababababababababababababababababababababab000000000000044700000001000000000120191023001636",
+    "3600000001000b03ffff00002078e00b924319e5ba789e1a0eb76466c87d1485f5fc06f8db75fac499a6e37f4a",
+);
+
+/// Its `TPMT_SIGNATURE`.
+pub(super) const ECC_SIGNATURE: &str = concat!(
+    "0018000b0020bbc375adadbf07df8bbef99312e23eb764be1d5b6e845e0b552d7a4a96dbc27e0020e11dc2afd5a0a4bc47b3",
+    "b8c6b517b7a5debd902a7cf6c89857bd14088b3aac8b",
+);
+
+/// RSASSA 2048 AK, `TPMT_PUBLIC`.
+pub(super) const RSA_AK: &str = concat!(
+    "0001000b00050072000000100014000b0800000000000100abac97c89d2742aeb4c0b5fd9cac1085a40c66854a4289b68c4e",
+    "7661a8c3d493a4efc2b903f72168a07e5bc05d298c2c5e83ad282882cf8d528ef2aceb22140269826ab8fa290861d203daa3",
+    "f65aa52ea6b7511538ca94f741c9cf0c49596028e0dfa08a210e7f665cc511dcf0c7510099b6a6e03030caa292bbb5ba034f",
+    "6b30c2d2794c7672e9d7d6d62aa3262e3205bb590eefa3c331a4a20f70ffe6b865fe8f4b29fee1debaa381c0e31cc330fcf9",
+    "8a0c4f1b1e149ec744327093471ba3847a6af997a7f881f4a3ff6fceea3e90105aa8c7285b9823990cad5d0570a0ca2434e0",
+    "22f30bbd1e79c256112dcc0c06e937ed2707bf687176c9915f98688e0155",
+);
+
+/// Its Name.
+pub(super) const RSA_NAME: &str =
+    "000b4e2f2d1cb9721fe80a6afc37e544742a90f16eb9b08f4afb93e5c052f0ab0f80";
+
+/// Quote of sha256:0-15 by it.
+pub(super) const RSA_QUOTE: &str = concat!(
+    "ff54434780180022000b7f34a1a8911a6c5a6d9a475ea67b3ec96461e9138725276231f5e9abfaf361b70020abababababab",
+    "abababababababababababababababababababababababababab000000000000045800000001000000000120191023001636",
+    "3600000001000b03ffff00002078e00b924319e5ba789e1a0eb76466c87d1485f5fc06f8db75fac499a6e37f4a",
+);
+
+/// Its `TPMT_SIGNATURE`.
+pub(super) const RSA_SIGNATURE: &str = concat!(
+    "0014000b010005c9d42a006c745971c00b4c2fbe14226e6ab086d0f25295c14948bf14168948e3f847f86566eb3b8a73752c",
+    "85ff42c0cf89ec633fe2b344c69d963ff1c55ab65ee9b8f7dc74c1f424262e63210caa1722fc7f75410f44bad8cb4237e9f8",
+    "dc3bd6c16f6fa06e9bd021d49abd6b28c960f6f05d36f924048ed0f578bb792f05ad882c38a86045e5a0f5ecd1cd604ce752",
+    "fa659fe2bc3b30cc84578c7ff20768dbc6612257a0d0e488100e7a35d09c19cfe740eb320469399b457e5018113af7c97a64",
+    "07b3eb04b94485ccfe3d675cf6ad6df3b8049b06fded0b3f45a616223b6e4251a1581fb0073dc31e47d684fc2a960309a213",
+    "0d45d27e55718caa032e5ed2",
+);
+
+/// Quote of sha1:13 and sha256:0,13 by the RSA AK.
+pub(super) const RSA_QUOTE_TWO_BANKS: &str = concat!(
+    "ff54434780180022000b7f34a1a8911a6c5a6d9a475ea67b3ec96461e9138725276231f5e9abfaf361b70020abababababab",
+    "abababababababababababababababababababababababababab000000000000047000000001000000000120191023001636",
+    "3600000002000403002000000b030120000020ef65bf742d7db25940691da7e4fc91f4e2080ddfbf73b8e0c416562186ba02",
+    "03",
+);
+
+/// Its signature.
+pub(super) const RSA_SIGNATURE_TWO_BANKS: &str = concat!(
+    "0014000b0100924a8903396620c024e65c295a8fc7a6ccafc7c26f350f7f68b9f6fb9fc552ef4c89edbcf99c5d87278ba748",
+    "3b2cba9acce66f59508a6b2a8c07009f4f39a3f3943f5812c49dc294ca237f14a6323c53547d8a36c57da7256c8a1ba3b2db",
+    "027bfe6f428d953f98f75a01546c324bbf9d457124141ba375c932af8e0eb0c53c74444e8158090ffa14e46d4aa9d4df8632",
+    "dec5f65f892d9f5cc638472d9a0d89de073376fed8c126302264043c5b43b99ef99f260a360f3133eb56660cf581abeb1821",
+    "4b4a7bd63fe5926710e4372914f223a7031a602e0b7dfba2ad1f6ea45e664b5c669e6a571686cf7b7cef0799523accb96bb8",
+    "6f035b37cd18ac9b5898091c",
+);
+
+/// Policy digest of sha256:0,2,4,7,9,13,14,15 with these values.
+pub(super) const POLICY: &str = "6767adb76dbb115263c39f99c5194a0848133648df1fb904755c92d19e316e36";
+
+/// P-256 ECDH key in the NULL hierarchy under that policy, `TPMT_PUBLIC`.
+pub(super) const RELEASE_KEY: &str = concat!(
+    "0023000b0002043200206767adb76dbb115263c39f99c5194a0848133648df1fb904755c92d19e316e360010001000030010",
+    "002006cedc89e2e88ac6e7d74c494f4774962fc3379034bf3c7a95d95feb0d47c4500020d69f197b6a5844457de171831f5d",
+    "6ae15dfc31cc5a9701e6d4d66db69455524b",
+);
+
+/// Its Name.
+pub(super) const RELEASE_NAME: &str =
+    "000b1f89ceb673804670991a2ac07ad294118e95a71d3337a31059c99bcf8a1b3e03";
+
+/// Its certification by the ECDSA AK, extraData 00ff55aa.
+pub(super) const CERTIFY: &str = concat!(
+    "ff54434780170022000b7946463a360369c4c334b17ff4c222ec70107845bcf481cd61559171787bac7e000400ff55aa0000",
+    "0000000004b800000001000000000120191023001636360022000b1f89ceb673804670991a2ac07ad294118e95a71d3337a3",
+    "1059c99bcf8a1b3e030022000b2ba0c24bb810e55576e5d34b47aeab6e4fe551f38e55931276ac6a1dd2715cc9",
+);
+
+/// The signature of that.
+pub(super) const CERTIFY_SIGNATURE: &str = concat!(
+    "0018000b0020145f4d6057becbb35455933b429009a4d7fe5be91c58ee30c4f33a2cc470572300205420318c08950db17e49",
+    "be662b6523b553ae44a65daf6db73b98a9d149d74c3b",
+);
+
+/// RSA EK of template L-1, `TPMT_PUBLIC`.
+pub(super) const EK: &str = concat!(
+    "0001000b000300b20020837197674484b3f81a90cc8d46a5d724fd52d76e06520b64f2a1da1b331469aa0006008000430010",
+    "080000000000010084ce94c43064dc676f4237631a9aca220c7919d5b8b1aefc1b896ad08fd0189a42d0c8ef5ac25e0e4931",
+    "3cfdf1f7370c9f044e4feec5845762577a89980d67ffbce1733d46b3f810278d6dad36e8b5d19d5b1a7ec9fd14a2866996fd",
+    "b95146d995bc3761c30ce3597d9d5c61e9db952a6f7a607ef2e2a6cb76bcab6ab018943e27eca4a62c2b762fb6c542cbba3f",
+    "40623270b52f2c679a4063a864943f5c93e0f4f3c96b3465d21ba74fe295e3d885f9c3a1ffa25ab8091600a7eed64da5caba",
+    "ad6068ac915199d76640ef69ba645aec46807f664a8e2fa49e4614c89191403f4f53000c61c11597009d87ea7bed7415d39d",
+    "a0fbdb5c7bd1bd55606d2ac66423",
+);
+
+/// Its Name.
+pub(super) const EK_NAME: &str =
+    "000b25e3c46da0e199fd6e272b632bcdfdfceed524316dc9b5501ce21b506389df83";

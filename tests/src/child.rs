@@ -24,17 +24,30 @@ impl Child {
     ///
     /// # Errors
     /// [`HarnessError::Start`] when it, or `setpriv`, is not there.
-    pub fn spawn(program: &str, configure: impl FnOnce(&mut Command)) -> Result<Self, HarnessError> {
-        let fail = |source| HarnessError::Start { program: program.to_owned(), source };
+    pub fn spawn(
+        program: &str,
+        configure: impl FnOnce(&mut Command),
+    ) -> Result<Self, HarnessError> {
+        let fail = |source| HarnessError::Start {
+            program: program.to_owned(),
+            source,
+        };
         find_program(program).map_err(fail)?;
         let mut command = Command::new("setpriv");
-        command.args(["--pdeathsig", "KILL", "--", program]).stdin(Stdio::null());
+        command
+            .args(["--pdeathsig", "KILL", "--", program])
+            .stdin(Stdio::null());
         configure(&mut command);
         let (answer, result) = channel();
         let gone = || std::io::Error::other("the starting thread is gone");
-        spawner().send((command, answer)).map_err(|_| fail(gone()))?;
+        spawner()
+            .send((command, answer))
+            .map_err(|_| fail(gone()))?;
         let inner = result.recv().map_err(|_| fail(gone()))?.map_err(fail)?;
-        Ok(Self { inner, program: program.to_owned() })
+        Ok(Self {
+            inner,
+            program: program.to_owned(),
+        })
     }
 
     /// The process id.
@@ -64,7 +77,9 @@ impl Child {
     /// # Errors
     /// [`HarnessError::Io`] when waiting fails.
     pub fn wait(&mut self) -> Result<std::process::ExitStatus, HarnessError> {
-        self.inner.wait().map_err(HarnessError::io(format!("wait for {}", self.program)))
+        self.inner
+            .wait()
+            .map_err(HarnessError::io(format!("wait for {}", self.program)))
     }
 }
 
@@ -79,7 +94,11 @@ fn find_program(program: &str) -> std::io::Result<()> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let found = program.contains('/') && std::path::Path::new(program).exists()
         || std::env::split_paths(&path).any(|dir| dir.join(program).is_file());
-    if found { Ok(()) } else { Err(std::io::ErrorKind::NotFound.into()) }
+    if found {
+        Ok(())
+    } else {
+        Err(std::io::ErrorKind::NotFound.into())
+    }
 }
 
 fn spawner() -> &'static Sender<Job> {

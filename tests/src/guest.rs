@@ -79,9 +79,18 @@ impl Guest {
     ///
     /// # Errors
     /// As [`Guest::run`].
-    pub fn run_with(&self, argv: &[&str], stdin: &[u8], timeout: Duration) -> Result<Ended, HarnessError> {
+    pub fn run_with(
+        &self,
+        argv: &[&str],
+        stdin: &[u8],
+        timeout: Duration,
+    ) -> Result<Ended, HarnessError> {
         let timeout_ms = millis(timeout);
-        let request = Request::Run { argv: strings(argv), env: Vec::new(), timeout_ms };
+        let request = Request::Run {
+            argv: strings(argv),
+            env: Vec::new(),
+            timeout_ms,
+        };
         let answer = self.ask(&request, stdin, timeout + Duration::from_secs(30))?;
         self.ended(&format!("run {}", argv.join(" ")), answer)
     }
@@ -95,7 +104,10 @@ impl Guest {
         if ended.ok() {
             return Ok(ended.stdout);
         }
-        Err(HarnessError::Guest { request: format!("run {}", argv.join(" ")), message: ended.to_string() })
+        Err(HarnessError::Guest {
+            request: format!("run {}", argv.join(" ")),
+            message: ended.to_string(),
+        })
     }
 
     /// Runs a script with bash; it must succeed.
@@ -111,7 +123,11 @@ impl Guest {
     /// # Errors
     /// When the guest does not answer or cannot start it.
     pub fn spawn(&self, argv: &[&str], log: &str) -> Result<i32, HarnessError> {
-        let request = Request::Spawn { argv: strings(argv), env: Vec::new(), log: log.to_owned() };
+        let request = Request::Spawn {
+            argv: strings(argv),
+            env: Vec::new(),
+            log: log.to_owned(),
+        };
         match self.ask(&request, b"", RUN_TIMEOUT)? {
             (Response::Started { pid }, _) => Ok(pid),
             (other, _) => Err(unexpected(&format!("start {}", argv.join(" ")), other)),
@@ -123,7 +139,10 @@ impl Guest {
     /// # Errors
     /// When the guest does not answer or never started such a process.
     pub fn wait(&self, pid: i32, timeout: Duration) -> Result<Ended, HarnessError> {
-        let request = Request::Wait { pid, timeout_ms: millis(timeout) };
+        let request = Request::Wait {
+            pid,
+            timeout_ms: millis(timeout),
+        };
         let answer = self.ask(&request, b"", timeout + Duration::from_secs(30))?;
         self.ended(&format!("wait for process {pid}"), answer)
     }
@@ -141,7 +160,14 @@ impl Guest {
     /// # Errors
     /// When the guest does not answer or cannot write it.
     pub fn put(&self, path: &str, mode: u32, content: &[u8]) -> Result<(), HarnessError> {
-        self.done(&Request::Put { path: path.to_owned(), mode }, content).map(drop)
+        self.done(
+            &Request::Put {
+                path: path.to_owned(),
+                mode,
+            },
+            content,
+        )
+        .map(drop)
     }
 
     /// Copies a file of this machine into the guest, with the given permission bits.
@@ -149,7 +175,8 @@ impl Guest {
     /// # Errors
     /// As [`Guest::put`], or when the file cannot be read.
     pub fn put_file(&self, path: &str, mode: u32, from: &Path) -> Result<(), HarnessError> {
-        let content = std::fs::read(from).map_err(HarnessError::io(format!("read {}", from.display())))?;
+        let content =
+            std::fs::read(from).map_err(HarnessError::io(format!("read {}", from.display())))?;
         self.put(path, mode, &content)
     }
 
@@ -158,7 +185,12 @@ impl Guest {
     /// # Errors
     /// When the guest does not answer or cannot read it.
     pub fn get(&self, path: &str) -> Result<Vec<u8>, HarnessError> {
-        self.done(&Request::Get { path: path.to_owned() }, b"")
+        self.done(
+            &Request::Get {
+                path: path.to_owned(),
+            },
+            b"",
+        )
     }
 
     /// Reads a text file, invalid UTF-8 replaced.
@@ -166,7 +198,8 @@ impl Guest {
     /// # Errors
     /// As [`Guest::get`].
     pub fn get_text(&self, path: &str) -> Result<String, HarnessError> {
-        self.get(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+        self.get(path)
+            .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
     }
 
     /// Gives the guest this machine's time.
@@ -174,8 +207,16 @@ impl Guest {
     /// # Errors
     /// When the guest does not answer.
     pub fn set_clock(&self) -> Result<(), HarnessError> {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        self.done(&Request::SetClock { unix_ms: millis(now) }, b"").map(drop)
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
+        self.done(
+            &Request::SetClock {
+                unix_ms: millis(now),
+            },
+            b"",
+        )
+        .map(drop)
     }
 
     /// Powers the machine off; the answer is the last thing it says.
@@ -213,7 +254,11 @@ impl Guest {
             }
             if start.elapsed() > timeout {
                 let detail = String::new();
-                return Err(HarnessError::Timeout { what: what.to_owned(), seconds: timeout.as_secs(), detail });
+                return Err(HarnessError::Timeout {
+                    what: what.to_owned(),
+                    seconds: timeout.as_secs(),
+                    detail,
+                });
             }
             std::thread::sleep(Duration::from_millis(100));
         }
@@ -227,17 +272,45 @@ impl Guest {
     }
 
     fn ended(&self, what: &str, answer: (Response, Vec<u8>)) -> Result<Ended, HarnessError> {
-        let (Response::Ended { code, signal, timed_out, stdout }, body) = answer else {
+        let (
+            Response::Ended {
+                code,
+                signal,
+                timed_out,
+                stdout,
+            },
+            body,
+        ) = answer
+        else {
             return Err(unexpected(what, answer.0));
         };
-        let cut = usize::try_from(stdout).unwrap_or(usize::MAX).min(body.len());
+        let cut = usize::try_from(stdout)
+            .unwrap_or(usize::MAX)
+            .min(body.len());
         let (stdout, stderr) = body.split_at(cut);
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        Ok(Ended { code, signal, timed_out, stdout: text(stdout), stderr: text(stderr) })
+        Ok(Ended {
+            code,
+            signal,
+            timed_out,
+            stdout: text(stdout),
+            stderr: text(stderr),
+        })
     }
 
-    fn ask(&self, request: &Request, body: &[u8], timeout: Duration) -> Result<(Response, Vec<u8>), HarnessError> {
-        let action = || format!("ask the guest on 127.0.0.1:{} to {}", self.port, short(request));
+    fn ask(
+        &self,
+        request: &Request,
+        body: &[u8],
+        timeout: Duration,
+    ) -> Result<(Response, Vec<u8>), HarnessError> {
+        let action = || {
+            format!(
+                "ask the guest on 127.0.0.1:{} to {}",
+                self.port,
+                short(request)
+            )
+        };
         let attempt = || {
             let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, self.port))?;
             stream.set_nodelay(true)?;
@@ -268,7 +341,10 @@ fn unexpected(what: &str, answer: Response) -> HarnessError {
         Response::Failed { message } => message,
         other => format!("unexpected answer {other:?}"),
     };
-    HarnessError::Guest { request: what.to_owned(), message }
+    HarnessError::Guest {
+        request: what.to_owned(),
+        message,
+    }
 }
 
 fn strings(argv: &[&str]) -> Vec<String> {

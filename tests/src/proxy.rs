@@ -110,12 +110,22 @@ impl TpmProxy {
 
     /// How many commands with this code have come so far, failed ones included.
     pub fn count(&self, code: u32) -> usize {
-        let faults = self.shared.faults.lock().unwrap_or_else(PoisonError::into_inner);
+        let faults = self
+            .shared
+            .faults
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         faults.seen.iter().filter(|&&seen| seen == code).count()
     }
 
     fn set(&self, change: impl FnOnce(&mut Faults)) {
-        change(&mut self.shared.faults.lock().unwrap_or_else(PoisonError::into_inner));
+        change(
+            &mut self
+                .shared
+                .faults
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner),
+        );
         self.shared.changed.notify_all();
     }
 }
@@ -200,7 +210,10 @@ fn decide(shared: &Shared, code: u32) -> Decision {
         if shared.closed.load(Ordering::SeqCst) {
             return Decision::Hangup;
         }
-        faults = shared.changed.wait(faults).unwrap_or_else(PoisonError::into_inner);
+        faults = shared
+            .changed
+            .wait(faults)
+            .unwrap_or_else(PoisonError::into_inner);
     }
     let (count, response_code) = faults.errors;
     if count > 0 {
@@ -226,5 +239,8 @@ fn read_message(stream: &mut TcpStream) -> std::io::Result<Vec<u8>> {
 }
 
 fn be_u32(bytes: &[u8]) -> u32 {
-    bytes.iter().take(4).fold(0, |value, &byte| (value << 8) | u32::from(byte))
+    bytes
+        .iter()
+        .take(4)
+        .fold(0, |value, &byte| (value << 8) | u32::from(byte))
 }

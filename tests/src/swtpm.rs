@@ -63,7 +63,10 @@ impl Swtpm {
                 .arg("--server")
                 .arg(format!("type=tcp,bindaddr=127.0.0.1,port={port}"))
                 .arg("--ctrl")
-                .arg(format!("type=tcp,bindaddr=127.0.0.1,port={}", port.saturating_add(1)))
+                .arg(format!(
+                    "type=tcp,bindaddr=127.0.0.1,port={}",
+                    port.saturating_add(1)
+                ))
                 .arg("--log")
                 .arg(format!("file={},level=1", log.display()))
                 .stdout(Stdio::null())
@@ -141,19 +144,31 @@ pub(crate) fn tcti(port: u16) -> String {
 /// Makes the TPM: without this step libtpms activates four PCR banks, which no real TPM does.
 pub(crate) fn set_up(dir: &Path, ek_certificate: bool) -> Result<(), HarnessError> {
     let mut command = Command::new("swtpm_setup");
-    command.arg("--tpm2").arg("--tpmstate").arg(dir).args(["--overwrite", "--pcr-banks", "sha1,sha256"]);
+    command.arg("--tpm2").arg("--tpmstate").arg(dir).args([
+        "--overwrite",
+        "--pcr-banks",
+        "sha1,sha256",
+    ]);
     if ek_certificate {
-        command.arg("--create-ek-cert").arg("--config").arg(write_ca_config(dir)?);
+        command
+            .arg("--create-ek-cert")
+            .arg("--config")
+            .arg(write_ca_config(dir)?);
     }
-    let output = command
-        .output()
-        .map_err(|source| HarnessError::Start { program: "swtpm_setup".to_owned(), source })?;
+    let output = command.output().map_err(|source| HarnessError::Start {
+        program: "swtpm_setup".to_owned(),
+        source,
+    })?;
     if output.status.success() {
         return Ok(());
     }
     let mut text = String::from_utf8_lossy(&output.stdout).into_owned();
     text.push_str(&String::from_utf8_lossy(&output.stderr));
-    Err(HarnessError::Failed { program: "swtpm_setup".to_owned(), status: output.status, output: text })
+    Err(HarnessError::Failed {
+        program: "swtpm_setup".to_owned(),
+        status: output.status,
+        output: text,
+    })
 }
 
 /// A certificate authority in the TPM's own folder: nothing under /etc or /var is read, no root is needed.
@@ -163,12 +178,17 @@ fn write_ca_config(dir: &Path) -> Result<PathBuf, HarnessError> {
         std::fs::write(path, text).map_err(HarnessError::io(format!("write {}", path.display())))
     };
     std::fs::create_dir_all(&ca).map_err(HarnessError::io(format!("make {}", ca.display())))?;
-    let (localca, options, setup) =
-        (dir.join("localca.conf"), dir.join("localca.options"), dir.join("setup.conf"));
+    let (localca, options, setup) = (
+        dir.join("localca.conf"),
+        dir.join("localca.options"),
+        dir.join("setup.conf"),
+    );
     let c = ca.display();
     write(
         &localca,
-        format!("statedir = {c}\nsigningkey = {c}/signkey.pem\nissuercert = {c}/issuercert.pem\ncertserial = {c}/certserial\n"),
+        format!(
+            "statedir = {c}\nsigningkey = {c}/signkey.pem\nissuercert = {c}/issuercert.pem\ncertserial = {c}/certserial\n"
+        ),
     )?;
     write(
         &options,
@@ -188,9 +208,15 @@ fn write_ca_config(dir: &Path) -> Result<PathBuf, HarnessError> {
 /// A port whose neighbour is free as well: the swtpm TCTI expects the control channel there.
 pub(crate) fn free_port_pair() -> Result<u16, HarnessError> {
     for _ in 0..200 {
-        let Ok(first) = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)) else { continue };
-        let Ok(address) = first.local_addr() else { continue };
-        let Some(next) = address.port().checked_add(1) else { continue };
+        let Ok(first) = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)) else {
+            continue;
+        };
+        let Ok(address) = first.local_addr() else {
+            continue;
+        };
+        let Some(next) = address.port().checked_add(1) else {
+            continue;
+        };
         if TcpListener::bind((Ipv4Addr::LOCALHOST, next)).is_ok() {
             return Ok(address.port());
         }
@@ -200,9 +226,19 @@ pub(crate) fn free_port_pair() -> Result<u16, HarnessError> {
 
 /// The end of a log file, to go into an error.
 pub(crate) fn last_words(path: &Path) -> String {
-    let Ok(bytes) = std::fs::read(path) else { return String::new() };
+    let Ok(bytes) = std::fs::read(path) else {
+        return String::new();
+    };
     let text = String::from_utf8_lossy(&bytes);
     let lines: Vec<&str> = text.lines().collect();
-    let tail = lines.iter().skip(lines.len().saturating_sub(25)).copied().collect::<Vec<_>>();
-    if tail.is_empty() { String::new() } else { format!("; {} ends:\n{}", path.display(), tail.join("\n")) }
+    let tail = lines
+        .iter()
+        .skip(lines.len().saturating_sub(25))
+        .copied()
+        .collect::<Vec<_>>();
+    if tail.is_empty() {
+        String::new()
+    } else {
+        format!("; {} ends:\n{}", path.display(), tail.join("\n"))
+    }
 }

@@ -36,23 +36,61 @@ pub enum Profile {
 pub struct Built {
     /// The kernel programs.
     pub bpf_object: PathBuf,
-    /// The folder with `assay-agent`, `assay-verifier` and `assay-guest`.
+    /// The folder with the programs.
     pub bin: PathBuf,
+    /// Which of them test machines carry.
+    pub on_board: &'static [&'static str],
 }
 
 /// Builds everything.
 pub fn all(tools: &Tools, profile: Profile) -> Result<Built, Error> {
+    let packages = [
+        "-p",
+        "assay-agent",
+        "-p",
+        "assay-verifier",
+        "-p",
+        "assay-tests",
+    ];
+    programs(tools, profile, &packages, &["assay-guest", "assay-agent"])
+}
+
+/// Builds what a machine without the agent needs.
+pub fn bare(tools: &Tools) -> Result<Built, Error> {
+    programs(
+        tools,
+        Profile::Debug,
+        &["-p", "assay-tests"],
+        &["assay-guest"],
+    )
+}
+
+fn programs(
+    tools: &Tools,
+    profile: Profile,
+    packages: &[&str],
+    on_board: &'static [&'static str],
+) -> Result<Built, Error> {
     let bpf_object = bpf(&tools.bpf)?;
     let mut command = Command::new("cargo");
-    command.current_dir(root()).args([
-        "build", "--bins", "-p", "assay-agent", "-p", "assay-verifier", "-p", "assay-tests",
-    ]);
+    command
+        .current_dir(root())
+        .args(["build", "--bins"])
+        .args(packages);
     if profile == Profile::Release {
         command.arg("--release");
     }
     loud(&mut command)?;
-    let bin = target().join(if profile == Profile::Release { "release" } else { "debug" });
-    Ok(Built { bpf_object, bin })
+    let bin = target().join(if profile == Profile::Release {
+        "release"
+    } else {
+        "debug"
+    });
+    Ok(Built {
+        bpf_object,
+        bin,
+        on_board,
+    })
 }
 
 /// Builds the kernel programs, unless their sources and their compiler are those of the object that is there.
@@ -74,8 +112,21 @@ fn bpf(compiler: &BpfCompiler) -> Result<PathBuf, Error> {
     command.current_dir(root());
     compiler.configure(&mut command);
     command
-        .args(["build", "--release", "--target", "bpfel-unknown-none", "-p", "assay-ebpf"])
-        .args(["--features", "kernel", "--bin", "assay-ebpf", "--target-dir"])
+        .args([
+            "build",
+            "--release",
+            "--target",
+            "bpfel-unknown-none",
+            "-p",
+            "assay-ebpf",
+        ])
+        .args([
+            "--features",
+            "kernel",
+            "--bin",
+            "assay-ebpf",
+            "--target-dir",
+        ])
         .arg(&target)
         .env("RUSTFLAGS", BPF_FLAGS)
         .envs(BPF_PROFILE.iter().copied());
@@ -88,5 +139,10 @@ fn bpf(compiler: &BpfCompiler) -> Result<PathBuf, Error> {
 
 /// Copies a program without its debug information: test machines have little memory, and a debug build is mostly that.
 pub fn strip_debug(from: &Path, to: &Path) -> Result<(), Error> {
-    output(Command::new("objcopy").arg("--strip-debug").args([from, to])).map(drop)
+    output(
+        Command::new("objcopy")
+            .arg("--strip-debug")
+            .args([from, to]),
+    )
+    .map(drop)
 }

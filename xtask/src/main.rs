@@ -14,7 +14,11 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 #[derive(Parser)]
-#[command(name = "cargo xtask", about = "Set up, build, test and show Assay", version)]
+#[command(
+    name = "cargo xtask",
+    about = "Set up, build, test and show Assay",
+    version
+)]
 struct Arguments {
     #[command(subcommand)]
     command: Task,
@@ -47,9 +51,18 @@ enum Task {
         /// Build and save the machine that the tests restore, but do not start one
         #[arg(long)]
         build_only: bool,
+        /// Without the agent on board
+        #[arg(long)]
+        bare: bool,
         /// Words for the kernel's command line
         #[arg(long, default_value = "")]
         cmdline: String,
+        /// Instead of a console: restore the saved machine, run this shell script in it, and print what it prints
+        #[arg(long, conflicts_with_all = ["build_only", "cmdline"])]
+        script: Option<String>,
+        /// A file to copy to /root of the machine before the script runs; may be repeated
+        #[arg(long, requires = "script")]
+        file: Vec<std::path::PathBuf>,
     },
     /// Show the whole story in a virtual machine: measured, trusted, given a disk key, then refused after a rogue load
     Demo,
@@ -60,10 +73,29 @@ fn main() -> ExitCode {
         Task::Setup { check: true } => setup::check(),
         Task::Setup { check: false } => setup::install().map(|_| ()),
         Task::Build { release } => setup::install().and_then(|tools| {
-            build::all(&tools, if release { build::Profile::Release } else { build::Profile::Debug }).map(drop)
+            build::all(
+                &tools,
+                if release {
+                    build::Profile::Release
+                } else {
+                    build::Profile::Debug
+                },
+            )
+            .map(drop)
         }),
         Task::Test { layers, filter } => test::run(&layers, filter.as_deref()),
-        Task::Vm { build_only, cmdline } => image::console(build_only, cmdline),
+        Task::Vm {
+            bare,
+            script: Some(script),
+            file,
+            ..
+        } => image::script(bare, &script, &file),
+        Task::Vm {
+            build_only,
+            bare,
+            cmdline,
+            ..
+        } => image::console(build_only, bare, cmdline),
         Task::Demo => demo::run(),
     };
     match result {

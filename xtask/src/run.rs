@@ -44,7 +44,9 @@ pub enum Error {
         output: String,
     },
     /// There is no folder to keep tools and images in.
-    #[error("neither ASSAY_CACHE, XDG_CACHE_HOME nor HOME is set: set ASSAY_CACHE to a folder for tools and images")]
+    #[error(
+        "neither ASSAY_CACHE, XDG_CACHE_HOME nor HOME is set: set ASSAY_CACHE to a folder for tools and images"
+    )]
     NoCache,
     /// Something that only the user can supply is missing.
     #[error("{0}")]
@@ -80,28 +82,45 @@ pub fn command<S: AsRef<OsStr>>(program: &str, arguments: impl IntoIterator<Item
     let mut command = Command::new(program);
     let mut path = std::env::var_os("PATH").unwrap_or_default();
     path.push(":/usr/sbin:/sbin");
-    command.args(arguments).env("PATH", path).stdin(Stdio::null());
+    command
+        .args(arguments)
+        .env("PATH", path)
+        .stdin(Stdio::null());
     command
 }
 
 /// Runs it to the end and gives its standard output.
 pub fn output(command: &mut Command) -> Result<String, Error> {
-    let result = command.output().map_err(|source| Error::Start { program: name(command), source })?;
+    let result = command.output().map_err(|source| Error::Start {
+        program: name(command),
+        source,
+    })?;
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     if result.status.success() {
         return Ok(text(&result.stdout));
     }
     let output = format!("\n{}", text(&result.stderr).trim_end());
-    Err(Error::Failed { command: line(command), status: result.status, output })
+    Err(Error::Failed {
+        command: line(command),
+        status: result.status,
+        output,
+    })
 }
 
 /// Runs it with its output on this terminal.
 pub fn loud(command: &mut Command) -> Result<(), Error> {
-    let status = command.status().map_err(|source| Error::Start { program: name(command), source })?;
+    let status = command.status().map_err(|source| Error::Start {
+        program: name(command),
+        source,
+    })?;
     if status.success() {
         return Ok(());
     }
-    Err(Error::Failed { command: line(command), status, output: String::new() })
+    Err(Error::Failed {
+        command: line(command),
+        status,
+        output: String::new(),
+    })
 }
 
 /// Runs it as one visible step: a moving line with its latest words on a terminal, a sign of life elsewhere.
@@ -123,21 +142,34 @@ pub fn step(what: &str, command: &mut Command) -> Result<(), Error> {
         return Ok(());
     }
     step.failed();
-    Err(Error::Failed { command: line(command), status, output: format!("\n{}", kept.join("\n")) })
+    Err(Error::Failed {
+        command: line(command),
+        status,
+        output: format!("\n{}", kept.join("\n")),
+    })
 }
 
 /// Runs it, giving each line of both its streams to `each` as it comes, and `None` every second of silence.
-pub fn lines(command: &mut Command, mut each: impl FnMut(Option<&str>)) -> Result<ExitStatus, Error> {
+pub fn lines(
+    command: &mut Command,
+    mut each: impl FnMut(Option<&str>),
+) -> Result<ExitStatus, Error> {
     let (reader, writer) = std::io::pipe().map_err(io("make a pipe"))?;
     let second = writer.try_clone().map_err(io("make a pipe"))?;
     command.stdout(writer).stderr(second);
-    let mut child = command.spawn().map_err(|source| Error::Start { program: name(command), source })?;
+    let mut child = command.spawn().map_err(|source| Error::Start {
+        program: name(command),
+        source,
+    })?;
     // The command holds the writing ends; only when they are gone does the reader see the end.
     command.stdout(Stdio::null()).stderr(Stdio::null());
     let (sender, receiver) = channel();
     std::thread::spawn(move || {
         for line in BufReader::new(reader).split(b'\n').map_while(Result::ok) {
-            if sender.send(String::from_utf8_lossy(&line).trim_end().to_owned()).is_err() {
+            if sender
+                .send(String::from_utf8_lossy(&line).trim_end().to_owned())
+                .is_err()
+            {
                 return;
             }
         }
@@ -149,7 +181,9 @@ pub fn lines(command: &mut Command, mut each: impl FnMut(Option<&str>)) -> Resul
             Err(RecvTimeoutError::Disconnected) => break,
         }
     }
-    child.wait().map_err(io(format!("wait for {}", name(command))))
+    child
+        .wait()
+        .map_err(io(format!("wait for {}", name(command))))
 }
 
 fn name(command: &Command) -> String {
@@ -158,7 +192,10 @@ fn name(command: &Command) -> String {
 
 fn line(command: &Command) -> String {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
-    words.map(OsStr::to_string_lossy).collect::<Vec<_>>().join(" ")
+    words
+        .map(OsStr::to_string_lossy)
+        .collect::<Vec<_>>()
+        .join(" ")
 }
 
 /// Is this process root?

@@ -1,5 +1,261 @@
-//! tmp
-use crate::run::Error;
-#[derive(Debug, Clone, Copy, clap::ValueEnum)]
-pub enum Layer { Unit }
-pub fn run(_: &[Layer], _: Option<&str>) -> Result<(), Error> { Ok(()) }
+//! `cargo xtask test`: all layers, one summary. A layer that cannot run says why, and counts as skipped.
+
+use std::collections::BTreeSet;
+use std::process::Command;
+use std::time::Instant;
+
+use clap::ValueEnum;
+
+use crate::build::{self, Built, Profile};
+use crate::image;
+use crate::run::{Error, in_path, lines};
+use crate::setup;
+use crate::ui::{heading, note, report};
+use crate::workspace::root;
+
+/// Machines at a time: each has two virtual processors.
+const MACHINES: &str = "2";
+
+/// A layer of tests, by what it needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
+pub enum Layer {
+    /// Needs nothing
+    Unit,
+    /// Reads the test vectors beside the repository
+    Vectors,
+    /// Needs swtpm: a TPM for each test
+    Tpm,
+    /// Needs QEMU: a machine for each test
+    Vm,
+}
+
+impl Layer {
+    const ALL: [Self; 4] = [Self::Unit, Self::Vectors, Self::Tpm, Self::Vm];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Unit => "unit",
+            Self::Vectors => "vectors",
+            Self::Tpm => "tpm",
+            Self::Vm => "vm",
+        }
+    }
+
+    /// Why it cannot run here, if so.
+    fn obstacle(self) -> Option<String> {
+        let lacks = |programs: &[&str]| {
+            let missing: Vec<&str> = programs
+                .iter()
+                .copied()
+                .filter(|program| !in_path(program))
+                .collect();
+            (!missing.is_empty()).then(|| format!("{} not installed", missing.join(", ")))
+        };
+        match self {
+            Self::Unit => None,
+            Self::Vectors => {
+                let folder = root().join("../shared/vectors");
+                (!folder.is_dir()).then(|| "../shared/vectors is not there".to_owned())
+            }
+            Self::Tpm => lacks(&["swtpm", "swtpm_setup", "tpm2"]),
+            Self::Vm => lacks(&[
+                "swtpm",
+                "swtpm_setup",
+                "qemu-system-x86_64",
+                "qemu-img",
+                "mmdebstrap",
+            ]),
+        }
+    }
+
+    /// Which tests belong to it: `tpm_`, `vectors_` and `vm_` start their names, or their modules', and the rest is unit.
+    fn cargo(self, filter: Option<&str>) -> Command {
+        let mut command = Command::new("cargo");
+        command.current_dir(root()).arg("test");
+        match self {
+            Self::Vm => command.args(["-p", "assay-tests", "--test", "vm"]),
+            _ => command.args(["--workspace", "--no-fail-fast"]),
+        };
+        command.arg("--");
+        match (self, filter) {
+            (Self::Unit, filter) => command
+                .args(["--skip", "tpm_", "--skip", "vectors_"])
+                .args(filter),
+            // libtest takes several filters as alternatives, so a filter is applied alone, within the layer's skips.
+            (Self::Vectors, Some(filter)) => command.args([filter, "--skip", "tpm_"]),
+            (Self::Vectors, None) => command.args(["vectors_", "--skip", "tpm_"]),
+            (Self::Tpm, Some(filter)) => command.arg(filter),
+            (Self::Tpm, None) => command.arg("tpm_"),
+            (Self::Vm, filter) => command.args(["--test-threads", MACHINES]).args(filter),
+        };
+        command
+    }
+}
+
+/// How a layer went.
+#[derive(Debug, Default)]
+struct Outcome {
+    passed: u64,
+    failed: u64,
+    ignored: u64,
+    seconds: u64,
+    /// Why it did not run.
+    skipped: Option<String>,
+    /// It failed to build, or a test process died.
+    broken: bool,
+    failures: BTreeSet<String>,
+}
+
+/// Runs the layers named, or all.
+pub fn run(layers: &[Layer], filter: Option<&str>) -> Result<(), Error> {
+    let layers: BTreeSet<Layer> = if layers.is_empty() {
+        Layer::ALL.into()
+    } else {
+        layers.iter().copied().collect()
+    };
+    let built = prepare();
+    if let Err(error) = &built {
+        report(error);
+    }
+    let mut outcomes = Vec::new();
+    for layer in layers {
+        heading(&format!("layer {}", layer.name()));
+        let outcome = match (layer.obstacle(), &built) {
+            (Some(why), _) => Outcome {
+                skipped: Some(why),
+                ..Outcome::default()
+            },
+            (None, Err(_)) if layer == Layer::Vm => Outcome {
+                skipped: Some("set-up or build failed, see above".to_owned()),
+                ..Outcome::default()
+            },
+            (None, built) => run_layer(layer, built.as_ref().ok(), filter)?,
+        };
+        if let Some(why) = &outcome.skipped {
+            note(&format!("skipped: {why}"));
+        }
+        outcomes.push((layer, outcome));
+    }
+    summary(&outcomes)
+}
+
+fn prepare() -> Result<Built, Error> {
+    let tools = setup::install()?;
+    build::all(&tools, Profile::Debug)
+}
+
+fn run_layer(layer: Layer, built: Option<&Built>, filter: Option<&str>) -> Result<Outcome, Error> {
+    let start = Instant::now();
+    if let (Layer::Vm, Some(built)) = (layer, built) {
+        image::prepare_saved(built)?;
+    }
+    let mut outcome = Outcome::default();
+    let status = lines(&mut layer.cargo(filter), |line| {
+        if let Some(line) = line {
+            outcome.read(line);
+            println!("{line}");
+        }
+    })?;
+    outcome.broken = !status.success() && outcome.failed == 0;
+    outcome.seconds = start.elapsed().as_secs();
+    Ok(outcome)
+}
+
+impl Outcome {
+    /// Takes what matters from a line that cargo or libtest printed.
+    fn read(&mut self, line: &str) {
+        if let Some(rest) = line.strip_prefix("test result: ") {
+            for part in rest.split([';', '.']) {
+                let mut words = part.split_whitespace();
+                let (Some(Ok(count)), Some(what)) =
+                    (words.next().map(str::parse::<u64>), words.next())
+                else {
+                    continue;
+                };
+                match what {
+                    "passed" => self.passed = self.passed.saturating_add(count),
+                    "failed" => self.failed = self.failed.saturating_add(count),
+                    "ignored" => self.ignored = self.ignored.saturating_add(count),
+                    _ => {}
+                }
+            }
+        } else if let Some(name) = line
+            .strip_prefix("test ")
+            .and_then(|rest| rest.strip_suffix(" ... FAILED"))
+        {
+            self.failures.insert(name.to_owned());
+        }
+    }
+
+    fn good(&self) -> bool {
+        self.failed == 0 && !self.broken
+    }
+}
+
+fn summary(outcomes: &[(Layer, Outcome)]) -> Result<(), Error> {
+    heading("summary");
+    println!("layer     passed  failed  ignored  seconds");
+    for (layer, outcome) in outcomes {
+        match &outcome.skipped {
+            Some(why) => println!("{:<8}  skipped: {why}", layer.name()),
+            None => println!(
+                "{:<8}  {:>6}  {:>6}  {:>7}  {:>7}{}",
+                layer.name(),
+                outcome.passed,
+                outcome.failed,
+                outcome.ignored,
+                outcome.seconds,
+                if outcome.broken {
+                    "  BROKEN: see above"
+                } else {
+                    ""
+                }
+            ),
+        }
+        for name in &outcome.failures {
+            println!("          failed: {name}");
+        }
+    }
+    let names = |list: Vec<&str>| list.join(", ");
+    let bad: Vec<&str> = outcomes
+        .iter()
+        .filter(|(_, outcome)| !outcome.good())
+        .map(|(layer, _)| layer.name())
+        .collect();
+    if !bad.is_empty() {
+        return Err(Error::Tests(format!("tests failed in: {}", names(bad))));
+    }
+    // The vectors lie outside this repository; a checkout elsewhere does not have them.
+    let must_run = std::env::var_os("CI").is_some_and(|value| value == "true");
+    let absent: Vec<&str> = outcomes
+        .iter()
+        .filter(|(layer, outcome)| outcome.skipped.is_some() && *layer != Layer::Vectors)
+        .map(|(layer, _)| layer.name())
+        .collect();
+    if must_run && !absent.is_empty() {
+        return Err(Error::Tests(format!(
+            "CI=true, and these were skipped: {}",
+            names(absent)
+        )));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_what_libtest_reports() {
+        let mut outcome = Outcome::default();
+        outcome.read("test a::b ... ok");
+        outcome.read("test a::c ... FAILED");
+        outcome.read("test result: FAILED. 12 passed; 1 failed; 2 ignored; 0 measured; 0 filtered out; finished in 3.00s");
+        outcome.read("test result: ok. 5 passed; 0 failed; 0 ignored; 0 measured; 1 filtered out; finished in 0.01s");
+        assert_eq!(
+            (outcome.passed, outcome.failed, outcome.ignored),
+            (17, 1, 2)
+        );
+        assert_eq!(outcome.failures.into_iter().collect::<Vec<_>>(), ["a::c"]);
+    }
+}

@@ -26,7 +26,9 @@ impl Step {
     pub fn start(what: &str) -> Self {
         let bar = std::io::stderr().is_terminal().then(|| {
             let bar = ProgressBar::new_spinner();
-            if let Ok(style) = ProgressStyle::with_template("{spinner} {prefix} ({elapsed}) {wide_msg:.dim}") {
+            if let Ok(style) =
+                ProgressStyle::with_template("{spinner} {prefix} ({elapsed}) {wide_msg:.dim}")
+            {
                 bar.set_style(style);
             }
             bar.set_prefix(what.to_owned());
@@ -36,13 +38,23 @@ impl Step {
         if bar.is_none() {
             eprintln!("  {what} ...");
         }
-        Self { what: what.to_owned(), bar, start: Instant::now(), spoken: Cell::new(Instant::now()) }
+        Self {
+            what: what.to_owned(),
+            bar,
+            start: Instant::now(),
+            spoken: Cell::new(Instant::now()),
+        }
     }
 
     /// Shows what it is at, where there is a moving line.
     pub fn say(&self, message: &str) {
         match &self.bar {
-            Some(bar) => bar.set_message(message.chars().filter(|c| !c.is_control()).collect::<String>()),
+            Some(bar) => bar.set_message(
+                message
+                    .chars()
+                    .filter(|c| !c.is_control())
+                    .collect::<String>(),
+            ),
             None => self.alive(),
         }
     }
@@ -51,7 +63,11 @@ impl Step {
     pub fn alive(&self) {
         if self.bar.is_none() && self.spoken.get().elapsed() >= HEARTBEAT {
             self.spoken.set(Instant::now());
-            eprintln!("  {} ... {} s so far", self.what, self.start.elapsed().as_secs());
+            eprintln!(
+                "  {} ... {} s so far",
+                self.what,
+                self.start.elapsed().as_secs()
+            );
         }
     }
 
@@ -70,7 +86,11 @@ impl Step {
             bar.finish_and_clear();
         }
         if self.start.elapsed() >= WORTH_A_LINE || how != "done" {
-            eprintln!("  {}: {how} ({:.1} s)", self.what, self.start.elapsed().as_secs_f64());
+            eprintln!(
+                "  {}: {how} ({:.1} s)",
+                self.what,
+                self.start.elapsed().as_secs_f64()
+            );
         }
     }
 }

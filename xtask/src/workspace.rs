@@ -24,7 +24,11 @@ pub fn artifacts() -> Result<PathBuf, Error> {
 
 /// What outlives the tree and is shared by checkouts: tools, kernels, root filesystems. `ASSAY_CACHE` moves it.
 pub fn cache(part: &str) -> Result<PathBuf, Error> {
-    let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let variable = |name| {
+        std::env::var_os(name)
+            .filter(|value| !value.is_empty())
+            .map(PathBuf::from)
+    };
     let base = variable("ASSAY_CACHE")
         .or_else(|| variable("XDG_CACHE_HOME").map(|dir| dir.join("assay")))
         .or_else(|| variable("HOME").map(|dir| dir.join(".cache/assay")))
@@ -72,7 +76,11 @@ impl Key {
         entries.sort_by_key(std::fs::DirEntry::file_name);
         entries.iter().try_fold(self, |key, entry| {
             let key = key.text(&entry.file_name().to_string_lossy());
-            if entry.path().is_dir() { key.tree(&entry.path()) } else { key.file(&entry.path()) }
+            if entry.path().is_dir() {
+                key.tree(&entry.path())
+            } else {
+                key.file(&entry.path())
+            }
         })
     }
 

@@ -23,20 +23,36 @@ impl Accelerator {
     pub fn detect() -> &'static Self {
         static FOUND: OnceLock<Accelerator> = OnceLock::new();
         FOUND.get_or_init(|| match unusable() {
-            None => Self { kvm: true, why: "hardware virtualisation works".to_owned() },
+            None => Self {
+                kvm: true,
+                why: "hardware virtualisation works".to_owned(),
+            },
             Some(why) => Self { kvm: false, why },
         })
     }
 
     /// QEMU's arguments for it.
     pub fn arguments(&self) -> [&'static str; 4] {
-        if self.kvm { ["-accel", "kvm", "-cpu", "host"] } else { ["-accel", "tcg,thread=multi", "-cpu", "max"] }
+        if self.kvm {
+            ["-accel", "kvm", "-cpu", "host"]
+        } else {
+            ["-accel", "tcg,thread=multi", "-cpu", "max"]
+        }
     }
 }
 
 impl std::fmt::Display for Accelerator {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} ({})", if self.kvm { "KVM" } else { "TCG, software emulation" }, self.why)
+        write!(
+            f,
+            "{} ({})",
+            if self.kvm {
+                "KVM"
+            } else {
+                "TCG, software emulation"
+            },
+            self.why
+        )
     }
 }
 
@@ -45,20 +61,39 @@ fn unusable() -> Option<String> {
     let capable = cpu
         .lines()
         .filter(|line| line.starts_with("flags"))
-        .any(|line| line.split_whitespace().any(|flag| flag == "vmx" || flag == "svm"));
+        .any(|line| {
+            line.split_whitespace()
+                .any(|flag| flag == "vmx" || flag == "svm")
+        });
     if !capable {
         return Some("the processor shows neither vmx nor svm".to_owned());
     }
     if let Err(error) = OpenOptions::new().read(true).write(true).open("/dev/kvm") {
         return Some(format!("cannot open /dev/kvm: {error}"));
     }
-    if probe() { None } else { Some("QEMU does not start with -accel kvm".to_owned()) }
+    if probe() {
+        None
+    } else {
+        Some("QEMU does not start with -accel kvm".to_owned())
+    }
 }
 
 /// Starts an empty machine under KVM and asks it to quit.
 fn probe() -> bool {
     let child = Command::new("qemu-system-x86_64")
-        .args(["-accel", "kvm", "-cpu", "host", "-M", "q35", "-m", "64", "-nodefaults", "-display", "none"])
+        .args([
+            "-accel",
+            "kvm",
+            "-cpu",
+            "host",
+            "-M",
+            "q35",
+            "-m",
+            "64",
+            "-nodefaults",
+            "-display",
+            "none",
+        ])
         .args(["-monitor", "stdio", "-S"])
         .stdin(Stdio::piped())
         .stdout(Stdio::null())

@@ -48,10 +48,17 @@ impl Image {
     /// # Errors
     /// [`HarnessError::Image`] when it is missing, does not parse, or names files that are gone.
     pub fn read(path: &Path) -> Result<Self, HarnessError> {
-        let unusable = |message: String| HarnessError::Image { path: path.to_owned(), message };
+        let unusable = |message: String| HarnessError::Image {
+            path: path.to_owned(),
+            message,
+        };
         let text = std::fs::read(path).map_err(|error| unusable(error.to_string()))?;
-        let image: Self = serde_json::from_slice(&text).map_err(|error| unusable(error.to_string()))?;
-        for file in [&image.kernel, &image.initrd, &image.root].into_iter().chain(&image.snapshot) {
+        let image: Self =
+            serde_json::from_slice(&text).map_err(|error| unusable(error.to_string()))?;
+        for file in [&image.kernel, &image.initrd, &image.root]
+            .into_iter()
+            .chain(&image.snapshot)
+        {
             if !file.exists() {
                 return Err(unusable(format!("{} is gone", file.display())));
             }

@@ -63,7 +63,8 @@ impl Vm {
         make_overlay(&image.root, &dir.path().join("disk.qcow2"))?;
         if !options.without_tpm {
             let state = dir.path().join("tpm");
-            std::fs::create_dir(&state).map_err(HarnessError::io(format!("make {}", state.display())))?;
+            std::fs::create_dir(&state)
+                .map_err(HarnessError::io(format!("make {}", state.display())))?;
             set_up(&state, true)?;
         }
         let mut vm = Self::start(image, dir, options, false)?;
@@ -80,11 +81,18 @@ impl Vm {
     pub fn restore(image: &Image) -> Result<Self, HarnessError> {
         let Some(snapshot) = &image.snapshot else {
             let message = "it has no saved machine".to_owned();
-            return Err(HarnessError::Image { path: image.kernel.clone(), message });
+            return Err(HarnessError::Image {
+                path: image.kernel.clone(),
+                message,
+            });
         };
         let dir = machine_dir()?;
-        let (disk, from) = (dir.path().join("disk.qcow2"), Image::snapshot_disk(snapshot));
-        std::fs::copy(&from, &disk).map_err(HarnessError::io(format!("copy {}", from.display())))?;
+        let (disk, from) = (
+            dir.path().join("disk.qcow2"),
+            Image::snapshot_disk(snapshot),
+        );
+        std::fs::copy(&from, &disk)
+            .map_err(HarnessError::io(format!("copy {}", from.display())))?;
         copy_dir(&Image::snapshot_tpm(snapshot), &dir.path().join("tpm"))?;
         let mut vm = Self::start(image, dir, &BootOptions::default(), true)?;
         vm.wait_until_up(BOOT_TIMEOUT)?;
@@ -120,9 +128,17 @@ impl Vm {
     pub fn reset(&mut self) -> Result<(), HarnessError> {
         let before = self.guest.ping()?.0;
         self.qmp()?.execute("system_reset", &json!({}))?;
-        Guest::wait_for("the machine did not come back after a reset", BOOT_TIMEOUT, || {
-            Ok(self.guest.ping().ok().filter(|(boot_id, _)| *boot_id != before))
-        })?;
+        Guest::wait_for(
+            "the machine did not come back after a reset",
+            BOOT_TIMEOUT,
+            || {
+                Ok(self
+                    .guest
+                    .ping()
+                    .ok()
+                    .filter(|(boot_id, _)| *boot_id != before))
+            },
+        )?;
         self.guest.set_clock()
     }
 
@@ -142,7 +158,8 @@ impl Vm {
         }
         std::fs::create_dir_all(to).map_err(HarnessError::io(format!("make {}", to.display())))?;
         let (from, disk) = (self.dir.path().join("disk.qcow2"), Image::snapshot_disk(to));
-        std::fs::copy(&from, &disk).map_err(HarnessError::io(format!("write {}", disk.display())))?;
+        std::fs::copy(&from, &disk)
+            .map_err(HarnessError::io(format!("write {}", disk.display())))?;
         copy_dir(&self.dir.path().join("tpm"), &Image::snapshot_tpm(to))
     }
 
@@ -169,16 +186,32 @@ impl Vm {
         restored: bool,
     ) -> Result<Self, HarnessError> {
         for _ in 0..10 {
-            let tpm = if options.without_tpm { None } else { Some(start_tpm(dir.path())?) };
+            let tpm = if options.without_tpm {
+                None
+            } else {
+                Some(start_tpm(dir.path())?)
+            };
             let (guest_port, agent_port) = free_ports()?;
             let mut qemu = Child::spawn("qemu-system-x86_64", |command| {
-                configure(command, image, dir.path(), options, (guest_port, agent_port));
+                configure(
+                    command,
+                    image,
+                    dir.path(),
+                    options,
+                    (guest_port, agent_port),
+                );
                 if restored {
                     command.args(["-loadvm", SNAPSHOT]);
                 }
             })?;
             if options.interactive || Self::lives(&mut qemu, dir.path())? {
-                return Ok(Self { qemu, tpm, guest: Guest::at(guest_port), agent_port, dir });
+                return Ok(Self {
+                    qemu,
+                    tpm,
+                    guest: Guest::at(guest_port),
+                    agent_port,
+                    dir,
+                });
             }
             // Another process took one of the ports between the look and the start.
         }
@@ -194,14 +227,22 @@ impl Vm {
                 if output.contains("Could not set up host forwarding rule") {
                     return Ok(false);
                 }
-                return Err(HarnessError::Failed { program: "qemu-system-x86_64".to_owned(), status, output });
+                return Err(HarnessError::Failed {
+                    program: "qemu-system-x86_64".to_owned(),
+                    status,
+                    output,
+                });
             }
             if Qmp::connect(&dir.join("qmp.sock")).is_ok() {
                 return Ok(true);
             }
             if start.elapsed() > BOOT_TIMEOUT {
                 let (what, seconds) = ("QEMU did not start".to_owned(), BOOT_TIMEOUT.as_secs());
-                return Err(HarnessError::Timeout { what, seconds, detail: last_words(&log) });
+                return Err(HarnessError::Timeout {
+                    what,
+                    seconds,
+                    detail: last_words(&log),
+                });
             }
             std::thread::sleep(Duration::from_millis(10));
         }
@@ -216,7 +257,11 @@ impl Vm {
             if let Some(status) = self.qemu.ended() {
                 let mut output = last_words(&self.dir.path().join("console.log"));
                 output.push_str(&last_words(&self.dir.path().join("qemu.log")));
-                return Err(HarnessError::Failed { program: "qemu-system-x86_64".to_owned(), status, output });
+                return Err(HarnessError::Failed {
+                    program: "qemu-system-x86_64".to_owned(),
+                    status,
+                    output,
+                });
             }
             std::thread::sleep(Duration::from_millis(20));
         }
@@ -241,12 +286,19 @@ fn make_overlay(root: &Path, disk: &Path) -> Result<(), HarnessError> {
         .args(["create", "-q", "-f", "qcow2", "-F", "raw", "-b"])
         .args([root, disk])
         .output()
-        .map_err(|source| HarnessError::Start { program: "qemu-img".to_owned(), source })?;
+        .map_err(|source| HarnessError::Start {
+            program: "qemu-img".to_owned(),
+            source,
+        })?;
     if output.status.success() {
         return Ok(());
     }
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
-    Err(HarnessError::Failed { program: "qemu-img".to_owned(), status: output.status, output: text })
+    Err(HarnessError::Failed {
+        program: "qemu-img".to_owned(),
+        status: output.status,
+        output: text,
+    })
 }
 
 fn start_tpm(dir: &Path) -> Result<Child, HarnessError> {
@@ -254,7 +306,14 @@ fn start_tpm(dir: &Path) -> Result<Child, HarnessError> {
     let _ = std::fs::remove_file(&socket);
     let mut child = Child::spawn("swtpm", |command| {
         command
-            .args(["socket", "--tpm2", "--terminate", "--flags", "not-need-init", "--tpmstate"])
+            .args([
+                "socket",
+                "--tpm2",
+                "--terminate",
+                "--flags",
+                "not-need-init",
+                "--tpmstate",
+            ])
             .arg(format!("dir={}", dir.join("tpm").display()))
             .arg("--ctrl")
             .arg(format!("type=unixio,path={}", socket.display()))
@@ -267,21 +326,52 @@ fn start_tpm(dir: &Path) -> Result<Child, HarnessError> {
     while !socket.exists() {
         if child.ended().is_some() || start.elapsed() > BOOT_TIMEOUT {
             let (what, seconds) = ("swtpm did not start".to_owned(), start.elapsed().as_secs());
-            return Err(HarnessError::Timeout { what, seconds, detail: last_words(&log) });
+            return Err(HarnessError::Timeout {
+                what,
+                seconds,
+                detail: last_words(&log),
+            });
         }
         std::thread::sleep(Duration::from_millis(5));
     }
     Ok(child)
 }
 
-fn configure(command: &mut Command, image: &Image, dir: &Path, options: &BootOptions, ports: (u16, u16)) {
+fn configure(
+    command: &mut Command,
+    image: &Image,
+    dir: &Path,
+    options: &BootOptions,
+    ports: (u16, u16),
+) {
     let file = |name: &str| dir.join(name).display().to_string();
     command.args(Accelerator::detect().arguments());
-    command.args(["-M", "q35", "-m", "1024", "-smp", "2", "-nographic", "-nodefaults"]);
-    command.arg("-kernel").arg(&image.kernel).arg("-initrd").arg(&image.initrd);
-    command.arg("-append").arg(format!("{} {}", image.cmdline, options.cmdline));
+    command.args([
+        "-M",
+        "q35",
+        "-m",
+        "1024",
+        "-smp",
+        "2",
+        "-nographic",
+        "-nodefaults",
+    ]);
+    command
+        .arg("-kernel")
+        .arg(&image.kernel)
+        .arg("-initrd")
+        .arg(&image.initrd);
+    command
+        .arg("-append")
+        .arg(format!("{} {}", image.cmdline, options.cmdline));
     // The disk lives as long as the test: nothing needs to reach the platter.
-    command.args(["-drive", &format!("file={},format=qcow2,if=virtio,cache=unsafe", file("disk.qcow2"))]);
+    command.args([
+        "-drive",
+        &format!(
+            "file={},format=qcow2,if=virtio,cache=unsafe",
+            file("disk.qcow2")
+        ),
+    ]);
     let (guest, agent) = ports;
     command.args([
         "-netdev",
@@ -307,17 +397,23 @@ fn configure(command: &mut Command, image: &Image, dir: &Path, options: &BootOpt
         ]);
     }
     if options.interactive {
-        command.args(["-serial", "mon:stdio"]).stdin(Stdio::inherit());
+        command
+            .args(["-serial", "mon:stdio"])
+            .stdin(Stdio::inherit());
         return;
     }
     command.args(["-serial", &format!("file:{}", file("console.log"))]);
-    let log = std::fs::File::create(dir.join("qemu.log")).map_or_else(|_| Stdio::null(), Stdio::from);
+    let log =
+        std::fs::File::create(dir.join("qemu.log")).map_or_else(|_| Stdio::null(), Stdio::from);
     command.stdout(Stdio::null()).stderr(log);
 }
 
 /// Two free loopback ports.
 fn free_ports() -> Result<(u16, u16), HarnessError> {
-    let listen = || TcpListener::bind(("127.0.0.1", 0)).and_then(|listener| Ok((listener.local_addr()?.port(), listener)));
+    let listen = || {
+        TcpListener::bind(("127.0.0.1", 0))
+            .and_then(|listener| Ok((listener.local_addr()?.port(), listener)))
+    };
     match (listen(), listen()) {
         (Ok((first, _one)), Ok((second, _two))) => Ok((first, second)),
         _ => Err(HarnessError::NoPorts),

@@ -24,8 +24,12 @@ impl Qmp {
         let action = || format!("connect to QEMU at {}", path.display());
         let stream = UnixStream::connect(path).map_err(HarnessError::io(action()))?;
         // A snapshot of a large machine on a slow disk is the longest thing that is asked for.
-        stream.set_read_timeout(Some(Duration::from_secs(120))).map_err(HarnessError::io(action()))?;
-        let mut qmp = Self { stream: BufReader::new(stream) };
+        stream
+            .set_read_timeout(Some(Duration::from_secs(120)))
+            .map_err(HarnessError::io(action()))?;
+        let mut qmp = Self {
+            stream: BufReader::new(stream),
+        };
         qmp.read()?;
         qmp.execute("qmp_capabilities", &json!({}))?;
         Ok(qmp)
@@ -39,15 +43,25 @@ impl Qmp {
         let mut line = json!({"execute": command, "arguments": arguments}).to_string();
         line.push('\n');
         let action = || format!("ask QEMU to {command}");
-        self.stream.get_mut().write_all(line.as_bytes()).map_err(HarnessError::io(action()))?;
+        self.stream
+            .get_mut()
+            .write_all(line.as_bytes())
+            .map_err(HarnessError::io(action()))?;
         loop {
             let mut answer = self.read()?;
             if let Some(value) = answer.get_mut("return") {
                 return Ok(value.take());
             }
             if let Some(error) = answer.get("error") {
-                let message = error.get("desc").and_then(Value::as_str).unwrap_or("no reason given").to_owned();
-                return Err(HarnessError::Guest { request: command.to_owned(), message });
+                let message = error
+                    .get("desc")
+                    .and_then(Value::as_str)
+                    .unwrap_or("no reason given")
+                    .to_owned();
+                return Err(HarnessError::Guest {
+                    request: command.to_owned(),
+                    message,
+                });
             }
             // An event; nobody waits for those.
         }
@@ -61,14 +75,21 @@ impl Qmp {
         let answer = self.execute("human-monitor-command", &json!({"command-line": line}))?;
         match answer.as_str().map(str::trim) {
             None | Some("") => Ok(()),
-            Some(text) => Err(HarnessError::Guest { request: line.to_owned(), message: text.to_owned() }),
+            Some(text) => Err(HarnessError::Guest {
+                request: line.to_owned(),
+                message: text.to_owned(),
+            }),
         }
     }
 
     fn read(&mut self) -> Result<Value, HarnessError> {
         let mut line = String::new();
-        self.stream.read_line(&mut line).map_err(HarnessError::io("read QEMU's answer"))?;
-        serde_json::from_str(&line)
-            .map_err(|error| HarnessError::Io { action: "read QEMU's answer".to_owned(), source: error.into() })
+        self.stream
+            .read_line(&mut line)
+            .map_err(HarnessError::io("read QEMU's answer"))?;
+        serde_json::from_str(&line).map_err(|error| HarnessError::Io {
+            action: "read QEMU's answer".to_owned(),
+            source: error.into(),
+        })
     }
 }

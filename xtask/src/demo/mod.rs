@@ -1,2 +1,4 @@
 //! tmp
-pub fn run() -> Result<(), crate::run::Error> { Ok(()) }
+pub fn run() -> Result<(), crate::run::Error> {
+    Ok(())
+}

@@ -34,8 +34,15 @@ exec switch_root /new /usr/bin/assay-guest
 
 /// Builds it, unless the one for exactly these programs is there.
 pub fn ensure(kernel: &Kernel, built: &Built) -> Result<PathBuf, Error> {
-    let programs = ["assay-agent", "assay-guest"].map(|name| built.bin.join(name));
-    let mut key = Key::new("initramfs 1").text(&kernel.release).text(INIT).text(&MODULES.join(" "));
+    let programs: Vec<PathBuf> = built
+        .on_board
+        .iter()
+        .map(|name| built.bin.join(name))
+        .collect();
+    let mut key = Key::new("initramfs 1")
+        .text(&kernel.release)
+        .text(INIT)
+        .text(&MODULES.join(" "));
     for file in programs.iter().chain([&built.bpf_object]) {
         key = key.file(file)?;
     }
@@ -60,21 +67,40 @@ fn build(kernel: &Kernel, built: &Built, programs: &[PathBuf]) -> Result<Vec<u8>
     archive.file("init", 0o755, INIT.as_bytes());
     archive.file("bin/busybox", 0o755, &read(&busybox()?)?);
     for (index, module) in module_files(kernel)?.iter().enumerate() {
-        let name = module.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let name = module
+            .file_name()
+            .map(|name| name.to_string_lossy().into_owned())
+            .unwrap_or_default();
         // The shell's glob gives them back in this order.
-        archive.file(&format!("modules/{index:02}-{}", name.trim_end_matches(".xz")), 0o644, &decompress(module)?);
+        archive.file(
+            &format!("modules/{index:02}-{}", name.trim_end_matches(".xz")),
+            0o644,
+            &decompress(module)?,
+        );
     }
-    for dir in ["payload/usr", "payload/usr/bin", "payload/usr/lib", "payload/usr/lib/assay"] {
+    for dir in [
+        "payload/usr",
+        "payload/usr/bin",
+        "payload/usr/lib",
+        "payload/usr/lib/assay",
+    ] {
         archive.dir(dir);
     }
     let scratch = tempfile::tempdir().map_err(io("make a scratch folder"))?;
     for program in programs {
-        let name = program.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let name = program
+            .file_name()
+            .map(|name| name.to_string_lossy().into_owned())
+            .unwrap_or_default();
         let stripped = scratch.path().join(&name);
         strip_debug(program, &stripped)?;
         archive.file(&format!("payload/usr/bin/{name}"), 0o755, &read(&stripped)?);
     }
-    archive.file("payload/usr/lib/assay/assay-ebpf.o", 0o644, &read(&built.bpf_object)?);
+    archive.file(
+        "payload/usr/lib/assay/assay-ebpf.o",
+        0o644,
+        &read(&built.bpf_object)?,
+    );
     Ok(archive.finish())
 }
 
@@ -91,10 +117,17 @@ fn module_files(kernel: &Kernel) -> Result<Vec<PathBuf>, Error> {
     let mut files: Vec<PathBuf> = Vec::new();
     for module in MODULES {
         let mut modprobe = command("modprobe", ["-S", &kernel.release, "-d"]);
-        modprobe.arg(kernel.module_base()).args(["--show-depends", module]);
+        modprobe
+            .arg(kernel.module_base())
+            .args(["--show-depends", module]);
         for line in output(&mut modprobe)?.lines() {
             // "builtin NAME" needs no file.
-            let Some(file) = line.strip_prefix("insmod ").map(|file| PathBuf::from(file.trim())) else { continue };
+            let Some(file) = line
+                .strip_prefix("insmod ")
+                .map(|file| PathBuf::from(file.trim()))
+            else {
+                continue;
+            };
             if !files.contains(&file) {
                 files.push(file);
             }
@@ -111,12 +144,19 @@ pub fn decompress(module: &Path) -> Result<Vec<u8>, Error> {
     let result = command("xz", ["-dc"])
         .arg(module)
         .output()
-        .map_err(|source| Error::Start { program: "xz".to_owned(), source })?;
+        .map_err(|source| Error::Start {
+            program: "xz".to_owned(),
+            source,
+        })?;
     if result.status.success() {
         return Ok(result.stdout);
     }
     let output = String::from_utf8_lossy(&result.stderr).into_owned();
-    Err(Error::Failed { command: format!("xz -dc {}", module.display()), status: result.status, output })
+    Err(Error::Failed {
+        command: format!("xz -dc {}", module.display()),
+        status: result.status,
+        output,
+    })
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, Error> {

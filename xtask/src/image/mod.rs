@@ -20,15 +20,21 @@ use crate::workspace::{Key, artifacts, cache};
 
 /// Kernels from here on list `bpf` among their security modules by default; the machines say it outright, and keep the
 /// rest of Debian's list that matters to Assay. No IMA policy: hosts have none either.
-const CMDLINE: &str = "console=ttyS0 panic=-1 quiet lsm=landlock,lockdown,yama,integrity,apparmor,bpf";
+const CMDLINE: &str =
+    "console=ttyS0 panic=-1 quiet lsm=landlock,lockdown,yama,integrity,apparmor,bpf";
 /// Saved machines that are kept: this tree's, and those of a few other states of it.
 const SAVED_KEPT: usize = 3;
+
+/// A script may run this long in a machine.
+const SCRIPT_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(600);
 
 /// A machine with the given programs on board, without a saved state.
 pub fn prepare(built: &Built) -> Result<Image, Error> {
     let system = System::detect();
     if !cfg!(target_arch = "x86_64") {
-        return Err(Error::Missing("test machines exist for x86_64 only".to_owned()));
+        return Err(Error::Missing(
+            "test machines exist for x86_64 only".to_owned(),
+        ));
     }
     let kernel = kernel::ensure(&system)?;
     let root = rootfs::ensure(&system, &kernel)?;
@@ -48,7 +54,11 @@ pub fn prepare(built: &Built) -> Result<Image, Error> {
 /// harness looks for it.
 pub fn prepare_saved(built: &Built) -> Result<Image, Error> {
     let mut image = prepare(built)?;
-    note(&format!("machines: Linux {} on {}", image.kernel_release, Accelerator::detect()));
+    note(&format!(
+        "machines: Linux {} on {}",
+        image.kernel_release,
+        Accelerator::detect()
+    ));
     let saved = cache("saved")?.join(saved_name(&image)?);
     if !saved.exists() {
         save(&image, &saved)?;
@@ -64,17 +74,63 @@ pub fn prepare_saved(built: &Built) -> Result<Image, Error> {
 }
 
 /// `cargo xtask vm`.
-pub fn console(build_only: bool, cmdline: String) -> Result<(), Error> {
+pub fn console(build_only: bool, bare: bool, cmdline: String) -> Result<(), Error> {
     let tools = setup::install()?;
-    let built = build::all(&tools, Profile::Debug)?;
+    let built = if bare {
+        build::bare(&tools)?
+    } else {
+        build::all(&tools, Profile::Debug)?
+    };
     if build_only {
         return prepare_saved(&built).map(drop);
     }
     let image = prepare(&built)?;
-    note(&format!("booting Linux {} on {}; Ctrl-A X switches off", image.kernel_release, Accelerator::detect()));
+    note(&format!(
+        "booting Linux {} on {}; Ctrl-A X switches off",
+        image.kernel_release,
+        Accelerator::detect()
+    ));
     let cmdline = format!("assay.shell {cmdline}");
-    let mut vm = Vm::boot(&image, &BootOptions { cmdline, interactive: true, ..BootOptions::default() })?;
+    let mut vm = Vm::boot(
+        &image,
+        &BootOptions {
+            cmdline,
+            interactive: true,
+            ..BootOptions::default()
+        },
+    )?;
     Ok(vm.wait()?)
+}
+
+/// `cargo xtask vm --script`.
+pub fn script(bare: bool, script: &str, files: &[PathBuf]) -> Result<(), Error> {
+    let tools = setup::install()?;
+    let built = if bare {
+        build::bare(&tools)?
+    } else {
+        build::all(&tools, Profile::Debug)?
+    };
+    let vm = Vm::restore(&prepare_saved(&built)?)?;
+    for file in files {
+        let name = file
+            .file_name()
+            .map(|name| name.to_string_lossy().into_owned())
+            .unwrap_or_default();
+        vm.guest().put_file(&format!("/root/{name}"), 0o755, file)?;
+    }
+    let ended = vm
+        .guest()
+        .run_with(&["bash", "-c", script], b"", SCRIPT_TIMEOUT)?;
+    print!("{}", ended.stdout);
+    eprint!("{}", ended.stderr);
+    if ended.ok() {
+        return Ok(());
+    }
+    let how = ended.code.map_or_else(
+        || "a signal, or lateness".to_owned(),
+        |code| format!("exit status {code}"),
+    );
+    Err(Error::Tests(format!("the script ended by {how}")))
 }
 
 fn saved_name(image: &Image) -> Result<String, Error> {
@@ -103,7 +159,9 @@ fn save(image: &Image, to: &Path) -> Result<(), Error> {
 
 /// Removes all but the latest saved machines.
 fn prune(newest: &Path) -> Result<(), Error> {
-    let Some(folder) = newest.parent() else { return Ok(()) };
+    let Some(folder) = newest.parent() else {
+        return Ok(());
+    };
     keep_newest(folder, SAVED_KEPT)
 }
 
@@ -116,7 +174,11 @@ fn keep_newest(folder: &Path, count: usize) -> Result<(), Error> {
         .collect();
     entries.sort();
     for (_, path) in entries.iter().rev().skip(count) {
-        let _ = if path.is_dir() { std::fs::remove_dir_all(path) } else { std::fs::remove_file(path) };
+        let _ = if path.is_dir() {
+            std::fs::remove_dir_all(path)
+        } else {
+            std::fs::remove_file(path)
+        };
     }
     Ok(())
 }

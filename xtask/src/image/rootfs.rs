@@ -41,12 +41,26 @@ pub fn ensure(system: &System, kernel: &Kernel) -> Result<PathBuf, Error> {
 fn bootstrap(system: &System, sources: &[String], tar: &Path) -> Result<(), Error> {
     let mode = if is_root() { "root" } else { "unshare" };
     let mut mmdebstrap = command("mmdebstrap", [format!("--mode={mode}")]);
-    mmdebstrap.args(["--variant=apt", "--format=tar", "--aptopt=APT::Install-Recommends \"false\""]);
+    mmdebstrap.args([
+        "--variant=apt",
+        "--format=tar",
+        "--aptopt=APT::Install-Recommends \"false\"",
+    ]);
     for folder in ["man", "doc", "locale", "info"] {
         mmdebstrap.arg(format!("--dpkgopt=path-exclude=/usr/share/{folder}/*"));
     }
-    mmdebstrap.arg(format!("--include={PACKAGES}")).arg(&system.codename).arg(tar).args(sources);
-    step(&format!("making a {} root filesystem (under a minute)", system.codename), &mut mmdebstrap)
+    mmdebstrap
+        .arg(format!("--include={PACKAGES}"))
+        .arg(&system.codename)
+        .arg(tar)
+        .args(sources);
+    step(
+        &format!(
+            "making a {} root filesystem (under a minute)",
+            system.codename
+        ),
+        &mut mmdebstrap,
+    )
 }
 
 /// The same archives as this machine's: its libraries and the guest's must be of one age.
@@ -62,10 +76,16 @@ fn sources(system: &System) -> Result<Vec<String>, Error> {
         }
     };
     let fallback = |suite: &str| match system.family {
-        Family::Debian if suite.ends_with("-security") => "http://deb.debian.org/debian-security".to_owned(),
+        Family::Debian if suite.ends_with("-security") => {
+            "http://deb.debian.org/debian-security".to_owned()
+        }
         _ => main.to_owned(),
     };
-    let suites = [release.clone(), format!("{release}-updates"), format!("{release}-security")];
+    let suites = [
+        release.clone(),
+        format!("{release}-updates"),
+        format!("{release}-security"),
+    ];
     Ok(suites
         .iter()
         .map(|suite| {
@@ -94,7 +114,17 @@ mke2fs -q -F -t ext4 -O ^has_journal -E lazy_itable_init=1,nodiscard -L root -d 
 
 fn make_image(kernel: &Kernel, tar: &Path, image: &Path) -> Result<(), Error> {
     // Owners and device files need root, or something that remembers them.
-    let mut shell = if is_root() { command("sh", ["-c"]) } else { command("fakeroot", ["sh", "-c"]) };
-    shell.args([SCRIPT, "image"]).arg(tar).arg(kernel.modules()).arg(&kernel.release).arg(image).arg(SIZE);
+    let mut shell = if is_root() {
+        command("sh", ["-c"])
+    } else {
+        command("fakeroot", ["sh", "-c"])
+    };
+    shell
+        .args([SCRIPT, "image"])
+        .arg(tar)
+        .arg(kernel.modules())
+        .arg(&kernel.release)
+        .arg(image)
+        .arg(SIZE);
     step("writing it to an image", &mut shell)
 }

@@ -19,7 +19,9 @@ pub fn as_root(program: &str) -> Result<Command, Error> {
         return Ok(command::<&str>(program, []));
     }
     if !crate::run::in_path("sudo") {
-        return Err(Error::Missing(format!("{program} needs root, and there is no sudo: run `cargo xtask setup` as root")));
+        return Err(Error::Missing(format!(
+            "{program} needs root, and there is no sudo: run `cargo xtask setup` as root"
+        )));
     }
     let mut sudo = Command::new("sudo");
     sudo.arg(program);
@@ -48,7 +50,9 @@ impl PrivateApt {
     /// Configures it for Debian's `suites` of one release, such as `["trixie", "trixie-security"]`.
     pub fn debian(system: &System, suites: &[&str]) -> Result<Self, Error> {
         if !Path::new(DEBIAN_KEYRING).exists() {
-            return Err(Error::Missing(format!("{DEBIAN_KEYRING} is missing: install debian-archive-keyring")));
+            return Err(Error::Missing(format!(
+                "{DEBIAN_KEYRING} is missing: install debian-archive-keyring"
+            )));
         }
         let dir = cache(&format!("apt/{}", suites.join("+")))?;
         for part in ["lists/partial", "archives/partial", "none"] {
@@ -66,11 +70,17 @@ impl PrivateApt {
     /// Fetches the package lists, unless that was done lately.
     pub fn update(&self) -> Result<(), Error> {
         let stamp = self.dir.join("updated");
-        let age = std::fs::metadata(&stamp).and_then(|file| file.modified()).ok().and_then(|time| time.elapsed().ok());
+        let age = std::fs::metadata(&stamp)
+            .and_then(|file| file.modified())
+            .ok()
+            .and_then(|time| time.elapsed().ok());
         if age.is_some_and(|age| age < FRESH) {
             return Ok(());
         }
-        step("fetching Debian's package lists", command("apt-get", self.options()).args(["-q", "update"]))?;
+        step(
+            "fetching Debian's package lists",
+            command("apt-get", self.options()).args(["-q", "update"]),
+        )?;
         std::fs::write(&stamp, "").map_err(io(format!("write {}", stamp.display())))
     }
 
@@ -79,15 +89,24 @@ impl PrivateApt {
         let mut options = self.sources();
         options.push("-oDir::State::status=/dev/null".to_owned());
         options.push(format!("-oDir::Cache={}", self.dir.display()));
-        options.push(format!("-oDir::Cache::archives={}", self.dir.join("archives").display()));
+        options.push(format!(
+            "-oDir::Cache::archives={}",
+            self.dir.join("archives").display()
+        ));
         options
     }
 
     /// The options for installing into this machine from these sources.
     pub fn sources(&self) -> Vec<String> {
         vec![
-            format!("-oDir::Etc::sourcelist={}", self.dir.join("debian.sources").display()),
-            format!("-oDir::Etc::sourceparts={}", self.dir.join("none").display()),
+            format!(
+                "-oDir::Etc::sourcelist={}",
+                self.dir.join("debian.sources").display()
+            ),
+            format!(
+                "-oDir::Etc::sourceparts={}",
+                self.dir.join("none").display()
+            ),
             format!("-oDir::State::lists={}", self.dir.join("lists").display()),
             "-oAPT::Sandbox::User=root".to_owned(),
         ]
@@ -102,40 +121,62 @@ impl PrivateApt {
     /// The names that a package depends on.
     pub fn depends(&self, package: &str) -> Result<Vec<String>, Error> {
         let text = output(command("apt-cache", self.options()).args(["depends", package]))?;
-        Ok(text.lines().filter_map(|line| line.trim().strip_prefix("Depends: ")).map(str::to_owned).collect())
+        Ok(text
+            .lines()
+            .filter_map(|line| line.trim().strip_prefix("Depends: "))
+            .map(str::to_owned)
+            .collect())
     }
 
     /// Downloads packages into `dir`, checked against the archive's signature.
     pub fn download(&self, what: &str, packages: &[String], dir: &Path) -> Result<(), Error> {
         let mut apt = command("apt-get", self.options());
-        step(what, apt.args(["-q", "download"]).args(packages).current_dir(dir))
+        step(
+            what,
+            apt.args(["-q", "download"]).args(packages).current_dir(dir),
+        )
     }
 }
 
 /// Which version would the machine's own apt install, if it knows the package?
 pub fn candidate(package: &str) -> Result<Option<String>, Error> {
-    Ok(candidate_in(&output(&mut command("apt-cache", ["policy", package]))?))
+    Ok(candidate_in(&output(&mut command(
+        "apt-cache",
+        ["policy", package],
+    ))?))
 }
 
 fn candidate_in(policy: &str) -> Option<String> {
-    let version = policy.lines().find_map(|line| line.trim().strip_prefix("Candidate: "))?;
+    let version = policy
+        .lines()
+        .find_map(|line| line.trim().strip_prefix("Candidate: "))?;
     (version != "(none)").then(|| version.to_owned())
 }
 
 fn debian_mirror(system: &System, suite: &str) -> String {
     let security = suite.ends_with("-security");
     let own = (system.family == Family::Debian).then(|| {
-        let same = if security { format!("{}-security", system.codename) } else { system.codename.clone() };
+        let same = if security {
+            format!("{}-security", system.codename)
+        } else {
+            system.codename.clone()
+        };
         system.mirror(suite).or_else(|| system.mirror(&same))
     });
     own.flatten().unwrap_or_else(|| {
-        let path = if security { "debian-security" } else { "debian" };
+        let path = if security {
+            "debian-security"
+        } else {
+            "debian"
+        };
         format!("http://deb.debian.org/{path}")
     })
 }
 
 fn stanza(suite: &str, uri: &str) -> String {
-    format!("Types: deb\nURIs: {uri}\nSuites: {suite}\nComponents: main\nSigned-By: {DEBIAN_KEYRING}\n\n")
+    format!(
+        "Types: deb\nURIs: {uri}\nSuites: {suite}\nComponents: main\nSigned-By: {DEBIAN_KEYRING}\n\n"
+    )
 }
 
 /// Unpacks a .deb without installing it.
@@ -147,5 +188,7 @@ pub fn unpack(deb: &Path, to: &Path) -> Result<(), Error> {
 pub fn debs(dir: &Path) -> Result<Vec<PathBuf>, Error> {
     let entries = std::fs::read_dir(dir).map_err(io(format!("list {}", dir.display())))?;
     let paths = entries.flatten().map(|entry| entry.path());
-    Ok(paths.filter(|path| path.extension().is_some_and(|extension| extension == "deb")).collect())
+    Ok(paths
+        .filter(|path| path.extension().is_some_and(|extension| extension == "deb"))
+        .collect())
 }

@@ -23,8 +23,10 @@ pub struct Tools {
 /// Reports what is missing, and changes nothing.
 pub fn check() -> Result<(), Error> {
     let system = System::detect();
-    let mut missing: Vec<String> =
-        packages::missing(&system)?.iter().map(|package| format!("package {package}")).collect();
+    let mut missing: Vec<String> = packages::missing(&system)?
+        .iter()
+        .map(|package| format!("package {package}"))
+        .collect();
     if linker::find()?.is_none() {
         missing.push(format!("bpf-linker {}", linker::VERSION));
     }
@@ -36,7 +38,10 @@ pub fn check() -> Result<(), Error> {
         note(&format!("{system}: nothing is missing"));
         return Ok(());
     }
-    Err(Error::Missing(format!("missing on {system}: {} (`cargo xtask setup` installs it)", missing.join(", "))))
+    Err(Error::Missing(format!(
+        "missing on {system}: {} (`cargo xtask setup` installs it)",
+        missing.join(", ")
+    )))
 }
 
 /// Installs what is missing, saying what. Takes well under a second when nothing is.
@@ -55,5 +60,7 @@ pub fn install() -> Result<Tools, Error> {
         Some(compiler) => compiler,
         None => toolchain::install(&system)?,
     };
-    Ok(Tools { bpf: bpf.with_linker(linker) })
+    Ok(Tools {
+        bpf: bpf.with_linker(linker),
+    })
 }

@@ -10,14 +10,41 @@ use crate::ui::note;
 /// Packages by what they are for. Of names separated by `|` one is enough: releases differ.
 const PACKAGES: &[&str] = &[
     // To build.
-    "gcc", "libc6-dev", "binutils", "pkg-config|pkgconf", "clang", "libclang-dev", "libtss2-dev", "libsystemd-dev",
-    "libcryptsetup-dev", "libsqlite3-dev",
+    "gcc",
+    "libc6-dev",
+    "binutils",
+    "pkg-config|pkgconf",
+    "clang",
+    "libclang-dev",
+    "libtss2-dev",
+    "libsystemd-dev",
+    "libcryptsetup-dev",
+    "libsqlite3-dev",
     // What a privately unpacked compiler and its LLVM stand on.
-    "libedit2", "libffi8", "libxml2|libxml2-16", "libz3-4", "libzstd1", "zlib1g",
+    "libedit2",
+    "libffi8",
+    "libxml2|libxml2-16",
+    "libz3-4",
+    "libzstd1",
+    "zlib1g",
     // To test.
-    "swtpm", "swtpm-tools", "tpm2-tools", "libtss2-tcti-swtpm0|libtss2-tcti-swtpm0t64", "cryptsetup-bin",
-    "util-linux", "iproute2", "kmod", "busybox-static", "mmdebstrap", "fakeroot", "e2fsprogs", "xz-utils",
-    "debian-archive-keyring", "ca-certificates", "qemu-utils", "qemu-system-x86",
+    "swtpm",
+    "swtpm-tools",
+    "tpm2-tools",
+    "libtss2-tcti-swtpm0|libtss2-tcti-swtpm0t64",
+    "cryptsetup-bin",
+    "util-linux",
+    "iproute2",
+    "kmod",
+    "busybox-static",
+    "mmdebstrap",
+    "fakeroot",
+    "e2fsprogs",
+    "xz-utils",
+    "debian-archive-keyring",
+    "ca-certificates",
+    "qemu-utils",
+    "qemu-system-x86",
 ];
 
 /// The same for Fedora and Enterprise Linux 10; printed, not installed.
@@ -30,10 +57,18 @@ pub fn missing(system: &System) -> Result<Vec<String>, Error> {
     if !system.has_apt() {
         return Ok(missing_programs());
     }
-    let installed = output(&mut command("dpkg-query", ["-W", "-f", "${db:Status-Abbrev} ${Package}\n"]))?;
-    let installed: HashSet<&str> =
-        installed.lines().filter_map(|line| line.strip_prefix("ii")).map(str::trim).collect();
-    let missing = PACKAGES.iter().filter(|names| !names.split('|').any(|name| installed.contains(name)));
+    let installed = output(&mut command(
+        "dpkg-query",
+        ["-W", "-f", "${db:Status-Abbrev} ${Package}\n"],
+    ))?;
+    let installed: HashSet<&str> = installed
+        .lines()
+        .filter_map(|line| line.strip_prefix("ii"))
+        .map(str::trim)
+        .collect();
+    let missing = PACKAGES
+        .iter()
+        .filter(|names| !names.split('|').any(|name| installed.contains(name)));
     missing.map(|names| pick(names)).collect()
 }
 
@@ -51,11 +86,21 @@ fn pick(names: &str) -> Result<String, Error> {
 
 /// Without apt only programs can be looked for.
 fn missing_programs() -> Vec<String> {
-    ["gcc", "pkg-config", "clang", "swtpm", "swtpm_setup", "tpm2", "cryptsetup", "qemu-img", "qemu-system-x86_64"]
-        .into_iter()
-        .filter(|program| !in_path(program))
-        .map(str::to_owned)
-        .collect()
+    [
+        "gcc",
+        "pkg-config",
+        "clang",
+        "swtpm",
+        "swtpm_setup",
+        "tpm2",
+        "cryptsetup",
+        "qemu-img",
+        "qemu-system-x86_64",
+    ]
+    .into_iter()
+    .filter(|program| !in_path(program))
+    .map(str::to_owned)
+    .collect()
 }
 
 /// Installs them.
@@ -76,28 +121,47 @@ pub fn install(system: &System, missing: &[String]) -> Result<(), Error> {
     }
     note(&format!("installing {}", missing.join(" ")));
     let mut update = apt::as_root("apt-get")?;
-    step("fetching package lists", update.args(["-o", "DPkg::Lock::Timeout=600", "-q", "update"]))?;
-    let (qemu, rest): (Vec<String>, Vec<String>) =
-        missing.iter().cloned().partition(|package| package.starts_with("qemu-"));
+    step(
+        "fetching package lists",
+        update.args(["-o", "DPkg::Lock::Timeout=600", "-q", "update"]),
+    )?;
+    let (qemu, rest): (Vec<String>, Vec<String>) = missing
+        .iter()
+        .cloned()
+        .partition(|package| package.starts_with("qemu-"));
     if !rest.is_empty() {
         apt::install("installing packages", &[], &rest)?;
     }
-    if qemu.is_empty() { Ok(()) } else { install_qemu(system, &qemu) }
+    if qemu.is_empty() {
+        Ok(())
+    } else {
+        install_qemu(system, &qemu)
+    }
 }
 
 /// Where QEMU's tools came from backports, the machine emulator of the release itself breaks them: then it is taken
 /// from backports as well, through a configuration that changes nothing for other packages.
 fn install_qemu(system: &System, packages: &[String]) -> Result<(), Error> {
-    let simulate = command("apt-get", ["-s", "-q", "install", "--no-install-recommends"]).args(packages).output();
+    let simulate = command(
+        "apt-get",
+        ["-s", "-q", "install", "--no-install-recommends"],
+    )
+    .args(packages)
+    .output();
     if simulate.is_ok_and(|result| result.status.success()) {
         return apt::install("installing QEMU", &[], packages);
     }
     if system.family != Family::Debian {
-        return Err(Error::Missing(format!("apt cannot install {}: `apt-get install` says why", packages.join(" "))));
+        return Err(Error::Missing(format!(
+            "apt cannot install {}: `apt-get install` says why",
+            packages.join(" ")
+        )));
     }
     let release = &system.codename;
     let backports = format!("{release}-backports");
-    note(&format!("QEMU's tools on this machine are from {backports}: taking the emulator from there"));
+    note(&format!(
+        "QEMU's tools on this machine are from {backports}: taking the emulator from there"
+    ));
     let (updates, security) = (format!("{release}-updates"), format!("{release}-security"));
     let private = PrivateApt::debian(system, &[release, &updates, &backports, &security])?;
     private.update()?;

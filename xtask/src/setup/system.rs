@@ -49,8 +49,16 @@ impl System {
         } else {
             Family::Other
         };
-        let name = if get("PRETTY_NAME").is_empty() { "this system" } else { get("PRETTY_NAME") };
-        Self { family, codename: get("VERSION_CODENAME").to_owned(), name: name.to_owned() }
+        let name = if get("PRETTY_NAME").is_empty() {
+            "this system"
+        } else {
+            get("PRETTY_NAME")
+        };
+        Self {
+            family,
+            codename: get("VERSION_CODENAME").to_owned(),
+            name: name.to_owned(),
+        }
     }
 
     /// Does it install with apt?
@@ -65,7 +73,10 @@ impl System {
             files.extend(entries.flatten().map(|entry| entry.path()));
         }
         files.sort();
-        files.iter().filter_map(|file| std::fs::read_to_string(file).ok()).find_map(|text| mirror_in(&text, suite))
+        files
+            .iter()
+            .filter_map(|file| std::fs::read_to_string(file).ok())
+            .find_map(|text| mirror_in(&text, suite))
     }
 }
 
@@ -80,7 +91,10 @@ fn mirror_in(text: &str, suite: &str) -> Option<String> {
     let names = |words: &str| words.split_whitespace().any(|word| word == suite);
     for stanza in text.split("\n\n") {
         let field = |name: &str| {
-            stanza.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim)
+            stanza
+                .lines()
+                .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
+                .map(str::trim)
         };
         if field("Enabled") == Some("no") {
             continue;
@@ -94,7 +108,11 @@ fn mirror_in(text: &str, suite: &str) -> Option<String> {
     text.lines().find_map(|line| {
         let rest = line.trim().strip_prefix("deb ")?.trim_start();
         // Options stand in brackets before the address.
-        let rest = if rest.starts_with('[') { rest.split_once(']')?.1.trim_start() } else { rest };
+        let rest = if rest.starts_with('[') {
+            rest.split_once(']')?.1.trim_start()
+        } else {
+            rest
+        };
         let mut words = rest.split_whitespace();
         let uri = words.next()?;
         (words.next() == Some(suite)).then(|| uri.to_owned())
@@ -107,17 +125,32 @@ mod tests {
 
     #[test]
     fn tells_families_apart() {
-        assert_eq!(System::parse("ID=debian\nVERSION_CODENAME=bookworm\n").family, Family::Debian);
-        assert_eq!(System::parse("ID=linuxmint\nID_LIKE=\"ubuntu debian\"\n").family, Family::Ubuntu);
-        assert_eq!(System::parse("ID=\"almalinux\"\nID_LIKE=\"rhel centos fedora\"\n").family, Family::Dnf);
+        assert_eq!(
+            System::parse("ID=debian\nVERSION_CODENAME=bookworm\n").family,
+            Family::Debian
+        );
+        assert_eq!(
+            System::parse("ID=linuxmint\nID_LIKE=\"ubuntu debian\"\n").family,
+            Family::Ubuntu
+        );
+        assert_eq!(
+            System::parse("ID=\"almalinux\"\nID_LIKE=\"rhel centos fedora\"\n").family,
+            Family::Dnf
+        );
         assert_eq!(System::parse("").family, Family::Other);
     }
 
     #[test]
     fn finds_a_mirror_in_both_formats() {
         let deb822 = "# old\nTypes: deb\nURIs: http://m/debian\nSuites: bookworm bookworm-updates\n\nTypes: deb\nURIs: http://m/security\nSuites: bookworm-security\n";
-        assert_eq!(mirror_in(deb822, "bookworm").as_deref(), Some("http://m/debian"));
-        assert_eq!(mirror_in(deb822, "bookworm-security").as_deref(), Some("http://m/security"));
+        assert_eq!(
+            mirror_in(deb822, "bookworm").as_deref(),
+            Some("http://m/debian")
+        );
+        assert_eq!(
+            mirror_in(deb822, "bookworm-security").as_deref(),
+            Some("http://m/security")
+        );
         assert_eq!(mirror_in(deb822, "trixie"), None);
         let list = "deb-src http://s/ trixie main\ndeb [arch=amd64 signed-by=/k] https://m/d trixie main contrib\n";
         assert_eq!(mirror_in(list, "trixie").as_deref(), Some("https://m/d"));

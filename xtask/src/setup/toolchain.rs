@@ -46,7 +46,10 @@ impl std::fmt::Display for BpfCompiler {
 
 impl BpfCompiler {
     fn new(kind: Kind) -> Self {
-        Self { kind, linker: PathBuf::new() }
+        Self {
+            kind,
+            linker: PathBuf::new(),
+        }
     }
 
     pub(super) fn with_linker(self, linker: PathBuf) -> Self {
@@ -69,11 +72,15 @@ impl BpfCompiler {
         cargo.env("PATH", path).env_remove("CARGO_TARGET_DIR");
         match &self.kind {
             Kind::Nightly => {
-                cargo.args(["+nightly", "-Z", "build-std=core"]).env_remove("RUSTUP_TOOLCHAIN");
+                cargo
+                    .args(["+nightly", "-Z", "build-std=core"])
+                    .env_remove("RUSTUP_TOOLCHAIN");
             }
             Kind::Folder(usr) => {
                 // Target options of a tier-3 target count as unstable.
-                cargo.env("RUSTC", usr.join("bin/rustc")).env("RUSTC_BOOTSTRAP", "1");
+                cargo
+                    .env("RUSTC", usr.join("bin/rustc"))
+                    .env("RUSTC_BOOTSTRAP", "1");
                 cargo.env("LD_LIBRARY_PATH", usr.join(LIBRARIES));
             }
         }
@@ -102,19 +109,29 @@ pub fn find() -> Result<Option<BpfCompiler>, Error> {
 pub fn install(system: &System) -> Result<BpfCompiler, Error> {
     if !system.has_apt() {
         return Err(Error::Missing(
-            "no compiler for the kernel programs: `rustup toolchain install nightly -c rust-src`".to_owned(),
+            "no compiler for the kernel programs: `rustup toolchain install nightly -c rust-src`"
+                .to_owned(),
         ));
     }
     note("no nightly with rust-src: taking Debian's rustc-web, unpacked privately (110 MB)");
-    let release = if system.family == Family::Debian { &system.codename } else { DEBIAN_RELEASE };
+    let release = if system.family == Family::Debian {
+        &system.codename
+    } else {
+        DEBIAN_RELEASE
+    };
     let (apt, version) = match source(system, release)? {
         Some(found) => found,
-        None => source(system, DEBIAN_RELEASE)?
-            .ok_or_else(|| Error::Missing("Debian's archive has no libstd-rust-web-dev-bpf any more".to_owned()))?,
+        None => source(system, DEBIAN_RELEASE)?.ok_or_else(|| {
+            Error::Missing("Debian's archive has no libstd-rust-web-dev-bpf any more".to_owned())
+        })?,
     };
     let folder = private_folder()?;
     let debs = make_dir(folder.join("debs"))?;
-    apt.download(&format!("downloading rustc-web {version}"), &package_names(&apt, &version)?, &debs)?;
+    apt.download(
+        &format!("downloading rustc-web {version}"),
+        &package_names(&apt, &version)?,
+        &debs,
+    )?;
     let step = Step::start("unpacking it");
     for deb in apt::debs(&debs)? {
         step.say(&deb.display().to_string());
@@ -124,7 +141,10 @@ pub fn install(system: &System) -> Result<BpfCompiler, Error> {
     std::fs::remove_dir_all(&debs).map_err(io(format!("remove {}", debs.display())))?;
     let usr = folder.join("usr");
     if !is_complete(&usr) {
-        return Err(Error::Missing(format!("{} does not run: `ldd` on it says what it lacks", usr.join("bin/rustc").display())));
+        return Err(Error::Missing(format!(
+            "{} does not run: `ldd` on it says what it lacks",
+            usr.join("bin/rustc").display()
+        )));
     }
     Ok(BpfCompiler::new(Kind::Folder(usr)))
 }
@@ -139,15 +159,31 @@ fn source(system: &System, release: &str) -> Result<Option<(PrivateApt, String)>
 
 /// All at one version: `core` is tied to the very compiler that it was built with.
 fn package_names(apt: &PrivateApt, version: &str) -> Result<Vec<String>, Error> {
-    let mut names: Vec<String> = ["rustc-web", "libstd-rust-web-dev", "libstd-rust-web-dev-bpf"]
-        .iter()
-        .map(|package| format!("{package}={version}"))
-        .collect();
-    let runtime = apt.depends("rustc-web")?.into_iter().find(|name| is_runtime(name));
-    let runtime = runtime.ok_or_else(|| Error::Missing("rustc-web depends on no libstd-rust-web-*".to_owned()))?;
-    let llvm = apt.depends(&runtime)?.into_iter().find(|name| name.starts_with("libllvm"));
+    let mut names: Vec<String> = [
+        "rustc-web",
+        "libstd-rust-web-dev",
+        "libstd-rust-web-dev-bpf",
+    ]
+    .iter()
+    .map(|package| format!("{package}={version}"))
+    .collect();
+    let runtime = apt
+        .depends("libstd-rust-web-dev")?
+        .into_iter()
+        .find(|name| is_runtime(name));
+    let runtime = runtime.ok_or_else(|| {
+        Error::Missing("libstd-rust-web-dev depends on no libstd-rust-web-*".to_owned())
+    })?;
+    let llvm = apt
+        .depends(&runtime)?
+        .into_iter()
+        .find(|name| name.starts_with("libllvm"));
     let llvm = llvm.ok_or_else(|| Error::Missing(format!("{runtime} depends on no libllvm")))?;
-    if llvm.trim_start_matches("libllvm").parse::<u32>().is_ok_and(|major| major > NEWEST_LLVM) {
+    if llvm
+        .trim_start_matches("libllvm")
+        .parse::<u32>()
+        .is_ok_and(|major| major > NEWEST_LLVM)
+    {
         return Err(Error::Missing(format!(
             "Debian's rustc-web {version} uses {llvm}, but bpf-linker {} opens LLVM {NEWEST_LLVM} at most: a newer \
              bpf-linker and an older compiler are the ways out (set {VARIABLE})",
@@ -160,7 +196,8 @@ fn package_names(apt: &PrivateApt, version: &str) -> Result<Vec<String>, Error> 
 }
 
 fn is_runtime(name: &str) -> bool {
-    name.strip_prefix("libstd-rust-web-").is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
+    name.strip_prefix("libstd-rust-web-")
+        .is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
 }
 
 fn is_complete(usr: &Path) -> bool {
@@ -181,12 +218,23 @@ fn nightly() -> Command {
 }
 
 fn nightly_is_usable() -> bool {
-    let Ok(sysroot) = output(nightly().args(["--print", "sysroot"])) else { return false };
-    if !Path::new(sysroot.trim()).join("lib/rustlib/src/rust/library/core/Cargo.toml").exists() {
+    let Ok(sysroot) = output(nightly().args(["--print", "sysroot"])) else {
+        return false;
+    };
+    if !Path::new(sysroot.trim())
+        .join("lib/rustlib/src/rust/library/core/Cargo.toml")
+        .exists()
+    {
         return false;
     }
     let llvm = output(nightly().arg("-vV")).ok().and_then(|text| {
-        text.lines().find_map(|line| line.strip_prefix("LLVM version: ")?.split('.').next()?.parse::<u32>().ok())
+        text.lines().find_map(|line| {
+            line.strip_prefix("LLVM version: ")?
+                .split('.')
+                .next()?
+                .parse::<u32>()
+                .ok()
+        })
     });
     if llvm.is_some_and(|major| major > NEWEST_LLVM) {
         note("rustup's nightly uses an LLVM that bpf-linker cannot open: leaving it alone");

@@ -11,8 +11,18 @@ use nix::sys::wait::wait;
 
 /// Loaded before anything is measured, so that opening a disk or a connection loads no module of its own.
 const MODULES: &[&str] = &[
-    "virtio_net", "virtio_rng", "loop", "dm_mod", "dm_crypt", "aesni_intel", "xts", "cbc", "algif_skcipher",
-    "algif_hash", "sha256_generic", "ext4",
+    "virtio_net",
+    "virtio_rng",
+    "loop",
+    "dm_mod",
+    "dm_crypt",
+    "aesni_intel",
+    "xts",
+    "cbc",
+    "algif_skcipher",
+    "algif_hash",
+    "sha256_generic",
+    "ext4",
 ];
 
 /// The kernel gives PID 1 no useful one.
@@ -40,15 +50,22 @@ pub fn run() -> Result<()> {
             return Err(Error::other(format!("mount {kind} at {place}: {error}")));
         }
     }
-    for (link, target) in
-        [("/dev/fd", "/proc/self/fd"), ("/dev/stdin", "fd/0"), ("/dev/stdout", "fd/1"), ("/dev/stderr", "fd/2")]
-    {
+    for (link, target) in [
+        ("/dev/fd", "/proc/self/fd"),
+        ("/dev/stdin", "fd/0"),
+        ("/dev/stdout", "fd/1"),
+        ("/dev/stderr", "fd/2"),
+    ] {
         // devtmpfs starts without them; shells and scripts count on them.
         let _ = symlink(target, link);
     }
+    std::fs::write("/proc/sys/kernel/hostname", "guest")?;
     for module in MODULES {
         // Built in, or not made for this kernel: what is really missing shows where it is used.
-        let _ = Command::new("modprobe").args(["-q", module]).env("PATH", PATH).status();
+        let _ = Command::new("modprobe")
+            .args(["-q", module])
+            .env("PATH", PATH)
+            .status();
     }
     network()?;
     let mut helper = Command::new("/proc/self/exe").env("PATH", PATH).spawn()?;
@@ -56,7 +73,10 @@ pub fn run() -> Result<()> {
     loop {
         let status = wait()?;
         if status.pid().is_some_and(|pid| pid.as_raw() == helper_pid) {
-            return Err(Error::other(format!("the helper ended: {:?}", helper.try_wait())));
+            return Err(Error::other(format!(
+                "the helper ended: {:?}",
+                helper.try_wait()
+            )));
         }
     }
 }
@@ -69,7 +89,13 @@ pub fn power_off() {
 
 fn mount_one(kind: &str, place: &str) -> Result<()> {
     std::fs::create_dir_all(place)?;
-    Ok(mount(Some(kind), place, Some(kind), MsFlags::empty(), None::<&str>)?)
+    Ok(mount(
+        Some(kind),
+        place,
+        Some(kind),
+        MsFlags::empty(),
+        None::<&str>,
+    )?)
 }
 
 /// The addresses that QEMU's user-mode network expects.
@@ -92,7 +118,10 @@ fn network() -> Result<()> {
         format!("addr add 10.0.2.15/24 dev {device}"),
         "route add default via 10.0.2.2".to_owned(),
     ] {
-        let status = Command::new("ip").args(arguments.split(' ')).env("PATH", PATH).status()?;
+        let status = Command::new("ip")
+            .args(arguments.split(' '))
+            .env("PATH", PATH)
+            .status()?;
         if !status.success() {
             return Err(Error::other(format!("ip {arguments}: {status}")));
         }

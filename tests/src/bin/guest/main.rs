@@ -9,7 +9,11 @@ mod serve;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let result = if std::process::id() == 1 { init::run() } else { serve::run() };
+    let result = if std::process::id() == 1 {
+        init::run()
+    } else {
+        serve::run()
+    };
     if let Err(error) = result {
         eprintln!("assay-guest: {error}");
     }

@@ -40,8 +40,14 @@ fn answer(mut stream: TcpStream, background: &Background) -> Result<()> {
     stream.set_nodelay(true)?;
     let (request, body) = wire::receive(&mut stream)?;
     let power_off = matches!(request, Request::PowerOff);
-    let (response, body) = execute(request, &body, background)
-        .unwrap_or_else(|error| (Response::Failed { message: error.to_string() }, Vec::new()));
+    let (response, body) = execute(request, &body, background).unwrap_or_else(|error| {
+        (
+            Response::Failed {
+                message: error.to_string(),
+            },
+            Vec::new(),
+        )
+    });
     wire::send(&mut stream, &response, &body)?;
     if power_off {
         super::init::power_off();
@@ -53,9 +59,16 @@ fn execute(request: Request, body: &[u8], background: &Background) -> Result<(Re
     let done = || (Response::Done, Vec::new());
     Ok(match request {
         Request::Ping => (pong()?, Vec::new()),
-        Request::Run { argv, env, timeout_ms } => run_program(&argv, env, body, Duration::from_millis(timeout_ms))?,
+        Request::Run {
+            argv,
+            env,
+            timeout_ms,
+        } => run_program(&argv, env, body, Duration::from_millis(timeout_ms))?,
         Request::Spawn { argv, env, log } => (start(&argv, env, &log, background)?, Vec::new()),
-        Request::Wait { pid, timeout_ms } => (wait(pid, Duration::from_millis(timeout_ms), background)?, Vec::new()),
+        Request::Wait { pid, timeout_ms } => (
+            wait(pid, Duration::from_millis(timeout_ms), background)?,
+            Vec::new(),
+        ),
         Request::Signal { pid, signal } => {
             kill(Pid::from_raw(pid), Signal::try_from(signal)?)?;
             done()
@@ -67,7 +80,10 @@ fn execute(request: Request, body: &[u8], background: &Background) -> Result<(Re
         Request::Get { path } => (Response::Done, std::fs::read(path)?),
         Request::SetClock { unix_ms } => {
             let since_epoch = Duration::from_millis(unix_ms);
-            clock_settime(ClockId::CLOCK_REALTIME, TimeSpec::from_duration(since_epoch))?;
+            clock_settime(
+                ClockId::CLOCK_REALTIME,
+                TimeSpec::from_duration(since_epoch),
+            )?;
             done()
         }
         Request::PowerOff => done(),
@@ -83,9 +99,16 @@ fn pong() -> Result<Response> {
 }
 
 fn command(argv: &[String], env: Vec<(String, String)>) -> Result<Command> {
-    let (program, arguments) = argv.split_first().ok_or_else(|| Error::other("no program given"))?;
+    let (program, arguments) = argv
+        .split_first()
+        .ok_or_else(|| Error::other("no program given"))?;
     let mut command = Command::new(program);
-    command.args(arguments).env("HOME", "/root").envs(env).current_dir("/root").process_group(0);
+    command
+        .args(arguments)
+        .env("HOME", "/root")
+        .envs(env)
+        .current_dir("/root")
+        .process_group(0);
     Ok(command)
 }
 
@@ -134,15 +157,28 @@ fn wait_or_kill(child: &mut Child, timeout: Duration) -> Result<(ExitStatus, boo
         pause = (pause * 2).min(Duration::from_millis(20));
     }
     // It leads its own group: whatever it started goes with it.
-    let _ = killpg(Pid::from_raw(i32::try_from(child.id()).map_err(Error::other)?), Signal::SIGKILL);
+    let _ = killpg(
+        Pid::from_raw(i32::try_from(child.id()).map_err(Error::other)?),
+        Signal::SIGKILL,
+    );
     Ok((child.wait()?, true))
 }
 
 fn ended(status: ExitStatus, timed_out: bool, stdout: u64) -> Response {
-    Response::Ended { code: status.code(), signal: status.signal(), timed_out, stdout }
+    Response::Ended {
+        code: status.code(),
+        signal: status.signal(),
+        timed_out,
+        stdout,
+    }
 }
 
-fn start(argv: &[String], env: Vec<(String, String)>, log: &str, background: &Background) -> Result<Response> {
+fn start(
+    argv: &[String],
+    env: Vec<(String, String)>,
+    log: &str,
+    background: &Background,
+) -> Result<Response> {
     let output = File::options().create(true).append(true).open(log)?;
     let mut child = command(argv, env)?
         .stdin(Stdio::null())
@@ -151,11 +187,17 @@ fn start(argv: &[String], env: Vec<(String, String)>, log: &str, background: &Ba
         .spawn()
         .map_err(|error| Error::new(error.kind(), format!("cannot start: {error}")))?;
     let pid = i32::try_from(child.id()).map_err(Error::other)?;
-    background.lock().unwrap_or_else(PoisonError::into_inner).insert(pid, None);
+    background
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .insert(pid, None);
     let background = Arc::clone(background);
     std::thread::spawn(move || {
         if let Ok(status) = child.wait() {
-            background.lock().unwrap_or_else(PoisonError::into_inner).insert(pid, Some(status));
+            background
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .insert(pid, Some(status));
         }
     });
     Ok(Response::Started { pid })
@@ -164,12 +206,21 @@ fn start(argv: &[String], env: Vec<(String, String)>, log: &str, background: &Ba
 fn wait(pid: i32, timeout: Duration, background: &Background) -> Result<Response> {
     let start = Instant::now();
     loop {
-        let known = background.lock().unwrap_or_else(PoisonError::into_inner).get(&pid).copied();
+        let known = background
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(&pid)
+            .copied();
         match known {
             None => return Err(Error::other("no such process was started")),
             Some(Some(status)) => return Ok(ended(status, false, 0)),
             Some(None) if start.elapsed() >= timeout => {
-                return Ok(Response::Ended { code: None, signal: None, timed_out: true, stdout: 0 });
+                return Ok(Response::Ended {
+                    code: None,
+                    signal: None,
+                    timed_out: true,
+                    stdout: 0,
+                });
             }
             Some(None) => std::thread::sleep(Duration::from_millis(10)),
         }

@@ -41,6 +41,7 @@ pub trait EventSource: Send {
     /// grows while the kernel side stays loaded.
     fn lost(&mut self) -> Result<u64, SourceError>;
 
-    /// A descriptor that becomes readable (epoll) when records are queued; `None` = there is nothing to wait for.
+    /// A descriptor that becomes readable (epoll) when records are queued; `None` = there is nothing to wait for. The
+    /// kernel wakes a reader that had caught up: wait only after a read returned 0.
     fn as_fd(&self) -> Option<BorrowedFd<'_>>;
 }

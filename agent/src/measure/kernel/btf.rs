@@ -124,11 +124,19 @@ impl Btf {
         let section = |offset: usize, length: usize| -> Result<(usize, usize), BtfError> {
             let start = header.saturating_add(word(&bytes, offset)?);
             let end = start.saturating_add(word(&bytes, length)?);
-            if end > bytes.len() { Err(BtfError::Short { at: bytes.len() }) } else { Ok((start, end)) }
+            if end > bytes.len() {
+                Err(BtfError::Short { at: bytes.len() })
+            } else {
+                Ok((start, end))
+            }
         };
         let (mut at, end) = section(8, 12)?;
         let strings = section(16, 20)?;
-        let mut btf = Self { bytes, strings, types: vec![0] };
+        let mut btf = Self {
+            bytes,
+            strings,
+            types: vec![0],
+        };
         while at < end {
             let id = btf.types.len();
             let header = btf.header_at(at)?;
@@ -144,22 +152,30 @@ impl Btf {
     /// # Errors
     /// [`BtfError::NoStruct`], [`BtfError::NoMember`], [`BtfError::BitField`], [`BtfError::Short`].
     pub fn member(&self, structure: &str, path: &str) -> Result<u32, BtfError> {
-        let missing =
-            || BtfError::NoMember { structure: structure.to_owned(), member: path.to_owned() };
+        let missing = || BtfError::NoMember {
+            structure: structure.to_owned(),
+            member: path.to_owned(),
+        };
         let mut of = self
             .named(KIND_STRUCT, structure)?
-            .ok_or_else(|| BtfError::NoStruct { name: structure.to_owned() })?;
+            .ok_or_else(|| BtfError::NoStruct {
+                name: structure.to_owned(),
+            })?;
         let mut bits = 0_u32;
         for name in path.split('.') {
-            let (offset, target) =
-                self.member_of(of, name, NESTING_LIMIT)?.ok_or_else(missing)?;
+            let (offset, target) = self
+                .member_of(of, name, NESTING_LIMIT)?
+                .ok_or_else(missing)?;
             bits = bits.checked_add(offset).ok_or_else(missing)?;
             of = target;
         }
-        if bits % 8 == 0 {
+        if bits.is_multiple_of(8) {
             Ok(bits / 8)
         } else {
-            Err(BtfError::BitField { structure: structure.to_owned(), member: path.to_owned() })
+            Err(BtfError::BitField {
+                structure: structure.to_owned(),
+                member: path.to_owned(),
+            })
         }
     }
 
@@ -177,7 +193,10 @@ impl Btf {
                 }
             }
         }
-        Err(BtfError::NoEnumerator { enumeration: enumeration.to_owned(), name: name.to_owned() })
+        Err(BtfError::NoEnumerator {
+            enumeration: enumeration.to_owned(),
+            name: name.to_owned(),
+        })
     }
 
     /// The first type of this kind and name.
@@ -207,7 +226,11 @@ impl Btf {
             let called = self.string(word(&self.bytes, at)?);
             let target = word(&self.bytes, at.saturating_add(4))?;
             let offset = word32(&self.bytes, at.saturating_add(8))?;
-            let offset = if header.bit_fields { offset & 0x00ff_ffff } else { offset };
+            let offset = if header.bit_fields {
+                offset & 0x00ff_ffff
+            } else {
+                offset
+            };
             if called == name.as_bytes() {
                 return Ok(Some((offset, target)));
             }
@@ -238,7 +261,14 @@ impl Btf {
         match self.types.get(id) {
             Some(at) if id > 0 => self.header_at(*at),
             // `void`, or a number that the file does not have: a type without members.
-            _ => Ok(Header { name: 0, kind: 0, count: 0, bit_fields: false, target: 0, body: 0 }),
+            _ => Ok(Header {
+                name: 0,
+                kind: 0,
+                count: 0,
+                bit_fields: false,
+                target: 0,
+                body: 0,
+            }),
         }
     }
 
@@ -312,7 +342,10 @@ mod tests {
 
     fn name(wanted: &str) -> u32 {
         let text = [b"\0".as_slice(), wanted.as_bytes(), b"\0"].concat();
-        let at = STRINGS.windows(text.len()).position(|window| window == text).unwrap();
+        let at = STRINGS
+            .windows(text.len())
+            .position(|window| window == text)
+            .unwrap();
         u32::try_from(at + 1).unwrap()
     }
 
@@ -323,14 +356,45 @@ mod tests {
             &[0, KIND_INT << 24, 4, 32][..],
             // 2: struct inode, with bit-field offsets
             &[name("inode"), 1 << 31 | KIND_STRUCT << 24 | 4, 32],
-            &[name("i_ino"), 1, 0, 0, 3, 64, name("ts"), 4, 128, name("flag"), 1, 3 << 24 | 193],
+            &[
+                name("i_ino"),
+                1,
+                0,
+                0,
+                3,
+                64,
+                name("ts"),
+                4,
+                128,
+                name("flag"),
+                1,
+                3 << 24 | 193,
+            ],
             // 3: union { int i_nlink; }
             &[0, KIND_UNION << 24 | 1, 4, name("i_nlink"), 1, 0],
             // 4: const of 5, 5: struct { sec, nsec }
             &[0, KIND_CONST << 24, 5],
-            &[0, KIND_STRUCT << 24 | 2, 8, name("sec"), 1, 0, name("nsec"), 1, 32],
+            &[
+                0,
+                KIND_STRUCT << 24 | 2,
+                8,
+                name("sec"),
+                1,
+                0,
+                name("nsec"),
+                1,
+                32,
+            ],
             // 6: enum ids
-            &[name("ids"), KIND_ENUM << 24 | 2, 4, name("NONE"), 0, name("MODULE"), 2],
+            &[
+                name("ids"),
+                KIND_ENUM << 24 | 2,
+                4,
+                name("NONE"),
+                0,
+                name("MODULE"),
+                2,
+            ],
         ];
         file(&types.concat(), STRINGS)
     }
@@ -348,7 +412,10 @@ mod tests {
     fn what_is_missing_is_named() {
         let btf = Btf::parse(sample()).unwrap();
         let text = |result: Result<u32, BtfError>| result.unwrap_err().to_string();
-        assert_eq!(text(btf.member("file", "f_inode")), "the kernel has no struct file");
+        assert_eq!(
+            text(btf.member("file", "f_inode")),
+            "the kernel has no struct file"
+        );
         assert_eq!(
             text(btf.member("inode", "i_size")),
             "the kernel's struct inode has no member i_size"
@@ -357,16 +424,28 @@ mod tests {
             text(btf.member("inode", "i_ino.x")),
             "the kernel's struct inode has no member i_ino.x"
         );
-        assert_eq!(text(btf.member("inode", "flag")), "inode.flag is a bit field");
-        assert_eq!(text(btf.enumerator("ids", "KEXEC")), "the kernel's enum ids has no KEXEC");
-        assert_eq!(text(btf.enumerator("no", "KEXEC")), "the kernel's enum no has no KEXEC");
+        assert_eq!(
+            text(btf.member("inode", "flag")),
+            "inode.flag is a bit field"
+        );
+        assert_eq!(
+            text(btf.enumerator("ids", "KEXEC")),
+            "the kernel's enum ids has no KEXEC"
+        );
+        assert_eq!(
+            text(btf.enumerator("no", "KEXEC")),
+            "the kernel's enum no has no KEXEC"
+        );
     }
 
     #[test]
     fn a_file_cut_anywhere_is_an_error_or_still_right() {
         let whole = sample();
         for length in 0..whole.len() {
-            assert!(Btf::parse(whole[..length].to_vec()).is_err(), "cut at {length}");
+            assert!(
+                Btf::parse(whole[..length].to_vec()).is_err(),
+                "cut at {length}"
+            );
         }
     }
 
@@ -391,7 +470,10 @@ mod tests {
         let strings = b"\0s\0";
         let types = [1, KIND_STRUCT << 24 | 1, 4, 0, 1, 0];
         let btf = Btf::parse(file(&types, strings)).unwrap();
-        assert!(matches!(btf.member("s", "x"), Err(BtfError::NoMember { .. })));
+        assert!(matches!(
+            btf.member("s", "x"),
+            Err(BtfError::NoMember { .. })
+        ));
     }
 
     #[test]

@@ -13,7 +13,9 @@ pub fn resolve(btf: &Btf) -> Result<Layout, BtfError> {
     let member = |structure, path| btf.member(structure, path);
     // The change time has been renamed twice (6.6, 6.11), the path once (7.0): first name that exists.
     let either = |structure: &str, paths: &[&str]| {
-        let mut last = BtfError::NoStruct { name: structure.to_owned() };
+        let mut last = BtfError::NoStruct {
+            name: structure.to_owned(),
+        };
         for path in paths {
             match btf.member(structure, path) {
                 Ok(offset) => return Ok(offset),
@@ -66,7 +68,11 @@ mod tests {
             return;
         };
         let layout = resolve(&Btf::parse(bytes).unwrap()).unwrap();
-        let required = layout.words().iter().filter(|word| **word == ABSENT).count();
+        let required = layout
+            .words()
+            .iter()
+            .filter(|word| **word == ABSENT)
+            .count();
         assert!(required <= 1, "{layout:?}");
         assert_ne!(layout.inode_ino, layout.inode_size);
         assert_ne!(layout.reading_module, ABSENT);

@@ -42,12 +42,19 @@ pub struct Object {
 impl Object {
     /// Reads the object once: what is hashed is what is loaded.
     pub fn read(path: &Path) -> Result<Self, KernelError> {
-        let too_large = || KernelError::ObjectTooLarge { path: path.to_owned(), limit: OBJECT_LIMIT };
+        let too_large = || KernelError::ObjectTooLarge {
+            path: path.to_owned(),
+            limit: OBJECT_LIMIT,
+        };
         let bytes = read_limited(path, OBJECT_LIMIT)
             .map_err(KernelError::file("read the kernel programs", path))?
             .ok_or_else(too_large)?;
         let digest = Sha256::digest(&bytes).into();
-        Ok(Self { path: path.to_owned(), bytes, digest })
+        Ok(Self {
+            path: path.to_owned(),
+            bytes,
+            digest,
+        })
     }
 
     /// SHA-256 of the file.
@@ -59,20 +66,33 @@ impl Object {
     /// from their pins, or made and pinned. Programs attached by the time of an error go when the error is dropped,
     /// or, if pinned, at the next start.
     pub fn attach(&self, pins: &Pins, folder: &Path) -> Result<Vec<FdLink>, KernelError> {
-        let btf = aya::Btf::from_sys_fs().map_err(|error| KernelError::KernelBtf(Box::new(error)))?;
+        let btf =
+            aya::Btf::from_sys_fs().map_err(|error| KernelError::KernelBtf(Box::new(error)))?;
         let mut ebpf = self.load(&btf, pins)?;
         let mut links = Vec::new();
         for (name, hook) in PROGRAMS {
             let program: &mut Lsm = ebpf
                 .program_mut(name)
                 .and_then(|program| program.try_into().ok())
-                .ok_or_else(|| KernelError::NoProgram { path: self.path.clone(), program: name })?;
-            program.load(hook, &btf).map_err(|error| KernelError::load(name, error))?;
+                .ok_or_else(|| KernelError::NoProgram {
+                    path: self.path.clone(),
+                    program: name,
+                })?;
+            program
+                .load(hook, &btf)
+                .map_err(|error| KernelError::load(name, error))?;
             let failed = |step| {
-                move |error: ProgramError| KernelError::Program { program: name, step, source: Box::new(error) }
+                move |error: ProgramError| KernelError::Program {
+                    program: name,
+                    step,
+                    source: Box::new(error),
+                }
             };
             let id = program.attach().map_err(failed("attached"))?;
-            let link: FdLink = program.take_link(id).map_err(failed("detached from the loader"))?.into();
+            let link: FdLink = program
+                .take_link(id)
+                .map_err(failed("detached from the loader"))?
+                .into();
             let path = folder.join(name);
             let pinned = link.pin(&path).map_err(|error| KernelError::Link {
                 path,
@@ -93,13 +113,19 @@ impl Object {
             .map_pin_path(COUNTERS, pins.map(COUNTERS))
             .map_pin_path(CACHE, pins.map(CACHE))
             .load(&self.bytes)
-            .map_err(|error| KernelError::Object { path: self.path.clone(), source: Box::new(error) })
+            .map_err(|error| KernelError::Object {
+                path: self.path.clone(),
+                source: Box::new(error),
+            })
     }
 }
 
 fn kernel_layout() -> Result<assay_ebpf::Layout, KernelError> {
     let path = Path::new("/sys/kernel/btf/vmlinux");
-    let missing = |source| KernelError::BtfMissing { path: path.to_owned(), source };
+    let missing = |source| KernelError::BtfMissing {
+        path: path.to_owned(),
+        source,
+    };
     let bytes = read_limited(path, BTF_LIMIT)
         .map_err(missing)?
         .ok_or_else(|| missing(std::io::ErrorKind::FileTooLarge.into()))?;
@@ -110,5 +136,7 @@ fn kernel_layout() -> Result<assay_ebpf::Layout, KernelError> {
 fn read_limited(path: &Path, limit: u64) -> std::io::Result<Option<Vec<u8>>> {
     let mut bytes = Vec::new();
     let length = File::open(path)?.take(limit + 1).read_to_end(&mut bytes)?;
-    Ok(u64::try_from(length).is_ok_and(|length| length <= limit).then_some(bytes))
+    Ok(u64::try_from(length)
+        .is_ok_and(|length| length <= limit)
+        .then_some(bytes))
 }

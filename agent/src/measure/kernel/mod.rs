@@ -74,7 +74,11 @@ impl Kernel {
         let (links, origin) = match adopt(&pins, object.digest())? {
             Some(links) => (links, Origin::Adopted),
             None => {
-                let origin = if pins.has_programs()? { Origin::Replaced } else { Origin::Loaded };
+                let origin = if pins.has_programs()? {
+                    Origin::Replaced
+                } else {
+                    Origin::Loaded
+                };
                 let folder = pins.begin()?;
                 let links = object.attach(&pins, &folder)?;
                 pins.finish(&folder, object.digest())?;
@@ -121,7 +125,10 @@ impl Kernel {
 impl std::fmt::Debug for Kernel {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let digest = hex::encode(self.object_digest);
-        f.debug_struct("Kernel").field("origin", &self.origin).field("object", &digest).finish_non_exhaustive()
+        f.debug_struct("Kernel")
+            .field("origin", &self.origin)
+            .field("object", &digest)
+            .finish_non_exhaustive()
     }
 }
 
@@ -192,7 +199,10 @@ fn queues_to(name: &'static str, program: u32, map: u32) -> Result<bool, KernelE
     for info in loaded_programs() {
         let info = info.map_err(failed)?;
         if info.id() == program {
-            return Ok(info.map_ids().map_err(failed)?.is_some_and(|ids| ids.contains(&map)));
+            return Ok(info
+                .map_ids()
+                .map_err(failed)?
+                .is_some_and(|ids| ids.contains(&map)));
         }
     }
     Ok(false)
@@ -204,7 +214,9 @@ fn open_ring(pins: &Pins) -> Result<RingBuf<MapData>, KernelError> {
     if map.info().map_err(map_error(EVENTS))?.max_entries() != RING_BYTES {
         return Err(KernelError::ForeignPins { path });
     }
-    Map::from_map_data(map).and_then(RingBuf::try_from).map_err(map_error(EVENTS))
+    Map::from_map_data(map)
+        .and_then(RingBuf::try_from)
+        .map_err(map_error(EVENTS))
 }
 
 fn open_counters(pins: &Pins) -> Result<Array<MapData, u64>, KernelError> {
@@ -213,9 +225,14 @@ fn open_counters(pins: &Pins) -> Result<Array<MapData, u64>, KernelError> {
     if map.info().map_err(map_error(COUNTERS))?.max_entries() != counter::COUNT {
         return Err(KernelError::ForeignPins { path });
     }
-    Map::from_map_data(map).and_then(Array::try_from).map_err(map_error(COUNTERS))
+    Map::from_map_data(map)
+        .and_then(Array::try_from)
+        .map_err(map_error(COUNTERS))
 }
 
 fn map_error(name: &'static str) -> impl Fn(MapError) -> KernelError {
-    move |source| KernelError::Map { name, source: Box::new(source) }
+    move |source| KernelError::Map {
+        name,
+        source: Box::new(source),
+    }
 }

@@ -43,12 +43,23 @@ impl Pins {
         let lock = File::open(dir).map_err(KernelError::file("open", dir))?;
         match lock.try_lock() {
             Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(KernelError::InUse { path: dir.to_owned() }),
+            Err(TryLockError::WouldBlock) => {
+                return Err(KernelError::InUse {
+                    path: dir.to_owned(),
+                });
+            }
             Err(TryLockError::Error(error)) => return Err(KernelError::file("lock", dir)(error)),
         }
-        let pins = Self { dir: dir.to_owned(), _lock: lock };
+        let pins = Self {
+            dir: dir.to_owned(),
+            _lock: lock,
+        };
         let ours = pins.maps();
-        if let Some(path) = pins.folders("maps-")?.into_iter().find(|path| *path != ours) {
+        if let Some(path) = pins
+            .folders("maps-")?
+            .into_iter()
+            .find(|path| *path != ours)
+        {
             return Err(KernelError::ForeignPins { path });
         }
         make_folder(&ours)?;
@@ -166,7 +177,10 @@ mod tests {
     fn one_agent_at_a_time() {
         let root = tempfile::tempdir().unwrap();
         let first = Pins::open(root.path()).unwrap();
-        assert!(matches!(Pins::open(root.path()), Err(KernelError::InUse { .. })));
+        assert!(matches!(
+            Pins::open(root.path()),
+            Err(KernelError::InUse { .. })
+        ));
         drop(first);
         assert!(Pins::open(root.path()).is_ok());
     }
@@ -175,6 +189,9 @@ mod tests {
     fn maps_of_another_version_are_left_alone() {
         let root = tempfile::tempdir().unwrap();
         fs::create_dir(root.path().join("maps-0")).unwrap();
-        assert!(matches!(Pins::open(root.path()), Err(KernelError::ForeignPins { .. })));
+        assert!(matches!(
+            Pins::open(root.path()),
+            Err(KernelError::ForeignPins { .. })
+        ));
     }
 }

@@ -188,7 +188,9 @@ fn run(arguments: Arguments) -> Result<(), CliError> {
         Command::Run => {
             start_logging(config.log_level);
             // A core file would hold disk keys that are in use at that moment.
-            drop(nix::sys::prctl::set_dumpable(false));
+            if let Err(error) = nix::sys::prctl::set_dumpable(false) {
+                tracing::warn!("core dumps of this process cannot be turned off: {error}");
+            }
             Ok(daemon::run(config)?)
         }
         Command::Join { file, force } => join::run(&config, &file, force),

@@ -261,7 +261,6 @@ impl DiskThread {
     pub fn start() -> std::io::Result<Self> {
         let (jobs, work) = mpsc::channel::<Job>();
         std::thread::Builder::new().name("disk".into()).spawn(move || {
-            // Standard error belongs to the log; what libcryptsetup has to say comes back as an error.
             while let Ok(job) = work.recv() {
                 job();
             }

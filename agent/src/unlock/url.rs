@@ -41,9 +41,11 @@ impl VerifierUrl {
         // An IPv6 address is written in brackets, which are no part of it.
         let host = authority.host().trim_start_matches('[').trim_end_matches(']').to_owned();
         let name = ServerName::try_from(host.clone()).map_err(|_| refuse("its host is neither a name nor an address"))?;
-        let port = match authority.port() {
-            Some(port) => port.as_str().parse().map_err(|_| refuse("its port is not a port"))?,
-            None => 443,
+        // `authority.port()` would pass over a port that is out of range.
+        let port = match authority.as_str().strip_prefix(authority.host()) {
+            Some("") => 443,
+            Some(rest) => rest.strip_prefix(':').and_then(|port| port.parse().ok()).unwrap_or(0),
+            None => 0,
         };
         if port == 0 {
             return Err(refuse("its port is not a port"));

@@ -1,0 +1,157 @@
+//! Against images that cryptsetup made. Opening needs device-mapper and is tested in a virtual machine.
+
+use std::process::Command;
+
+use super::*;
+
+const PASSPHRASE: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
+const UUID: &str = "6f9619ff-8b86-4011-b42d-00cf4fc964ff";
+const TOKEN: &str = r#"{"type":"assay","keyslots":["0"],"version":1,"verifiers":["https://verifier.example:8444"],
+    "verifier_spki_sha256":"aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
+    "key_id":"0d4c1f6e-7f0a-4f5e-9c53-2a6d6a0f9e11","policy":"default"}"#;
+
+struct Image {
+    dir: tempfile::TempDir,
+}
+
+impl Image {
+    fn empty() -> Self {
+        let image = Self { dir: tempfile::tempdir().unwrap() };
+        std::fs::File::create(image.path()).unwrap().set_len(16 * 1024 * 1024).unwrap();
+        image
+    }
+
+    fn luks2(extra: &[&str]) -> Self {
+        let image = Self::empty();
+        let key = image.dir.path().join("key");
+        std::fs::write(&key, PASSPHRASE).unwrap();
+        let mut arguments = vec!["luksFormat", "--batch-mode", "--type", "luks2", "--uuid", UUID, "--sector-size", "512"];
+        arguments.extend(["--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "1000", "--luks2-keyslots-size", "256k"]);
+        arguments.extend(extra);
+        let (path, key) = (image.path(), key.display().to_string());
+        arguments.extend([path.to_str().unwrap(), &key]);
+        cryptsetup(&arguments);
+        image
+    }
+
+    fn token(&self, json: &str) -> &Self {
+        let file = self.dir.path().join("token");
+        std::fs::write(&file, json).unwrap();
+        cryptsetup(&["token", "import", "--json-file", file.to_str().unwrap(), self.path().to_str().unwrap()]);
+        self
+    }
+
+    fn path(&self) -> PathBuf {
+        self.dir.path().join("disk")
+    }
+}
+
+fn cryptsetup(arguments: &[&str]) {
+    let output = Command::new("cryptsetup").args(arguments).output().expect("cryptsetup: `cargo xtask setup` installs it");
+    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn a_sealed_image_says_which_key_it_wants() {
+    let image = Image::luks2(&[]);
+    let header = Header::read(image.token(TOKEN).path().as_path()).unwrap();
+    assert_eq!(hex::encode(header.uuid), UUID.replace('-', ""));
+    assert_eq!(header.token.key_id(), "0d4c1f6e-7f0a-4f5e-9c53-2a6d6a0f9e11");
+    assert_eq!(header.default_name(), "assay-6f9619ff");
+    // The passphrase opens it; only the kernel's part is missing here.
+    let mut device = load(&image.path()).unwrap();
+    let mut check = |passphrase: &str| {
+        device.activate_handle().activate_by_passphrase(None, None, passphrase.as_bytes(), CryptActivate::empty())
+    };
+    assert!(check(PASSPHRASE).is_ok());
+    assert!(check("wrong").is_err());
+}
+
+#[test]
+fn what_is_not_luks2_is_refused_by_name() {
+    let missing = Header::read(Path::new("/nonexistent/disk")).unwrap_err();
+    assert!(matches!(missing, DiskError::Open { .. }));
+    assert!(matches!(Header::read(Path::new("/tmp")), Err(DiskError::Open { .. })), "a folder");
+    let plain = Image::empty();
+    let error = Header::read(&plain.path()).unwrap_err();
+    assert!(matches!(error, DiskError::NotLuks { .. }));
+    assert!(error.to_string().contains("is not a LUKS2 image"), "{error}");
+    let empty = tempfile::NamedTempFile::new().unwrap();
+    assert!(matches!(Header::read(empty.path()), Err(DiskError::NotLuks { .. })));
+}
+
+#[test]
+fn a_token_that_is_missing_malformed_or_double_is_refused_with_its_own_reason() {
+    let image = Image::luks2(&[]);
+    let read = || match Header::read(&image.path()).unwrap_err() {
+        DiskError::Token { source, .. } => source,
+        other => panic!("{other}"),
+    };
+    assert!(matches!(read(), TokenError::Missing));
+    image.token(r#"{"type":"clevis","keyslots":["0"],"jwe":{}}"#);
+    assert!(matches!(read(), TokenError::Missing), "tokens of others are left alone");
+    image.token(r#"{"type":"assay","keyslots":["0"],"version":1}"#);
+    assert!(matches!(read(), TokenError::Malformed(_)));
+    image.token(TOKEN);
+    assert!(matches!(read(), TokenError::Several(2)));
+}
+
+/// On the header's JSON: making such an image needs device-mapper.
+#[test]
+fn a_cipher_that_hides_nothing_is_refused() {
+    let image = Image::luks2(&[]);
+    let mut device = load(&image.path()).unwrap();
+    let good = device.status_handle().dump_json().unwrap();
+    assert!(check_ciphers(&good, &image.path()).is_ok());
+    for (place, cipher) in [
+        ("/segments/0/encryption", "cipher_null-ecb"),
+        ("/segments/0/encryption", "aes-cbc-essiv:sha256"),
+        ("/keyslots/0/area/encryption", "cipher_null-ecb"),
+    ] {
+        let mut metadata = good.clone();
+        *metadata.pointer_mut(place).unwrap() = cipher.into();
+        let error = check_ciphers(&metadata, &image.path()).unwrap_err();
+        assert!(matches!(&error, DiskError::Cipher { cipher: found, .. } if found == cipher), "{error}");
+    }
+    // A linear segment (as during reencryption) has no cipher at all.
+    let mut linear = good.clone();
+    linear["segments"]["0"].as_object_mut().unwrap().remove("encryption");
+    assert!(matches!(check_ciphers(&linear, &image.path()), Err(DiskError::Cipher { .. })));
+    let mut reencrypting = good;
+    reencrypting["keyslots"]["1"] = serde_json::json!({"type": "reencrypt", "area": {"type": "none"}});
+    assert!(matches!(check_ciphers(&reencrypting, &image.path()), Err(DiskError::Cipher { .. })));
+}
+
+#[test]
+fn names_are_those_that_device_mapper_and_people_can_read() {
+    for good in ["assay-6f9619ff", "vm1", "a.b_c-d", "0"] {
+        assert!(check_name(good).is_ok(), "{good}");
+    }
+    let long = "x".repeat(65);
+    for bad in ["", ".", "..", "-x", "a/b", "a b", "control", "a\n", long.as_str()] {
+        assert!(matches!(check_name(bad), Err(DiskError::BadName { .. })), "{bad}");
+    }
+}
+
+#[test]
+fn an_open_disk_is_found_by_its_uuid() {
+    let block = tempfile::tempdir().unwrap();
+    let mapping = |device: &str, uuid: &str, name: &str| {
+        let dm = block.path().join(device).join("dm");
+        std::fs::create_dir_all(&dm).unwrap();
+        std::fs::write(dm.join("uuid"), uuid).unwrap();
+        std::fs::write(dm.join("name"), name).unwrap();
+    };
+    mapping("dm-0", "LVM-abc\n", "root\n");
+    mapping("dm-1", "CRYPT-LUKS2-6f9619ff8b864011b42d00cf4fc964ff-vm1\n", "vm1\n");
+    std::fs::create_dir(block.path().join("sda")).unwrap();
+    let uuid: [u8; 16] = hex::decode("6f9619ff8b864011b42d00cf4fc964ff").unwrap().try_into().unwrap();
+    assert_eq!(open_mapping(block.path(), &uuid).as_deref(), Some("vm1"));
+    assert_eq!(open_mapping(block.path(), &[0; 16]), None);
+}
+
+#[test]
+fn closing_what_is_not_open_says_so() {
+    assert!(matches!(close("assay-never-opened"), Err(DiskError::NotOpen { .. })));
+    assert!(matches!(close("../sda"), Err(DiskError::BadName { .. })));
+}

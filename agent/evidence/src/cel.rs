@@ -1,8 +1,10 @@
 //! The runtime log: TCG Canonical Event Log records in TLV form.
 //!
-//! A record is four TLVs: recnum (0), pcr (1), digests (3), content. Its digests cover the exact bytes of the content
+//! A record is four TLVs: recnum (0), pcr (1), digests (3), content (TCG Canonical Event Log Format, section 5). Its digests cover the exact bytes of the content
 //! TLV, type and length included, so that no one can read the same digest as another kind of content. One record is one
 //! batch of events and one `TPM2_PCR_Extend`.
+
+use core::fmt;
 
 use serde_json::{Value, json};
 
@@ -21,6 +23,7 @@ pub const MAX_EVENTS: usize = 4096;
 const RECNUM: u8 = 0;
 const PCR: u8 = 1;
 const DIGESTS: u8 = 3;
+const CCMR: u8 = 108;
 /// recnum, pcr and digests of all banks, with the content's header.
 const OVERHEAD: usize = 256;
 
@@ -123,12 +126,33 @@ pub enum CelError {
     },
 }
 
+/// The kind of register that a record was extended into.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Register {
+    /// A PCR of a TPM.
+    Pcr,
+    /// A measurement register of a confidential VM: TLV type 108, which Google writes and the TCG has not numbered.
+    /// Read so that such logs can be shown; never part of ours.
+    Ccmr,
+}
+
+impl fmt::Display for Register {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Pcr => "PCR",
+            Self::Ccmr => "CCMR",
+        })
+    }
+}
+
 /// One record of a canonical event log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Record {
     /// Its number, from 0.
     pub number: u64,
-    /// The PCR that it was extended into.
+    /// The kind of register that it was extended into: [`Register::Pcr`] for ours.
+    pub register: Register,
+    /// Index of that register.
     pub pcr: u8,
     /// Digests of the content, one for each bank that was extended. Claimed, until [`Record::check_digests`].
     pub digests: Vec<(Algorithm, Vec<u8>)>,
@@ -180,6 +204,7 @@ impl Record {
         }
         let record = Self {
             number,
+            register: Register::Pcr,
             pcr,
             digests,
             content_type: CONTENT_ASSAY,
@@ -204,7 +229,11 @@ impl Record {
         }
         let mut out = Vec::with_capacity(self.content.len().saturating_add(OVERHEAD));
         tlv::put(&mut out, RECNUM, &self.number.to_be_bytes());
-        tlv::put(&mut out, PCR, &[self.pcr]);
+        let register = match self.register {
+            Register::Pcr => PCR,
+            Register::Ccmr => CCMR,
+        };
+        tlv::put(&mut out, register, &[self.pcr]);
         tlv::put(&mut out, DIGESTS, &digests);
         out.extend_from_slice(&self.content);
         out
@@ -293,7 +322,12 @@ pub fn read(bytes: &[u8]) -> Result<(Record, usize), CelError> {
     let mut reader = Reader::new("record", bytes);
     let recnum = field(&mut reader, RECNUM, 0)?;
     let number = u64::from_be_bytes(width("recnum", recnum)?);
-    let pcr = field(&mut reader, PCR, number)?;
+    let mut ahead = reader;
+    let (register, kind) = match ahead.u8() {
+        Ok(CCMR) => (Register::Ccmr, CCMR),
+        _ => (Register::Pcr, PCR),
+    };
+    let pcr = field(&mut reader, kind, number)?;
     let [pcr] = width("pcr", pcr)?;
     let digests = read_digests(number, field(&mut reader, DIGESTS, number)?)?;
     check_declared(&reader, number)?;
@@ -309,6 +343,7 @@ pub fn read(bytes: &[u8]) -> Result<(Record, usize), CelError> {
     Ok((
         Record {
             number,
+            register,
             pcr,
             digests,
             content_type,
@@ -413,9 +448,13 @@ pub fn to_json(record: &Record) -> Value {
             json!(hex::encode(&record.content)),
         ),
     };
+    let register = match record.register {
+        Register::Pcr => "pcr",
+        Register::Ccmr => "ccmr",
+    };
     json!({
         "recnum": record.number,
-        "pcr": record.pcr,
+        register: record.pcr,
         "digests": digests,
         "content_type": content_type,
         "content": content,

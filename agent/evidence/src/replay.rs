@@ -3,16 +3,12 @@
 //! Replay recomputes every digest from the content, extends the runtime PCR's starting value with them, and demands
 //! the quoted value at the end. Whether what the log tells is acceptable is for the policy.
 
-use crate::bootlog::{self, BootLog, BootLogError};
 use crate::bundle::Pcrs;
-use crate::cel::{CelError, Record};
+use crate::cel::{CelError, Record, Register};
 use crate::event::{AgentStart, Event};
 use crate::quote::{QUOTED_BANK, RUNTIME_PCR, VerifiedQuote};
 
 pub use crate::quote::HeldLog;
-
-/// PCRs that the firmware extends and logs (PC Client Platform Firmware Profile, section 3.3.4).
-pub const BOOT_PCRS: core::ops::RangeInclusive<u8> = 0..=7;
 
 /// Why a log does not explain the quoted PCR.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -21,11 +17,15 @@ pub enum ReplayError {
     #[error("the runtime log is empty: the agent does not measure")]
     Empty,
     /// A record of another PCR.
-    #[error("record {record} was extended into PCR {found}; the runtime log's is {RUNTIME_PCR}")]
+    #[error(
+        "record {record} was extended into {register} {found}; the runtime log's is PCR {RUNTIME_PCR}"
+    )]
     PcrIndex {
         /// The record.
         record: u64,
-        /// Its PCR.
+        /// The kind of its register.
+        register: Register,
+        /// Its index.
         found: u8,
     },
     /// A digest is not that of the content, or the content cannot be read.
@@ -86,26 +86,6 @@ pub struct ReplayedLog {
     start: AgentStart,
 }
 
-/// The firmware's log, held against the quoted PCRs.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct BootReplay {
-    /// The log.
-    pub log: BootLog,
-    /// Boot PCRs that the log extends, and does not lead to their quoted value. Empty when the log is good.
-    pub mismatches: Vec<BootPcrMismatch>,
-}
-
-/// A boot PCR whose events do not lead to its quoted value.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct BootPcrMismatch {
-    /// The PCR.
-    pub pcr: u8,
-    /// Value after replay.
-    pub replayed: Vec<u8>,
-    /// Value in the quote.
-    pub quoted: Vec<u8>,
-}
-
 impl VerifiedQuote {
     /// Replays the runtime log against the quoted PCR.
     ///
@@ -129,9 +109,11 @@ impl VerifiedQuote {
     }
 
     fn check_record(&self, record: &Record) -> Result<(), ReplayError> {
-        if record.pcr != RUNTIME_PCR {
+        let register = record.register;
+        if register != Register::Pcr || record.pcr != RUNTIME_PCR {
             return Err(ReplayError::PcrIndex {
                 record: record.number,
+                register,
                 found: record.pcr,
             });
         }
@@ -303,38 +285,10 @@ impl ReplayedLog {
         self.quote.firmware_version
     }
 
-    /// The firmware's log, raw, if it came along; see [`ReplayedLog::replay_boot_log`].
+    /// The firmware's log, raw, if it came along. The policy's appraisal holds it against the quoted PCRs.
     #[must_use]
     pub fn boot_log(&self) -> Option<&[u8]> {
         self.quote.boot_log.as_ref().map(AsRef::as_ref)
-    }
-
-    /// Replays the firmware's log, if it came along, and holds PCRs 0 to 7 against the quote where the log has events
-    /// for them. PCRs without events are for golden values alone.
-    ///
-    /// # Errors
-    /// [`BootLogError`] when the log cannot be read, or has no digests of the quoted bank.
-    pub fn replay_boot_log(&self) -> Option<Result<BootReplay, BootLogError>> {
-        let bytes = self.boot_log()?;
-        Some(bootlog::parse(bytes).and_then(|log| self.compare_boot_pcrs(log)))
-    }
-
-    fn compare_boot_pcrs(&self, log: BootLog) -> Result<BootReplay, BootLogError> {
-        let replayed = log.replay(QUOTED_BANK)?;
-        let extended = log.extended_pcrs();
-        let mut mismatches = Vec::new();
-        for pcr in BOOT_PCRS.filter(|pcr| extended.contains(&u32::from(*pcr))) {
-            let value = replayed.get(&u32::from(pcr)).cloned().unwrap_or_default();
-            let quoted = self.pcr(pcr).unwrap_or_default();
-            if value != quoted {
-                mismatches.push(BootPcrMismatch {
-                    pcr,
-                    replayed: value,
-                    quoted: quoted.to_vec(),
-                });
-            }
-        }
-        Ok(BootReplay { log, mismatches })
     }
 
     /// The IMA log, raw, if it came along.

@@ -212,6 +212,7 @@ fn too_many_events_are_refused_on_reading() {
     let digests = vec![(Algorithm::Sha256, Algorithm::Sha256.hash(&content))];
     let record = Record {
         number: 0,
+        register: Register::Pcr,
         pcr: 13,
         digests,
         content_type: CONTENT_ASSAY,

@@ -300,7 +300,8 @@ const CASES: &[Case] = &[
                 r,
                 Refusal::Replay(ReplayError::PcrIndex {
                     record: 0,
-                    found: 12
+                    found: 12,
+                    ..
                 })
             )
         },

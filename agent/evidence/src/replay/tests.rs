@@ -1,5 +1,5 @@
 use super::*;
-use crate::cel::Record;
+use crate::cel::{Record, Register};
 use crate::digest::Algorithm;
 use crate::event::{LoadKind, Violation};
 use crate::testing::{BINDING, BOOT, Host, OTHER_BOOT, agent_start, load, measurement};
@@ -116,6 +116,7 @@ fn records_of_other_pcrs_banks_and_projects_are_refused() {
         replay(&host).unwrap_err(),
         ReplayError::PcrIndex {
             record: 1,
+            register: Register::Pcr,
             found: 12
         }
     );
@@ -132,6 +133,7 @@ fn records_of_other_pcrs_banks_and_projects_are_refused() {
         .collect();
     host.append(Record {
         number: 1,
+        register: Register::Pcr,
         pcr: 13,
         digests,
         content_type: 80,
@@ -147,42 +149,22 @@ fn records_of_other_pcrs_banks_and_projects_are_refused() {
     );
 }
 
-/// A crypto-agile log: the header, and one event with this digest in PCR 4.
-fn boot_log(digest: &[u8; 32]) -> Vec<u8> {
-    let mut header = b"Spec ID Event03\0".to_vec();
-    header.extend_from_slice(&[0, 0, 0, 0, 0, 2, 0, 2]);
-    header.extend_from_slice(&1_u32.to_le_bytes());
-    header.extend_from_slice(&[0x0B, 0, 32, 0, 0]);
-    let mut out = vec![0, 0, 0, 0, 3, 0, 0, 0];
-    out.extend_from_slice(&[0; 20]);
-    out.extend_from_slice(&u32::try_from(header.len()).unwrap().to_le_bytes());
-    out.extend_from_slice(&header);
-    out.extend_from_slice(&[4, 0, 0, 0, 3, 0, 0, 0x80, 1, 0, 0, 0, 0x0B, 0]);
-    out.extend_from_slice(digest);
-    out.extend_from_slice(&[0, 0, 0, 0]);
-    out
-}
-
 #[test]
-fn boot_log_is_held_against_the_quote() {
+fn record_of_a_register_that_is_no_pcr_is_refused() {
     let mut host = started();
-    assert!(replay(&host).unwrap().replay_boot_log().is_none());
-
-    host.boot_log = Some(boot_log(&[5; 32]));
-    host.pcrs.get_mut(&4).unwrap().0 = Algorithm::Sha256.extend(&[0; 32], &[5; 32]);
-    let good = replay(&host).unwrap().replay_boot_log().unwrap().unwrap();
-    assert_eq!(good.log.events().len(), 2);
-    assert_eq!(good.mismatches, []);
-
-    host.boot_log = Some(boot_log(&[6; 32]));
-    let changed = replay(&host).unwrap().replay_boot_log().unwrap().unwrap();
-    let pcrs: Vec<_> = changed
-        .mismatches
-        .iter()
-        .map(|mismatch| mismatch.pcr)
-        .collect();
-    assert_eq!(pcrs, [4]);
-
-    host.boot_log = Some(vec![1, 2, 3]);
-    assert!(replay(&host).unwrap().replay_boot_log().unwrap().is_err());
+    let mut record = Record::build(
+        1,
+        13,
+        &[Event::Ready],
+        &[Algorithm::Sha1, Algorithm::Sha256],
+    )
+    .unwrap();
+    record.register = Register::Ccmr;
+    host.append(record);
+    let refused = ReplayError::PcrIndex {
+        record: 1,
+        register: Register::Ccmr,
+        found: 13,
+    };
+    assert_eq!(replay(&host).unwrap_err(), refused);
 }

@@ -176,3 +176,59 @@ impl TryRng for RingRng {
 }
 
 impl TryCryptoRng for RingRng {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::sized as put;
+
+    /// `TPMT_PUBLIC` of a P-256 EK with AES of this length, in this mode.
+    fn ek(point: &EccPoint, bits: u16, mode: u16) -> Public {
+        let mut area = vec![0x00, 0x23, 0x00, 0x0B, 0x00, 0x03, 0x00, 0xB2, 0, 0, 0, 0x06];
+        area.extend_from_slice(&bits.to_be_bytes());
+        area.extend_from_slice(&mode.to_be_bytes());
+        area.extend_from_slice(&[0, 0x10, 0, 3, 0, 0x10]);
+        put(&mut area, &point.x);
+        put(&mut area, &point.y);
+        Public::parse(&area).unwrap()
+    }
+
+    fn software_ek() -> (EphemeralPrivateKey, EccPoint) {
+        let key = EphemeralPrivateKey::generate(&ECDH_P256, &SystemRandom::new()).unwrap();
+        let point = from_sec1(key.compute_public_key().unwrap().as_ref()).unwrap();
+        (key, point)
+    }
+
+    /// What the TPM does, in software; the whole against a TPM is in `tests/tpm.rs`.
+    #[test]
+    fn opens_with_the_right_key_and_name() {
+        let (private, point) = software_ek();
+        let name = Name::new(Algorithm::Sha256, b"attestation key");
+        let credential = make_credential(&ek(&point, 128, ALG_CFB), &name, &[7; 32]).unwrap();
+
+        let sealed = &credential.encrypted_secret;
+        assert_eq!((sealed.len(), &sealed[..4]), (2 + 2 * 34, [0, 68, 0, 32].as_slice()));
+        let ephemeral = [[4].as_slice(), &sealed[4..36], &sealed[38..]].concat();
+        let seed = agreement::agree_ephemeral(private, &UnparsedPublicKey::new(&ECDH_P256, &ephemeral), |z| {
+            Sha256Digest::of_parts(&[&[0, 0, 0, 1], z, b"IDENTITY\0", &sealed[4..36], &point.x])
+        })
+        .unwrap();
+        assert_eq!(credential.blob, id_object(seed.as_bytes(), name.as_bytes(), &[7; 32]));
+        let other = Name::new(Algorithm::Sha256, b"another key");
+        assert_ne!(credential.blob, id_object(seed.as_bytes(), other.as_bytes(), &[7; 32]));
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused() {
+        let (_, point) = software_ek();
+        let name = Name::new(Algorithm::Sha256, b"attestation key");
+        let make = |ek: &Public, secret: &[u8]| make_credential(ek, &name, secret).unwrap_err();
+        let good = ek(&point, 128, ALG_CFB);
+        assert!(matches!(make(&good, &[]), CredentialError::SecretSize(0)));
+        assert!(matches!(make(&good, &[0; 33]), CredentialError::SecretSize(33)));
+        assert!(matches!(make(&ek(&point, 256, ALG_CFB), &[0]), CredentialError::UnsupportedEk(_)));
+        assert!(matches!(make(&ek(&point, 128, 0x42), &[0]), CredentialError::UnsupportedEk(_)));
+        let off_curve = EccPoint { x: [1; 32], y: [1; 32] };
+        assert!(matches!(make(&ek(&off_curve, 128, ALG_CFB), &[0]), CredentialError::EcPoint));
+    }
+}

@@ -181,3 +181,6 @@ fn same_key(info: &SubjectPublicKeyInfo<'_>, key: &Public) -> bool {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,11 +4,15 @@
 //! TLV, type and length included, so that no one can read the same digest as another kind of content. One record is one
 //! batch of events and one `TPM2_PCR_Extend`.
 
+mod head;
+mod json;
+
 use core::fmt;
 
-use serde_json::{Value, json};
+pub use head::Head;
+pub use json::to_json;
 
-use crate::digest::{Algorithm, DigestError, Sha256Digest};
+use crate::digest::{Algorithm, DigestError};
 use crate::event::{self, Event, EventError};
 use crate::reader::{ReadError, Reader};
 use crate::tlv;
@@ -430,93 +434,6 @@ fn read_digests(record: u64, bytes: &[u8]) -> Result<Vec<(Algorithm, Vec<u8>)>, 
         });
     }
     Ok(digests)
-}
-
-/// The record as CEL-JSON: `recnum`, `pcr`, `digests`, `content_type`, `content`. Content of other projects, or that
-/// cannot be read, is given in hex.
-#[must_use]
-pub fn to_json(record: &Record) -> Value {
-    let digests: Vec<Value> = record
-        .digests
-        .iter()
-        .map(|(bank, digest)| json!({ "hashAlg": bank.name(), "digest": hex::encode(digest) }))
-        .collect();
-    let (content_type, content) = match record.events() {
-        Ok(events) => (json!("assay"), json!({ "events": events })),
-        Err(_) => (
-            json!(record.content_type),
-            json!(hex::encode(&record.content)),
-        ),
-    };
-    let register = match record.register {
-        Register::Pcr => "pcr",
-        Register::Ccmr => "ccmr",
-    };
-    json!({
-        "recnum": record.number,
-        register: record.pcr,
-        "digests": digests,
-        "content_type": content_type,
-        "content": content,
-    })
-}
-
-/// The running head of a log: H₀ = 32 zero bytes, Hₙ₊₁ = SHA-256(Hₙ || the record's SHA-256 digest).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Head {
-    records: u64,
-    value: Sha256Digest,
-}
-
-impl Head {
-    /// The head of the empty log.
-    #[must_use]
-    pub const fn new() -> Self {
-        Self {
-            records: 0,
-            value: Sha256Digest::ZERO,
-        }
-    }
-
-    /// Takes the next record in.
-    ///
-    /// # Errors
-    /// [`CelError::Number`] when it is not the next one, [`CelError::Digest`] when it has no SHA-256 digest.
-    pub fn push(&mut self, record: &Record) -> Result<(), CelError> {
-        if record.number != self.records {
-            return Err(CelError::Number {
-                found: record.number,
-                wanted: self.records,
-            });
-        }
-        let missing = CelError::Digest {
-            record: record.number,
-            bank: "sha256",
-            reason: "is missing",
-        };
-        let digest = record.digest(Algorithm::Sha256).ok_or(missing)?;
-        self.value = Sha256Digest::of_parts(&[self.value.as_ref(), digest]);
-        self.records = self.records.saturating_add(1);
-        Ok(())
-    }
-
-    /// Records taken in so far.
-    #[must_use]
-    pub const fn records(&self) -> u64 {
-        self.records
-    }
-
-    /// The head after them.
-    #[must_use]
-    pub const fn value(&self) -> Sha256Digest {
-        self.value
-    }
-}
-
-impl Default for Head {
-    fn default() -> Self {
-        Self::new()
-    }
 }
 
 #[cfg(test)]

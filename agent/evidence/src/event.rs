@@ -4,6 +4,7 @@
 //! and fields are refused. So every event has one encoding, and a digest over it says one thing.
 
 pub mod codec;
+mod fields;
 
 use core::fmt;
 

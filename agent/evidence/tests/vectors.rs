@@ -179,11 +179,11 @@ fn go_attestation_creation_statement_is_another_kind() {
 fn pcrs(values: &Value) -> Pcrs {
     let mut pcrs: Pcrs = BTreeMap::new();
     for value in values.as_array().expect("a list") {
-        let bank = match value["DigestAlg"].as_u64() {
-            Some(3) => Algorithm::Sha1,
-            Some(5) => Algorithm::Sha256,
-            other => panic!("digest algorithm {other:?}"),
-        };
+        let known = [(3, Algorithm::Sha1), (5, Algorithm::Sha256)];
+        let (_, bank) = known
+            .into_iter()
+            .find(|(number, _)| value["DigestAlg"] == *number)
+            .expect("a known algorithm");
         let index = u8::try_from(value["Index"].as_u64().expect("a number")).expect("a PCR");
         pcrs.entry(bank)
             .or_default()

@@ -1,4 +1,7 @@
+use serde_json::json;
+
 use super::*;
+use crate::digest::Sha256Digest;
 use crate::event::{LoadKind, Violation};
 use crate::testing::{BOOT, agent_start, load, measurement};
 

@@ -6,6 +6,7 @@
 use serde::Serializer;
 use serde::ser::SerializeMap;
 
+use super::fields::{FieldReader, Fields};
 use super::{
     AgentStart, Event, LoadKind, MAX_CMDLINE, MAX_COMM, MAX_PATH, MAX_TEXT, Measurement, Mode,
     Violation,
@@ -115,10 +116,7 @@ mod violation {
 /// [`EventError::TextTooLong`], [`EventError::BootId`], [`EventError::PcrStart`]: what [`decode`] would refuse is not
 /// written.
 pub fn encode(event: &Event) -> Result<Vec<u8>, EventError> {
-    let mut fields = Fields {
-        event: event.name(),
-        out: Vec::new(),
-    };
+    let mut fields = Fields::new(event.name());
     let kind = match event {
         Event::AgentStart(start) => {
             put_agent_start(&mut fields, start)?;
@@ -139,8 +137,8 @@ pub fn encode(event: &Event) -> Result<Vec<u8>, EventError> {
         }
         Event::AgentStop => kind::AGENT_STOP,
     };
-    let mut out = Vec::with_capacity(fields.out.len().saturating_add(tlv::HEADER));
-    tlv::put(&mut out, kind, &fields.out);
+    let mut out = Vec::new();
+    tlv::put(&mut out, kind, &fields.into_bytes());
     Ok(out)
 }
 
@@ -406,134 +404,6 @@ fn get_violation(value: &[u8]) -> Result<Violation, EventError> {
     };
     fields.finish()?;
     Ok(violation)
-}
-
-/// Writes fields; the caller keeps to ascending order.
-struct Fields {
-    event: &'static str,
-    out: Vec<u8>,
-}
-
-impl Fields {
-    fn bytes(&mut self, field: u8, value: &[u8]) {
-        tlv::put(&mut self.out, field, value);
-    }
-
-    fn text(&mut self, field: u8, value: &str, limit: usize) -> Result<(), EventError> {
-        check_text(self.event, field, value.len(), limit)?;
-        self.bytes(field, value.as_bytes());
-        Ok(())
-    }
-}
-
-fn check_text(
-    event: &'static str,
-    field: u8,
-    found: usize,
-    limit: usize,
-) -> Result<(), EventError> {
-    if found > limit {
-        return Err(EventError::TextTooLong {
-            event,
-            field,
-            found,
-            limit,
-        });
-    }
-    Ok(())
-}
-
-/// Reads fields in the one order that the format has.
-struct FieldReader<'a> {
-    event: &'static str,
-    reader: Reader<'a>,
-}
-
-impl<'a> FieldReader<'a> {
-    fn new(event: &'static str, value: &'a [u8]) -> Self {
-        Self {
-            event,
-            reader: Reader::new(event, value),
-        }
-    }
-
-    fn field(&mut self, wanted: u8) -> Result<&'a [u8], EventError> {
-        if self.reader.is_empty() {
-            return Err(EventError::Field {
-                event: self.event,
-                found: 0,
-                wanted,
-            });
-        }
-        let (found, value) = tlv::get(&mut self.reader)?;
-        if found != wanted {
-            return Err(EventError::Field {
-                event: self.event,
-                found,
-                wanted,
-            });
-        }
-        Ok(value)
-    }
-
-    fn optional(&mut self, wanted: u8) -> Result<Option<&'a [u8]>, EventError> {
-        let mut ahead = self.reader;
-        if ahead.is_empty() || ahead.u8()? != wanted {
-            return Ok(None);
-        }
-        self.field(wanted).map(Some)
-    }
-
-    fn width<const N: usize>(&self, field: u8, value: &[u8]) -> Result<[u8; N], EventError> {
-        value.try_into().map_err(|_| EventError::Width {
-            event: self.event,
-            field,
-            found: value.len(),
-            wanted: N,
-        })
-    }
-
-    fn array<const N: usize>(&mut self, field: u8) -> Result<[u8; N], EventError> {
-        let value = self.field(field)?;
-        self.width(field, value)
-    }
-
-    fn optional_array<const N: usize>(&mut self, field: u8) -> Result<Option<[u8; N]>, EventError> {
-        let value = self.optional(field)?;
-        value.map(|value| self.width(field, value)).transpose()
-    }
-
-    fn optional_u64(&mut self, field: u8) -> Result<Option<u64>, EventError> {
-        Ok(self.optional_array(field)?.map(u64::from_be_bytes))
-    }
-
-    fn digest(&mut self, field: u8) -> Result<Sha256Digest, EventError> {
-        self.array(field).map(Sha256Digest::new)
-    }
-
-    fn code<T>(
-        &mut self,
-        field: u8,
-        what: &'static str,
-        known: impl Fn(u8) -> Option<T>,
-    ) -> Result<T, EventError> {
-        let [code] = self.array(field)?;
-        known(code).ok_or(EventError::Code { what, code })
-    }
-
-    fn text(&mut self, field: u8, limit: usize) -> Result<String, EventError> {
-        let value = self.field(field)?;
-        check_text(self.event, field, value.len(), limit)?;
-        let text = core::str::from_utf8(value).map_err(|_| EventError::NotText {
-            event: self.event,
-            field,
-        })?;
-        Ok(text.to_owned())
-    }
-
-    fn finish(self) -> Result<(), EventError> {
-        self.reader.finish().map_err(EventError::Bytes)
-    }
 }
 
 /// `{"sha256": "hex", …}`, as CEL-JSON readers expect digests.

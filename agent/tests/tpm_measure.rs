@@ -1,0 +1,231 @@
+//! Measuring against a real TPM: batches, restarts, crashes, and what a verifier makes of the result.
+
+mod common;
+
+use std::time::Duration;
+
+use assay_agent::measure::{MeasureError, Measurer};
+use assay_evidence::event::{Event, Violation};
+use assay_tests::proxy::{CC_PCR_EXTEND, TpmProxy};
+use assay_tests::Swtpm;
+use common::{Queue, Running, attest, names, open, open_boot, seqs, settings, wait_for};
+
+#[tokio::test]
+async fn tpm_log_and_pcr_agree_through_start_events_and_stop() {
+    let (swtpm, dir, queue) = (Swtpm::start().unwrap(), tempfile::tempdir().unwrap(), Queue::default());
+    let tpm = open(swtpm.tcti());
+    queue.push(0..3);
+    let running = Running::start(settings(dir.path(), true), &queue, &tpm);
+    queue.push(3..10);
+    running.settle(&queue);
+
+    let log = attest(&tpm).await.unwrap();
+    assert_eq!(seqs(&log), (0..10).collect::<Vec<_>>());
+    assert_eq!(names(&log).first(), Some(&"agent-start"));
+    assert!(names(&log).contains(&"ready"));
+    assert_eq!(log.pcr_start(), [0; 32]);
+    let own = std::env::current_exe().unwrap();
+    let own = own.to_string_lossy();
+    assert!(log.events().any(|(_, event)| matches!(event, Event::Inventory(found) if found.path == own)));
+
+    running.stop().unwrap();
+    let log = attest(&tpm).await.unwrap();
+    assert_eq!(names(&log).last(), Some(&"agent-stop"));
+}
+
+#[tokio::test]
+async fn tpm_what_gathers_while_the_tpm_is_busy_shares_one_extend() {
+    let swtpm = Swtpm::start().unwrap();
+    let proxy = TpmProxy::start(&swtpm).unwrap();
+    let (dir, queue) = (tempfile::tempdir().unwrap(), Queue::default());
+    let tpm = open(proxy.tcti());
+    let running = Running::start(settings(dir.path(), true), &queue, &tpm);
+    let before = proxy.count(CC_PCR_EXTEND);
+    proxy.only(Some(CC_PCR_EXTEND));
+    proxy.delay(Duration::from_millis(300));
+    for seq in 0..1000 {
+        queue.push([seq]);
+        if seq % 100 == 0 {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+    running.settle(&queue);
+    wait_for("all of it", || tpm.log().snapshot().records > 3);
+    let extends = proxy.count(CC_PCR_EXTEND) - before;
+    assert!(extends <= 4, "1000 events took {extends} extends");
+    proxy.delay(Duration::ZERO);
+    proxy.only(None);
+    running.settle(&queue);
+    assert_eq!(seqs(&attest(&tpm).await.unwrap()), (0..1000).collect::<Vec<_>>());
+    running.stop().unwrap();
+}
+
+#[tokio::test]
+async fn tpm_lost_records_are_a_violation_in_the_log() {
+    let (swtpm, dir, queue) = (Swtpm::start().unwrap(), tempfile::tempdir().unwrap(), Queue::default());
+    let tpm = open(swtpm.tcti());
+    let running = Running::start(settings(dir.path(), true), &queue, &tpm);
+    queue.lose(7);
+    wait_for("the loss to be seen", || running.control.lost() == 7);
+    running.settle(&queue);
+    let log = attest(&tpm).await.unwrap();
+    assert!(log.events().any(|(_, event)| *event == Event::Violation(Violation::Lost { count: 7 })));
+    running.stop().unwrap();
+
+    // A successor does not report the same loss again, and adds what came since.
+    queue.lose(1);
+    let running = Running::start(settings(dir.path(), false), &queue, &tpm);
+    running.settle(&queue);
+    let log = attest(&tpm).await.unwrap();
+    let losses: Vec<u64> = log
+        .events()
+        .filter_map(|(_, event)| match event {
+            Event::Violation(Violation::Lost { count }) => Some(*count),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(losses, [7, 1]);
+    running.stop().unwrap();
+}
+
+#[tokio::test]
+async fn tpm_a_restart_goes_on_with_the_same_log() {
+    let (swtpm, dir, queue) = (Swtpm::start().unwrap(), tempfile::tempdir().unwrap(), Queue::default());
+    let tpm = open(swtpm.tcti());
+    let running = Running::start(settings(dir.path(), true), &queue, &tpm);
+    queue.push(0..5);
+    running.settle(&queue);
+    running.stop().unwrap();
+    queue.push(5..8);
+    let running = Running::start(settings(dir.path(), false), &queue, &tpm);
+    running.settle(&queue);
+    let log = attest(&tpm).await.unwrap();
+    assert_eq!(seqs(&log), (0..8).collect::<Vec<_>>());
+    let starts: Vec<Option<u64>> = log
+        .events()
+        .filter_map(|(_, event)| match event {
+            Event::AgentStart(start) => Some(start.predecessor),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(starts, [None, Some(4)]);
+    assert!(!names(&log).contains(&"violation"));
+    running.stop().unwrap();
+
+    // Hooks that had to be loaded anew were away in between: that is said.
+    let running = Running::start(settings(dir.path(), true), &queue, &tpm);
+    let log = attest(&tpm).await.unwrap();
+    assert!(log.events().any(|(_, event)| matches!(event, Event::Violation(Violation::HooksMissing { .. }))));
+    running.stop().unwrap();
+}
+
+/// The agent dies while an extend hangs: its last record is in the log and not in the PCR, more events are in the journal only,
+/// and the kernel still has one that was journaled but not freed.
+#[tokio::test]
+async fn tpm_nothing_is_missing_or_doubled_after_a_crash() {
+    let (swtpm, dir, queue) = (Swtpm::start().unwrap(), tempfile::tempdir().unwrap(), Queue::default());
+    let proxy = TpmProxy::start(&swtpm).unwrap();
+    let tpm = open(proxy.tcti());
+    let running = Running::start(settings(dir.path(), true), &queue, &tpm);
+    queue.push(0..4);
+    running.settle(&queue);
+    let before = tpm.log().snapshot();
+
+    proxy.hang();
+    queue.push(4..6);
+    let path = dir.path().join("log.cel");
+    wait_for("a record that is not extended", || std::fs::metadata(&path).unwrap().len() > before.bytes);
+    queue.push(6..20);
+    wait_for("the kernel's queue to be empty", || queue.is_empty());
+    drop(proxy);
+    assert!(matches!(running.end(), Err(MeasureError::Tpm(_))));
+    assert_eq!(tpm.log().snapshot(), before, "the view never shows what is not extended");
+    drop(tpm);
+
+    queue.push(19..22);
+    let tpm = open(swtpm.tcti());
+    let running = Running::start(settings(dir.path(), false), &queue, &tpm);
+    running.settle(&queue);
+    let log = attest(&tpm).await.unwrap();
+    assert_eq!(seqs(&log), (0..22).collect::<Vec<_>>());
+    assert!(!names(&log).contains(&"violation"));
+    running.stop().unwrap();
+}
+
+#[tokio::test]
+async fn tpm_a_shortened_log_is_a_violation_and_never_replays() {
+    let (swtpm, dir, queue) = (Swtpm::start().unwrap(), tempfile::tempdir().unwrap(), Queue::default());
+    let tpm = open(swtpm.tcti());
+    let running = Running::start(settings(dir.path(), true), &queue, &tpm);
+    queue.push(0..4);
+    running.settle(&queue);
+    running.stop().unwrap();
+    let path = dir.path().join("log.cel");
+    let bytes = std::fs::read(&path).unwrap();
+    std::fs::write(&path, &bytes[..bytes.len() - 1]).unwrap();
+
+    let running = Running::start(settings(dir.path(), false), &queue, &tpm);
+    running.settle(&queue);
+    let refused = attest(&tpm).await.unwrap_err();
+    assert!(refused.contains("PCR"), "{refused}");
+    running.stop().unwrap();
+    let bytes = std::fs::read(&path).unwrap();
+    let records = assay_evidence::cel::read_all(&bytes).unwrap();
+    let events: Vec<Event> = records.iter().flat_map(|record| record.events().unwrap()).collect();
+    assert!(events.iter().any(|event| matches!(event, Event::Violation(Violation::LogMismatch { .. }))));
+}
+
+#[tokio::test]
+async fn tpm_a_full_log_spoils_the_pcr_and_ends_measuring() {
+    let (swtpm, dir, queue) = (Swtpm::start().unwrap(), tempfile::tempdir().unwrap(), Queue::default());
+    let tpm = open(swtpm.tcti());
+    let mut settings = settings(dir.path(), true);
+    settings.log_max_bytes = 1 << 20;
+    let running = Running::start(settings, &queue, &tpm);
+    attest(&tpm).await.unwrap();
+    queue.push(0..20_000);
+    let error = running.end().unwrap_err();
+    assert!(matches!(error, MeasureError::LogFull { .. }), "{error}");
+    let text = error.to_string();
+    assert!(text.contains("log.cel") && text.contains("log_max_mib"), "{text}");
+    assert!(attest(&tpm).await.is_err(), "a log that stopped must not look like a quiet one");
+}
+
+#[tokio::test]
+async fn tpm_another_boots_log_is_set_aside() {
+    let (mut swtpm, dir, queue) = (Swtpm::start().unwrap(), tempfile::tempdir().unwrap(), Queue::default());
+    let tpm = open(swtpm.tcti());
+    let running = Running::start(settings(dir.path(), true), &queue, &tpm);
+    queue.push(0..2);
+    running.settle(&queue);
+    running.stop().unwrap();
+    drop(tpm);
+    swtpm.power_cycle().unwrap();
+
+    let boot = "00000000-1111-4222-8333-444444444444";
+    let tpm = open_boot(swtpm.tcti(), boot);
+    let mut next = settings(dir.path(), true);
+    next.boot_id = boot.into();
+    let running = Running::start(next, &queue, &tpm);
+    let log = attest(&tpm).await.unwrap();
+    assert_eq!((seqs(&log), log.boot_id()), (vec![], boot));
+    assert!(!names(&log).contains(&"violation"));
+    running.stop().unwrap();
+}
+
+#[test]
+fn tpm_only_one_agent_writes_the_log_and_a_bad_folder_is_named() {
+    let (swtpm, dir, queue) = (Swtpm::start().unwrap(), tempfile::tempdir().unwrap(), Queue::default());
+    let tpm = open(swtpm.tcti());
+    let running = Running::start(settings(dir.path(), true), &queue, &tpm);
+    let second = Measurer::open(settings(dir.path(), true), Box::new(queue.clone()), tpm.clone());
+    assert!(matches!(second, Err(MeasureError::Locked { .. })));
+    running.stop().unwrap();
+
+    let file = dir.path().join("file");
+    std::fs::write(&file, b"").unwrap();
+    let Err(error) = Measurer::open(settings(&file.join("run"), true), Box::new(queue.clone()), tpm) else {
+        panic!("a file is no folder")
+    };
+    assert!(error.to_string().contains(&*file.to_string_lossy()) && error.to_string().contains("run_dir"), "{error}");
+}

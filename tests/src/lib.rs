@@ -4,10 +4,12 @@
 //! Every process started here dies with its owner: on drop, on panic, and when the test process is killed.
 //! This library needs no system package to build, so that `xtask` can use it before anything is installed.
 
+pub mod agent;
 pub mod child;
 pub mod guest;
 pub mod proxy;
 pub mod swtpm;
+pub mod verifier;
 pub mod vm;
 pub mod wire;
 

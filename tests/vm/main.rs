@@ -1,3 +1,8 @@
 //! Tests that need a kernel: each restores its own machine with its own TPM. `cargo xtask test vm` runs them.
 
+mod common;
+mod disks;
+mod faults;
 mod harness;
+mod measured;
+mod story;

@@ -4,7 +4,7 @@ use std::os::fd::BorrowedFd;
 
 use assay_agent::log_view::LogView;
 use assay_agent::measure::source::{EventSource, Refusal, SourceError};
-use assay_ebpf::{HASH_ALGO_SHA256, Record, kind};
+use assay_ebpf::{HASH_ALGO_SHA256, PATH_MAX, Record, kind};
 
 /// Hands over the next record only when the one before is in the log and the PCR.
 pub struct Paced {
@@ -53,15 +53,31 @@ impl EventSource for Paced {
 
 /// A library of its own for each number, with a path of usual length.
 fn record(number: u64) -> Record {
-    let mut record = Record::ZERO;
-    let path = format!("/usr/lib/x86_64-linux-gnu/libexample-{number:06}.so.1");
-    record.seq = number;
-    record.kind = kind::MAPPING;
-    record.hash_algo = HASH_ALGO_SHA256;
-    record.digest[..8].copy_from_slice(&number.to_be_bytes());
-    record.ino = number;
-    record.size = 123_456;
-    record.path_len = u32::try_from(path.len()).unwrap_or_default();
-    record.path[..path.len()].copy_from_slice(path.as_bytes());
-    record
+    let name = format!("/usr/lib/x86_64-linux-gnu/libexample-{number:06}.so.1");
+    let mut path = [0; PATH_MAX];
+    path[..name.len()].copy_from_slice(name.as_bytes());
+    let mut digest = [1; 32];
+    digest[..8].copy_from_slice(&number.to_be_bytes());
+    Record {
+        seq: number,
+        time_ns: number * 1_000_000,
+        size: 123_456,
+        ino: number + 1,
+        change: 1,
+        cgroup: 1,
+        fs_magic: 0xef53,
+        dev: 0x80_0001,
+        generation: 1,
+        kind: kind::MAPPING,
+        flags: 0,
+        hash_algo: HASH_ALGO_SHA256,
+        hash_error: 0,
+        pid: 1000,
+        uid: 0,
+        digest,
+        comm: *b"example\0\0\0\0\0\0\0\0\0",
+        path_len: u32::try_from(name.len()).unwrap_or_default(),
+        pad: 0,
+        path,
+    }
 }

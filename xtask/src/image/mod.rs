@@ -12,6 +12,8 @@ use std::path::{Path, PathBuf};
 
 use assay_tests::vm::{Accelerator, BootOptions, Image, Vm};
 
+pub use initrd::decompress;
+
 use crate::build::{self, Built, Profile};
 use crate::run::{Error, io, output};
 use crate::setup::{self, System};

@@ -1,0 +1,101 @@
+//! A host that a verifier trusts, ready for a test to spoil.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use assay_tests::HarnessError;
+use assay_tests::agent::{self, Agent};
+use assay_tests::verifier::{HostState, Verifier};
+use assay_tests::vm::{Image, Vm};
+
+/// The host's name at the verifier.
+pub const HOST: &str = "host";
+/// A state that is due within seconds, on a loaded machine.
+pub const PATIENCE: Duration = Duration::from_secs(120);
+
+/// A machine, the agent in it, and the verifier that trusts it.
+pub struct Stage {
+    // The verifier goes first, so that its last polls do not find the machine gone.
+    pub verifier: Verifier,
+    pub agent: Agent,
+    pub vm: Vm,
+}
+
+/// The saved machine, restored.
+pub fn machine() -> Result<Vm, HarnessError> {
+    Vm::restore(&Image::load()?)
+}
+
+/// The verifier's program, built beside this test.
+pub fn verifier_binary() -> PathBuf {
+    let mut path = std::env::current_exe().expect("this test's own path");
+    path.pop();
+    path.set_file_name("assay-verifier");
+    path
+}
+
+/// Joined, enrolled and measured, but not judged yet.
+pub fn enrolled() -> Result<Stage, HarnessError> {
+    let vm = machine()?;
+    let verifier = Verifier::start(&verifier_binary())?;
+    agent::join(vm.guest(), &verifier)?;
+    let agent = Agent::start(vm.guest())?;
+    agent.enrol(&vm, &verifier, HOST)?;
+    Ok(Stage { verifier, agent, vm })
+}
+
+/// With its usual programs captured as known good, and trusted.
+pub fn trusted() -> Result<Stage, HarnessError> {
+    let stage = enrolled()?;
+    agent::rehearse(stage.vm.guest())?;
+    stage.verifier.run_ok(&["policy", "capture", HOST])?;
+    stage.wait("trusted", |host| host.state == "trusted")?;
+    Ok(stage)
+}
+
+impl Stage {
+    /// Waits until the verifier sees the host as `is` wants it.
+    pub fn wait(&self, what: &str, is: impl Fn(&HostState) -> bool) -> Result<HostState, HarnessError> {
+        self.verifier.wait_host(HOST, what, PATIENCE, is)
+    }
+
+    /// Seals an image with one file, `hello` holding `content`, and puts it into the machine.
+    pub fn sealed_disk(&self, path: &str, content: &[u8]) -> Result<(), HarnessError> {
+        let folder = tempfile::tempdir_in(self.verifier.scratch()).expect("a scratch folder");
+        let (plain, sealed) = (folder.path().join("plain"), folder.path().join("sealed"));
+        agent::plain_image(&plain, "hello", content)?;
+        self.verifier.run_ok(&["image", "seal", &plain.to_string_lossy(), &sealed.to_string_lossy()])?;
+        self.vm.guest().put_file(path, 0o600, &sealed)
+    }
+}
+
+/// PCR 13 (SHA-256) as tpm2-tools reads it, in lower-case hex.
+pub fn pcr13(vm: &Vm) -> Result<String, HarnessError> {
+    let text = vm.guest().run_ok(&["tpm2", "pcrread", "sha256:13"])?;
+    Ok(text.split("0x").nth(1).unwrap_or_default().trim().to_lowercase())
+}
+
+/// Waits until the log's head and the PCR agree, as they must once every batch has been extended: a PCR that started
+/// at zero follows the very chain of the log's head.
+pub fn wait_log_matches_pcr(vm: &Vm, agent: &Agent) -> Result<(), HarnessError> {
+    // tpm2 is itself measured when it runs for the first time; only then can both stand still.
+    pcr13(vm)?;
+    assay_tests::guest::Guest::wait_for("the log's head and PCR 13 did not agree", PATIENCE, || {
+        let status = agent.status()?;
+        let head = status.get("log_head").and_then(|head| head.as_str()).unwrap_or_default().to_owned();
+        Ok((pcr13(vm)? == head).then_some(()))
+    })
+}
+
+/// A program that the machine has never seen: a real one, one byte longer.
+pub fn put_new_program(vm: &Vm, path: &str) -> Result<(), HarnessError> {
+    let mut program = vm.guest().get("/usr/bin/true")?;
+    program.push(0);
+    vm.guest().put(path, 0o755, &program)
+}
+
+/// The SHA-256 of a file in the machine, by an independent program.
+pub fn sha256sum(vm: &Vm, path: &str) -> Result<String, HarnessError> {
+    let text = vm.guest().run_ok(&["sha256sum", path])?;
+    Ok(text.split_whitespace().next().unwrap_or_default().to_owned())
+}

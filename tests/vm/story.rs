@@ -1,0 +1,80 @@
+//! The main job, from trust to refusal, and back.
+
+use assay_tests::HarnessError;
+use assay_tests::agent::{self, Agent};
+
+use crate::common::{HOST, put_new_program, sha256sum, trusted};
+
+#[test]
+fn vm_trusted_released_opened_then_refused_and_allowed_again() -> Result<(), HarnessError> {
+    let stage = trusted()?;
+    let guest = stage.vm.guest();
+    stage.sealed_disk("/root/disk.img", b"from the sealed disk")?;
+
+    let ended = agent::unlock(guest, "/root/disk.img", 60)?;
+    assert!(ended.ok(), "{ended}\n{}", stage.agent.journal());
+    let device = ended.stdout.trim();
+    assert!(device.starts_with("/dev/mapper/assay-"), "{device}");
+    guest.run_ok(&["mount", "-o", "ro", device, "/mnt/disk"])?;
+    assert_eq!(guest.run_ok(&["cat", "/mnt/disk/hello"])?, "from the sealed disk");
+    guest.run_ok(&["umount", "/mnt/disk"])?;
+    guest.run_ok(&["assay-agent", "lock", device.trim_start_matches("/dev/mapper/")])?;
+
+    put_new_program(&stage.vm, "/root/rogue")?;
+    guest.run_ok(&["/root/rogue"])?;
+    // The list of known good programs was made before sha256sum ran: it is rogue as well.
+    let digest = sha256sum(&stage.vm, "/root/rogue")?;
+    let host = stage.wait("untrusted for /root/rogue", |host| {
+        host.state == "untrusted" && host.reasons.iter().any(|reason| reason.contains("/root/rogue"))
+    })?;
+    let reason = host.reasons.iter().find(|reason| reason.contains("/root/rogue")).expect("just seen");
+    assert!(reason.contains(&digest), "{reason}");
+
+    let refused = agent::unlock(guest, "/root/disk.img", 60)?;
+    assert_eq!(refused.code, Some(3), "{refused}");
+    assert!(refused.stderr.contains("/root/rogue"), "{refused}");
+
+    // The operator looks at it, approves what ran, and the host is trusted again.
+    for reason in &stage.wait("untrusted", |host| host.state == "untrusted")?.reasons {
+        let sha256 = reason.split("sha256:").nth(1).map(|rest| rest.chars().take(64).collect::<String>());
+        if let Some(sha256) = sha256 {
+            stage.verifier.run_ok(&["policy", "allow", &sha256])?;
+        }
+    }
+    stage.wait("trusted again", |host| host.state == "trusted")?;
+    let ended = agent::unlock(guest, "/root/disk.img", 60)?;
+    assert!(ended.ok(), "{ended}");
+    Ok(())
+}
+
+#[test]
+fn vm_a_host_without_a_policy_gets_no_key() -> Result<(), HarnessError> {
+    let stage = trusted()?;
+    stage.sealed_disk("/root/disk.img", b"x")?;
+    stage.verifier.run_ok(&["host", "remove", HOST])?;
+    let refused = agent::unlock(stage.vm.guest(), "/root/disk.img", 20)?;
+    assert_eq!(refused.code, Some(3), "{refused}");
+    Ok(())
+}
+
+#[test]
+fn vm_a_reboot_starts_a_new_log_and_the_host_is_trusted_again() -> Result<(), HarnessError> {
+    let mut stage = trusted()?;
+    let before = stage.vm.guest().get("/run/assay/log.cel")?;
+    stage.vm.reset()?;
+    stage.wait("unreachable while its agent is down", |host| host.state == "unreachable")?;
+
+    // Somebody brings the old boot's log back: the TPM knows better.
+    let guest = stage.vm.guest();
+    guest.put("/run/assay/log.cel", 0o600, &before)?;
+    let agent = match Agent::start(guest) {
+        Ok(agent) => agent,
+        Err(_) => {
+            guest.script("rm -r /run/assay")?;
+            Agent::start(guest)?
+        }
+    };
+    agent::rehearse(guest)?;
+    crate::common::wait_log_matches_pcr(&stage.vm, &agent)?;
+    Ok(())
+}

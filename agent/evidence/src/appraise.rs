@@ -24,6 +24,9 @@ const FIRMWARE_PCRS: core::ops::RangeInclusive<u8> = 0..=7;
 /// PCRs of boot loader, kernel stub and shim: a boot log explains them if it mentions them. Nothing extends them once the
 /// firmware's log is closed.
 const LOADER_PCRS: [u8; 3] = [8, 9, 14];
+/// Bit of a measurement's flags (`assay_ebpf::flags::UNSTABLE`): somebody held the file open for writing, so what ran need
+/// not be what was hashed.
+pub(crate) const UNSTABLE: u32 = 1 << 3;
 
 /// Whether a host is trusted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -146,7 +149,7 @@ struct Judge<'a> {
     policy: &'a Policy,
     failures: Vec<Failure>,
     /// Where in `failures` code that was refused before stands: a program run a thousand times is one line.
-    seen: HashMap<(LoadKind, &'a str, Option<Sha256Digest>), usize>,
+    seen: HashMap<(Rule, LoadKind, &'a str, Option<Sha256Digest>), usize>,
     notes: Vec<String>,
 }
 
@@ -275,9 +278,10 @@ impl<'a> Judge<'a> {
         let rule = match &code.digest {
             None => Rule::NotHashed,
             Some(digest) if !self.policy.allows(digest) => Rule::NotApproved,
+            Some(_) if code.flags & UNSTABLE != 0 => Rule::Unstable,
             Some(_) => return,
         };
-        let key = (code.kind, code.path.as_str(), code.digest);
+        let key = (rule, code.kind, code.path.as_str(), code.digest);
         if let Some(failure) = self.seen.get(&key).and_then(|at| self.failures.get_mut(*at)) {
             failure.times = failure.times.saturating_add(1);
             return;
@@ -288,7 +292,7 @@ impl<'a> Judge<'a> {
             kind: Some(code.kind),
             path: Some(code.path.clone()),
             digest: code.digest,
-            nearest: self.nearest(&code.path),
+            nearest: if rule == Rule::NotApproved { self.nearest(&code.path) } else { None },
             ..Failure::new(rule, String::new())
         });
     }

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use serde::{Deserialize, Serialize};
 
+use crate::appraise::UNSTABLE;
 use crate::digest::{DigestError, Sha256Digest};
 use crate::event::{Event, LoadKind, MAX_PATH, Mode};
 use crate::quote::RUNTIME_PCR;
@@ -81,6 +82,9 @@ pub enum PolicyError {
     /// Code in the log to capture from was not hashed.
     #[error("the host runs {0:?}, which could not be hashed: a policy can't approve it")]
     NotHashed(String),
+    /// Code in the log to capture from could change while it was hashed.
+    #[error("the host loaded {0:?} while somebody had it open for writing: reboot the host, and capture before it is written to")]
+    Unstable(String),
 }
 
 /// One approved piece of code. The digest approves; kind and path are where it was seen.
@@ -153,7 +157,8 @@ impl Policy {
     /// Takes everything that a good host runs, and how it booted, as known-good.
     ///
     /// # Errors
-    /// [`PolicyError::NotReady`], [`PolicyError::Violation`], [`PolicyError::NotHashed`]: no host to learn from.
+    /// [`PolicyError::NotReady`], [`PolicyError::Violation`], [`PolicyError::NotHashed`], [`PolicyError::Unstable`]: no
+    /// host to learn from.
     /// [`PolicyError::TooMany`], [`PolicyError::Name`].
     pub fn capture(name: &str, log: &ReplayedLog) -> Result<Self, PolicyError> {
         let mut policy = Self::new(name)?;
@@ -167,6 +172,7 @@ impl Policy {
                     policy.modes.insert(start.mode);
                 }
                 Event::Inventory(code) | Event::Load(code) => match code.digest {
+                    Some(_) if code.flags & UNSTABLE != 0 => return Err(PolicyError::Unstable(code.path.clone())),
                     Some(digest) => drop(policy.allow(digest, Some(code.kind), Some(&code.path))?),
                     None => return Err(PolicyError::NotHashed(code.path.clone())),
                 },

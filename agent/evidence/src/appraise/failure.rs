@@ -15,6 +15,8 @@ pub enum Rule {
     NotApproved,
     /// Code ran, or was running, that could not be hashed.
     NotHashed,
+    /// Code is approved by its digest, but could change while it was hashed.
+    Unstable,
     /// The log says that its promise does not hold.
     Violation,
     /// The inventory of what ran before the agent is not complete.
@@ -123,6 +125,9 @@ impl fmt::Display for Failure {
         match self.rule {
             Rule::NotApproved => write!(f, "{} {digest} ({record}) is not approved", self.code())?,
             Rule::NotHashed => write!(f, "{} ({record}) could not be hashed", self.code())?,
+            Rule::Unstable => {
+                write!(f, "{} {digest} ({record}) was open for writing while it was measured", self.code())?;
+            }
             Rule::Violation => write!(f, "{} ({record})", self.detail)?,
             Rule::NotReady => f.write_str("the agent has not finished its inventory of what runs (no ready in the log)")?,
             Rule::AgentStopped => write!(f, "the agent stopped measuring ({record})")?,

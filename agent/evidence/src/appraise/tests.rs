@@ -102,6 +102,20 @@ fn what_could_not_be_hashed_is_never_allowed() {
 }
 
 #[test]
+fn code_that_could_change_while_hashed_is_not_trusted() {
+    assert_eq!(UNSTABLE, assay_ebpf::flags::UNSTABLE);
+    let mut host = Host::measuring();
+    let policy = captured(&host);
+    let mut library = measurement(LoadKind::Mapping, "/lib/libc.so.6", Some(2));
+    library.flags = UNSTABLE;
+    host.record(&[Event::Load(library)]);
+    let (rule, text) = only(&replayed(&host).appraise(&policy));
+    assert_eq!(rule, Rule::Unstable);
+    assert!(text.ends_with("(record 3) was open for writing while it was measured"), "{text}");
+    assert!(matches!(Policy::capture("p", &replayed(&host)), Err(PolicyError::Unstable(_))));
+}
+
+#[test]
 fn violations_are_never_allowed() {
     let mut host = Host::measuring();
     let policy = captured(&host);

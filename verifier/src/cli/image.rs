@@ -1,7 +1,6 @@
 //! `assay-verifier image`: sealed disk images.
 
 use std::path::PathBuf;
-use std::time::Duration;
 
 use assay_evidence::digest::Sha256Digest;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -89,12 +88,11 @@ fn seal_image(state: &StateDir, args: &SealArgs) -> Result<(), CliError> {
 
 /// A bar on a terminal's standard error; nothing where it would only fill a log.
 fn progress_bar() -> ProgressBar {
-    // The first set_length comes with the first block.
+    // Drawn with the first block, which brings the length.
     let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr_with_hz(10));
     let template = "encrypting {wide_bar} {bytes}/{total_bytes} {bytes_per_sec}, {eta} left";
     if let Ok(style) = ProgressStyle::with_template(template) {
         bar.set_style(style);
     }
-    bar.enable_steady_tick(Duration::from_millis(200));
     bar
 }

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use assay_evidence::cel::{self, CONTENT_ASSAY, CelError, Head, Record};
+use assay_evidence::digest::Sha256Digest;
 use serde_json::json;
 
 use super::super::{CliError, print};
@@ -66,46 +67,68 @@ impl Iterator for Records<'_> {
 
 /// Shows a whole log. As text, every record before a damaged one is shown; as JSON, all or nothing.
 pub(super) fn run(path: &Path, bytes: &[u8], as_json: bool) -> Result<(), CliError> {
-    let head = if as_json {
-        // Once over it before the first byte goes out, so that nobody parses half a document.
-        Records::new(path, bytes, 0).try_for_each(|placed| placed.map(drop))?;
-        print_records_json(path, bytes)?
-    } else {
-        let mut head = Head::new();
-        for placed in Records::new(path, bytes, 0) {
-            let placed = placed?;
-            push(&mut head, path, &placed)?;
-            print(&text::record(&placed))?;
-        }
-        head
-    };
-    let (records, value) = (head.records(), head.value());
     if as_json {
-        let [records, value] = [json!(records), json!(value)];
-        print(&format!("],\n\"count\": {records},\n\"head\": {value}}}\n"))
-    } else {
-        print(&format!("{records} records, {} bytes, head sha256:{value}\n", bytes.len()))
+        // Once over it before the first byte goes out, so that nobody parses half a document.
+        total(path, bytes)?;
+        return print_json(path, bytes);
     }
+    let mut total = Total::default();
+    for placed in Records::new(path, bytes, 0) {
+        let placed = placed?;
+        total.push(path, &placed)?;
+        print(&text::record(&placed))?;
+    }
+    let head = total.head().map_or_else(|| "none".to_owned(), |head| format!("sha256:{head}"));
+    print(&format!("{} records, {} bytes, head {head}\n", total.records, bytes.len()))
 }
 
-/// Prints the opening of the document and its records, one a line; memory holds one at a time.
-fn print_records_json(path: &Path, bytes: &[u8]) -> Result<Head, CliError> {
-    let mut head = Head::new();
+fn total(path: &Path, bytes: &[u8]) -> Result<Total, InspectError> {
+    let mut total = Total::default();
+    for placed in Records::new(path, bytes, 0) {
+        total.push(path, &placed?)?;
+    }
+    Ok(total)
+}
+
+/// Prints records one a line; memory holds one at a time.
+fn print_json(path: &Path, bytes: &[u8]) -> Result<(), CliError> {
+    let mut total = Total::default();
     print("{\"records\": [\n")?;
     for placed in Records::new(path, bytes, 0) {
         let placed = placed?;
-        let comma = if head.records() == 0 { "" } else { ",\n" };
-        push(&mut head, path, &placed)?;
+        let comma = if total.records == 0 { "" } else { ",\n" };
+        total.push(path, &placed)?;
         print(&format!("{comma}{}", cel::to_json(&placed.record)))?;
     }
-    Ok(head)
+    let [records, head] = [json!(total.records), json!(total.head())];
+    print(&format!("],\n\"count\": {records},\n\"head\": {head}}}\n"))
 }
 
-fn push(head: &mut Head, path: &Path, placed: &Placed) -> Result<(), InspectError> {
-    head.push(&placed.record).map_err(|cause| InspectError::Record {
-        path: path.to_owned(),
-        record: placed.record.number,
-        offset: placed.offset,
-        cause,
-    })
+/// What a log comes to. The head is this project's own notion: a log of another one, which may lack the bank that the
+/// head is made of, has none.
+#[derive(Default)]
+struct Total {
+    records: u64,
+    foreign: bool,
+    head: Head,
+}
+
+impl Total {
+    fn push(&mut self, path: &Path, placed: &Placed) -> Result<(), InspectError> {
+        self.records = self.records.saturating_add(1);
+        self.foreign |= placed.record.content_type != CONTENT_ASSAY;
+        if self.foreign {
+            return Ok(());
+        }
+        self.head.push(&placed.record).map_err(|cause| InspectError::Record {
+            path: path.to_owned(),
+            record: placed.record.number,
+            offset: placed.offset,
+            cause,
+        })
+    }
+
+    fn head(&self) -> Option<Sha256Digest> {
+        (!self.foreign).then(|| self.head.value())
+    }
 }

@@ -185,7 +185,7 @@ async fn quote(agent: &mut Agent, turn: usize) -> Outcome<u64> {
 
 /// Where the raw figures go.
 fn raw_folder() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/bench")
+    Path::new(env!("CARGO_MANIFEST_DIR")).with_file_name("target").join("bench")
 }
 
 /// The agent, as a process of its own.
@@ -224,13 +224,14 @@ impl Attester {
         Err(format!("the agent's log did not reach {RECORDS} records within {START:?}").into())
     }
 
-    fn resident_kib(&self) -> Outcome<u64> {
+    /// What the kernel says of the process: resident in all, and the share that is its own (not files mapped).
+    fn memory(&self) -> Outcome<String> {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
-        let line = status
-            .lines()
-            .find_map(|line| line.strip_prefix("VmRSS:"))
-            .ok_or("no VmRSS in /proc")?;
-        Ok(line.trim().trim_end_matches(" kB").parse()?)
+        let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
+        let (Some(all), Some(own), Some(peak)) = (field("VmRSS:"), field("RssAnon:"), field("VmHWM:")) else {
+            return Err("no VmRSS in /proc".into());
+        };
+        Ok(format!("{all} resident ({own} anonymous), {peak} at most"))
     }
 }
 

@@ -15,7 +15,7 @@ use crate::store::StoreError;
 
 mod host;
 mod image;
-mod init;
+pub mod init;
 mod inspect;
 mod key;
 mod policy;

@@ -70,6 +70,18 @@ fn files_are_private_and_hold_no_clear_text() {
 }
 
 #[test]
+fn a_key_stored_by_root_belongs_to_the_services_user() {
+    use std::os::unix::fs::{MetadataExt, chown};
+    let (dir, store) = state();
+    if chown(dir.path().join(KEY_DIR), Some(12_345), Some(12_345)).is_err() {
+        eprintln!("skipped: only root can give files away");
+        return;
+    }
+    store.put(&info(1), &Passphrase::generate().unwrap()).unwrap();
+    assert_eq!(fs::metadata(file_of(&dir, &info(1))).unwrap().uid(), 12_345);
+}
+
+#[test]
 fn passphrases_differ() {
     let (first, second) = (Passphrase::generate().unwrap(), Passphrase::generate().unwrap());
     assert_ne!(first.expose(), second.expose());

@@ -3,7 +3,7 @@
 use std::{
     fs::{self, DirBuilder, File, OpenOptions},
     io::{self, Read, Write},
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
+    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown},
     path::Path,
 };
 
@@ -81,7 +81,20 @@ fn write_and_sync(path: &Path, bytes: &[u8]) -> Result<(), KeyStoreError> {
         .mode(0o600)
         .open(path)
         .map_err(failed("create", path))?;
+    give_to_owner_of_parent(&file, path)?;
     file.write_all(bytes).and_then(|()| file.sync_all()).map_err(failed("write", path))
+}
+
+/// An operator may seal as root what the service, under a user of its own, must read: the file belongs to whom its
+/// directory belongs to.
+fn give_to_owner_of_parent(file: &File, path: &Path) -> Result<(), KeyStoreError> {
+    let Some(parent) = path.parent() else { return Ok(()) };
+    let dir = fs::metadata(parent).map_err(failed("look at", parent))?;
+    let ours = file.metadata().map_err(failed("look at", path))?;
+    if ours.uid() == dir.uid() {
+        return Ok(());
+    }
+    fchown(file, Some(dir.uid()), Some(dir.gid())).map_err(failed("change the owner of", path))
 }
 
 fn check_private(path: &Path, metadata: &fs::Metadata) -> Result<(), KeyStoreError> {

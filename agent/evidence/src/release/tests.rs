@@ -198,8 +198,8 @@ fn evidence_of_another_question_is_refused() {
 
 #[test]
 fn the_certification_is_checked_field_by_field() {
-    type Edit = fn(&mut CertifyFields);
-    let cases: [(Edit, fn(&ReleaseError) -> bool); 8] = [
+    type Case = (fn(&mut CertifyFields), fn(&ReleaseError) -> bool);
+    let cases: [Case; 8] = [
         (|c| c.magic = 1, |e| matches!(e, ReleaseError::Attest(TpmError::Magic(1)))),
         (|c| c.kind = 0x8014, |e| matches!(e, ReleaseError::Attest(TpmError::Unsupported { .. }))),
         (|c| c.extra_data = vec![0; 32], |e| matches!(e, ReleaseError::ExtraData)),

@@ -1,5 +1,7 @@
 //! The TPM layer against a real TPM: keys, quotes, credentials, release keys, and TPMs that misbehave.
 
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "tests say what they expect by panicking")]
+
 mod common;
 
 use std::process::{Command, Output};

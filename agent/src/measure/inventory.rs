@@ -31,11 +31,9 @@ type Seen = (u64, u64, i64, i64);
 /// [`MeasureError::Inventory`] when the processes cannot be listed, [`MeasureError::HostFact`] when the modules cannot.
 pub fn take(kernel_release: &str) -> Result<Vec<Event>, MeasureError> {
     let mut inventory = Inventory { seen: HashSet::new(), mapped: HashSet::new(), events: Vec::new() };
-    for process in procfs::process::all_processes().map_err(MeasureError::Inventory)? {
-        // An error here is a process that has gone.
-        if let Ok(process) = process {
-            inventory.process(&process);
-        }
+    // An error in the list is a process that has gone.
+    for process in procfs::process::all_processes().map_err(MeasureError::Inventory)?.flatten() {
+        inventory.process(&process);
     }
     inventory.modules(kernel_release)?;
     Ok(inventory.events)

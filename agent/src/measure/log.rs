@@ -82,3 +82,35 @@ impl LogWriter {
         File::open(&self.path).map_err(MeasureError::file("open the runtime log", &self.path))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_file_system_is_named_with_its_remedy_and_nothing_counts_as_written() {
+        let file = OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let path = PathBuf::from("/run/assay/log.cel");
+        let (head, banks) = (Head::new(), vec![Algorithm::Sha256]);
+        let mut log = LogWriter { path, file, end: 0, max_bytes: 1 << 20, head, pcr: 13, banks };
+        let error = log.append(&[Event::Ready]).unwrap_err();
+        let text = error.to_string();
+        assert!(matches!(error, MeasureError::File { .. }), "{text}");
+        assert!(text.contains("/run/assay/log.cel") && text.contains("free some space"), "{text}");
+        assert_eq!((log.end, log.head.records()), (0, 0));
+    }
+
+    #[test]
+    fn records_are_appended_until_the_limit() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(NAME);
+        let position = Position { end: 0, head: Head::new() };
+        let mut log = LogWriter::open(&path, 250, position, 13, vec![Algorithm::Sha256]).unwrap();
+        let (first, advance) = log.append(&[Event::Ready]).unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), first.encode());
+        assert_eq!(advance.end, first.encode().len() as u64);
+        let full = std::iter::from_fn(|| Some(log.append(&[Event::Ready]))).find_map(Result::err).unwrap();
+        assert!(matches!(full, MeasureError::LogFull { max_bytes: 250, .. }));
+        assert!(std::fs::metadata(&path).unwrap().len() <= 250);
+    }
+}

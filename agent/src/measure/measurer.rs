@@ -352,6 +352,10 @@ impl Measurer {
 
     /// What the kernel could not deliver since the last report becomes part of the next record.
     fn report_lost(&mut self) -> Result<(), MeasureError> {
+        if self.stopping != Stopping::No {
+            // The next agent finds it in the counter: AGENT_STOP is the last word of this one.
+            return Ok(());
+        }
         let lost = self.source.lost()?;
         if lost < self.lost_seen {
             // The programs were replaced: their counter began anew.

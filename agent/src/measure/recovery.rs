@@ -13,7 +13,6 @@ use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use assay_evidence::cel::{self, CelError, Head, Record};
-use assay_evidence::digest::Algorithm;
 use assay_evidence::event::{AgentStart, Event, Violation};
 
 use super::MeasureError;
@@ -63,26 +62,20 @@ pub fn recover(run_dir: &Path, boot_id: &str, pcr: u8, now: &BankDigests, max_by
         return Ok(Recovered::fresh(now));
     }
     match parse(&bytes) {
-        Ok(Parsed { records, .. }) if records.is_empty() => {
-            // The very first record never got whole, so it was never extended.
+        // The very first record never got whole, so it was never extended.
+        Ok(parsed) if parsed.ends.is_empty() => Ok(Recovered::fresh(now)),
+        Ok(parsed) if parsed.start.boot_id == boot_id => {
+            let recovered = judge(parsed, pcr, now);
+            if recovered.mismatch.is_some() && recovered.position.end < bytes.len() as u64 {
+                keep_copy(&path, "damaged")?;
+            }
+            Ok(recovered)
+        }
+        Ok(parsed) => {
+            set_aside(&path, &parsed.start.boot_id)?;
+            set_aside(&run_dir.join(super::journal::NAME), &parsed.start.boot_id)?;
             Ok(Recovered::fresh(now))
         }
-        Ok(parsed) => match parsed.start() {
-            Some(start) if start.boot_id == boot_id => {
-                let pcr_start = start.pcr_start.clone();
-                let recovered = judge(&parsed, pcr_start, pcr, now);
-                if recovered.mismatch.is_some() && parsed.tail > 0 {
-                    keep_copy(&path, "damaged")?;
-                }
-                Ok(recovered)
-            }
-            Some(start) => {
-                set_aside(&path, &start.boot_id)?;
-                set_aside(&run_dir.join(super::journal::NAME), &start.boot_id)?;
-                Ok(Recovered::fresh(now))
-            }
-            None => damaged(&path, now, "it does not begin with AGENT_START"),
-        },
         Err(error) => damaged(&path, now, &error.to_string()),
     }
 }
@@ -101,101 +94,126 @@ impl Recovered {
     }
 }
 
-/// A log as far as it can be read.
+/// A log as far as it can be read. One record is looked at after the other: a long log costs no memory but its own bytes.
+#[derive(Default)]
 struct Parsed {
-    records: Vec<Record>,
-    events: Vec<Event>,
+    start: Start,
     ends: Vec<u64>,
     head: Head,
+    last: Option<Record>,
+    /// What the PCRs show after all records but the last, and after all; nothing when a record lacks a bank.
+    without_last: Option<BankDigests>,
+    whole: Option<BankDigests>,
+    /// PCRs that the records are of.
+    pcrs: Vec<u8>,
     /// Bytes of an incomplete record at the end.
-    tail: u64,
+    tail: usize,
+    said: Said,
 }
 
-impl Parsed {
-    fn start(&self) -> Option<&AgentStart> {
-        match self.events.first() {
-            Some(Event::AgentStart(start)) => Some(start),
-            _ => None,
-        }
-    }
+/// What the log's first event says.
+#[derive(Default)]
+struct Start {
+    boot_id: String,
+    pcr_start: BankDigests,
 }
 
-fn parse(bytes: &[u8]) -> Result<Parsed, CelError> {
-    let mut parsed = Parsed { records: Vec::new(), events: Vec::new(), ends: Vec::new(), head: Head::new(), tail: 0 };
+/// Why a file is no runtime log.
+#[derive(Debug, thiserror::Error)]
+enum ParseError {
+    #[error(transparent)]
+    Record(#[from] CelError),
+    #[error("it does not begin with AGENT_START")]
+    NoStart,
+}
+
+fn parse(bytes: &[u8]) -> Result<Parsed, ParseError> {
+    let mut parsed = Parsed::default();
     let (mut rest, mut end) = (bytes, 0_u64);
     while !rest.is_empty() {
         let (record, used) = match cel::read(rest) {
             Ok(read) => read,
             Err(CelError::Short(_)) => break,
-            Err(error) => return Err(error),
+            Err(error) => return Err(error.into()),
         };
         record.check_digests()?;
-        parsed.head.push(&record)?;
-        parsed.events.extend(record.events()?);
-        parsed.records.push(record);
+        parsed.take(record)?;
         end += used as u64;
         parsed.ends.push(end);
         rest = rest.get(used..).unwrap_or_default();
     }
-    parsed.tail = rest.len() as u64;
+    parsed.tail = rest.len();
     Ok(parsed)
 }
 
+impl Parsed {
+    fn take(&mut self, record: Record) -> Result<(), ParseError> {
+        let events = record.events()?;
+        if self.ends.is_empty() {
+            let Some(Event::AgentStart(AgentStart { boot_id, pcr_start, .. })) = events.first() else {
+                return Err(ParseError::NoStart);
+            };
+            self.whole = Some(pcr_start.clone());
+            self.start = Start { boot_id: boot_id.clone(), pcr_start: pcr_start.clone() };
+        }
+        self.head.push(&record)?;
+        for event in &events {
+            self.said.hear(event);
+        }
+        if !self.pcrs.contains(&record.pcr) {
+            self.pcrs.push(record.pcr);
+        }
+        let whole = self.whole.as_ref().and_then(|values| extended(values, &record));
+        self.without_last = std::mem::replace(&mut self.whole, whole);
+        self.last = Some(record);
+        Ok(())
+    }
+}
+
+impl Said {
+    fn hear(&mut self, event: &Event) {
+        match event {
+            Event::AgentStart(_) => self.started = true,
+            Event::Ready => self.ready = true,
+            Event::Load(load) => self.seqs.extend(load.seq),
+            Event::Violation(Violation::Lost { count }) => self.lost = self.lost.saturating_add(*count),
+            Event::Inventory(_) | Event::Violation(_) | Event::AgentStop => {}
+        }
+    }
+}
+
 /// Compares the log with the PCR. Pure; the whole of the rule above.
-fn judge(parsed: &Parsed, pcr_start: BankDigests, pcr: u8, now: &BankDigests) -> Recovered {
-    let before_last = parsed.records.len().saturating_sub(1);
-    let (earlier, last) = parsed.records.split_at(before_last);
-    let without_last = replay(&pcr_start, earlier);
-    let whole = without_last.as_ref().and_then(|values| replay(values, last));
-    let wrong_pcr = parsed.records.iter().find(|record| record.pcr != pcr);
-    let (resume, mismatch) = if let Some(record) = wrong_pcr {
-        (None, Some(format!("record {} is of PCR {}, but the agent now uses PCR {pcr}", record.number, record.pcr)))
-    } else if same(whole.as_ref(), now) {
+fn judge(parsed: Parsed, pcr: u8, now: &BankDigests) -> Recovered {
+    let (resume, mismatch) = if parsed.pcrs != [pcr] {
+        (None, Some(format!("the log is of PCR {:?}, but the agent now uses PCR {pcr}", parsed.pcrs)))
+    } else if same(parsed.whole.as_ref(), now) {
         (None, None)
-    } else if parsed.tail == 0 && same(without_last.as_ref(), now) {
-        (last.first().cloned(), None)
+    } else if parsed.tail == 0 && same(parsed.without_last.as_ref(), now) {
+        (parsed.last, None)
     } else {
         let tail = if parsed.tail > 0 { " and an incomplete one" } else { "" };
         let shown = now.iter().map(|(bank, value)| format!("{bank} {}", hex::encode(value))).collect::<Vec<_>>().join(", ");
-        let records = parsed.records.len();
+        let records = parsed.ends.len();
         (None, Some(format!("the log has {records} records{tail}, which do not lead to the PCR's value ({shown})")))
     };
     Recovered {
         position: Position { end: parsed.ends.last().copied().unwrap_or(0), head: parsed.head },
-        ends: parsed.ends.clone(),
-        pcr_start,
+        ends: parsed.ends,
+        pcr_start: parsed.start.pcr_start,
         resume,
         mismatch,
-        said: said(&parsed.events),
+        said: parsed.said,
     }
 }
 
-/// What PCRs that hold `start` show after these records; nothing when a record lacks a bank.
-fn replay(start: &BankDigests, records: &[Record]) -> Option<BankDigests> {
-    start.iter().map(|(bank, value)| Some((*bank, replay_bank(*bank, value, records)?))).collect()
-}
-
-fn replay_bank(bank: Algorithm, start: &[u8], records: &[Record]) -> Option<Vec<u8>> {
-    records.iter().try_fold(start.to_vec(), |value, record| Some(bank.extend(&value, record.digest(bank)?)))
+/// What PCRs that hold `values` show after this record; nothing when it lacks a bank.
+fn extended(values: &BankDigests, record: &Record) -> Option<BankDigests> {
+    values.iter().map(|(bank, value)| Some((*bank, bank.extend(value, record.digest(*bank)?)))).collect()
 }
 
 fn same(replayed: Option<&BankDigests>, now: &BankDigests) -> bool {
     let Some(replayed) = replayed else { return false };
     replayed.len() == now.len() && now.iter().all(|value| replayed.contains(value))
-}
-
-fn said(events: &[Event]) -> Said {
-    let mut said = Said::default();
-    for event in events {
-        match event {
-            Event::AgentStart(_) => said.started = true,
-            Event::Ready => said.ready = true,
-            Event::Load(load) => said.seqs.extend(load.seq),
-            Event::Violation(Violation::Lost { count }) => said.lost = said.lost.saturating_add(*count),
-            Event::Inventory(_) | Event::Violation(_) | Event::AgentStop => {}
-        }
-    }
-    said
 }
 
 fn damaged(path: &Path, now: &BankDigests, what: &str) -> Result<Recovered, MeasureError> {
@@ -239,7 +257,7 @@ fn aside(path: &Path, why: &str) -> PathBuf {
 
 #[cfg(test)]
 mod tests {
-    use assay_evidence::digest::Sha256Digest;
+    use assay_evidence::digest::{Algorithm, Sha256Digest};
     use assay_evidence::event::Mode;
 
     use super::*;
@@ -282,6 +300,10 @@ mod tests {
 
     fn encode(records: &[Record]) -> Vec<u8> {
         records.iter().flat_map(Record::encode).collect()
+    }
+
+    fn replay(start: &BankDigests, records: &[Record]) -> Option<BankDigests> {
+        records.iter().try_fold(start.clone(), |values, record| extended(&values, record))
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! One TPM, one command at a time. Extends go first, for programs may be waiting for them; but an extend and another command
 //! that both wait take turns, so that a quote never waits for more than one batch. While a release key lives, extends stay in
-//! the queue: the key is bound to the PCRs as they are.
+//! the queue, for the key is bound to the PCRs as they are; no extend waits for more than one such key.
 
 use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -46,6 +46,7 @@ struct State<W> {
     commands: VecDeque<W>,
     begins: VecDeque<W>,
     extend_was_last: bool,
+    begin_was_last: bool,
     busy_since: Option<Instant>,
     closed: bool,
 }
@@ -57,6 +58,7 @@ impl<W> Queue<W> {
             commands: VecDeque::new(),
             begins: VecDeque::new(),
             extend_was_last: false,
+            begin_was_last: false,
             busy_since: None,
             closed: false,
         };
@@ -125,19 +127,25 @@ impl<W> Queue<W> {
 
 impl<W> State<W> {
     fn take(&mut self, held: bool) -> Option<W> {
-        let command_first = held || self.extend_was_last || self.extends.is_empty();
-        if command_first && let Some(command) = self.commands.pop_front() {
+        let others_turn = held || self.extend_was_last || self.extends.is_empty();
+        if others_turn && let Some(work) = self.take_other(held) {
             self.extend_was_last = false;
-            return Some(command);
+            return Some(work);
         }
-        if held {
-            return None;
+        let extend = if held { None } else { self.extends.pop_front() };
+        self.extend_was_last |= extend.is_some();
+        extend
+    }
+
+    /// Commands and release keys take turns as well: neither can keep the other out for long.
+    fn take_other(&mut self, held: bool) -> Option<W> {
+        let begins_turn = !held && (!self.begin_was_last || self.commands.is_empty());
+        if begins_turn && let Some(begin) = self.begins.pop_front() {
+            self.begin_was_last = true;
+            return Some(begin);
         }
-        if let Some(extend) = self.extends.pop_front() {
-            self.extend_was_last = true;
-            return Some(extend);
-        }
-        self.begins.pop_front()
+        self.begin_was_last = false;
+        self.commands.pop_front()
     }
 }
 
@@ -148,7 +156,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn extends_first_but_taking_turns_then_release_keys() {
+    fn extends_first_but_all_take_turns() {
         let queue = Queue::new();
         for n in 0..2 {
             queue.push(Line::Begin, (Line::Begin, n)).unwrap();
@@ -158,11 +166,11 @@ mod tests {
         queue.close();
         let expected = [
             (Line::Extend, 0),
-            (Line::Command, 0),
-            (Line::Extend, 1),
-            (Line::Command, 1),
             (Line::Begin, 0),
+            (Line::Extend, 1),
+            (Line::Command, 0),
             (Line::Begin, 1),
+            (Line::Command, 1),
         ];
         for work in expected {
             assert_eq!(queue.next(None), Next::Work(work));

@@ -1,5 +1,6 @@
 //! What the TPM tests share: a handle on a TPM of their own, and a source of measurements that they fill by hand.
 
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "tests say what they expect by panicking")]
 #![allow(dead_code, reason = "each test binary uses its own part of this module")]
 
 use std::collections::VecDeque;

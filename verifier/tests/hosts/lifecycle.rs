@@ -1,0 +1,96 @@
+//! A host's way from enrolled to trusted to untrusted, and back.
+
+use assay_ebpf::kind;
+use assay_evidence::digest::Sha256Digest;
+
+use crate::host::{BOOT, Machine, NEXT_BOOT};
+use crate::site::{Site, reasons};
+
+#[test]
+fn a_host_is_trusted_until_it_runs_what_nobody_approved() {
+    let site = Site::serving(0.2);
+    let machine = Machine::joined(&site.join_file());
+    site.add("alpha", &machine).good();
+
+    let shown = site.wait_until("alpha", |shown| !shown["last_quote"].is_null());
+    assert_eq!((shown["state"].as_str(), reasons(&shown)), (Some("unknown"), vec!["no policy: capture one"]));
+    assert_eq!(shown["boot_id"], BOOT);
+
+    site.run(&["policy", "capture", "alpha"]).good();
+    let shown = site.wait_for("alpha", "trusted");
+    assert!(reasons(&shown).is_empty());
+
+    let program = machine.run_program("/root/rogue");
+    let module = Sha256Digest::of(b"module");
+    machine.load(kind::MODULE_FILE, "/root/rogue.ko", module);
+    let shown = site.wait_until("alpha", |shown| shown["state"] == "untrusted" && reasons(shown).len() >= 2);
+    for named in ["/root/rogue ", "/root/rogue.ko", &program.to_string(), &module.to_string()] {
+        assert!(reasons(&shown).iter().any(|r| r.contains(named)), "{named}: {shown:#}");
+    }
+
+    site.run(&["policy", "allow", &program.to_string(), "--path", "/root/rogue", "--kind", "program"]).good();
+    let shown = site.wait_until("alpha", |shown| reasons(shown).len() == 1);
+    assert_eq!(shown["state"], "untrusted");
+    site.run(&["policy", "allow", &module.to_string()]).good();
+    site.wait_for("alpha", "trusted");
+    assert!(site.log().contains("host alpha: trusted -> untrusted"), "{}", site.log());
+    let text = site.run(&["host", "show", "alpha"]).good();
+    assert!(text.starts_with("alpha: trusted since 20"), "{text}");
+}
+
+#[test]
+fn a_silent_host_is_unreachable_and_what_was_bad_stays_known() {
+    let site = Site::serving(0.2);
+    let mut machine = site.trusted_host("alpha");
+    machine.run_program("/root/rogue");
+    site.wait_for("alpha", "untrusted");
+
+    machine.stop();
+    let shown = site.wait_for("alpha", "unreachable");
+    let lines = reasons(&shown);
+    assert!(lines[0].contains("cannot connect to 127.0.0.1:"), "{lines:?}");
+    assert!(lines.iter().any(|r| r.starts_with("before that: ") && r.contains("/root/rogue")), "{lines:?}");
+
+    machine.swtpm.power_cycle().unwrap();
+    machine.boot(NEXT_BOOT);
+    // The inventory is this very machine's: other programs may run by now.
+    site.run(&["policy", "capture", "alpha", "--add"]).good();
+    let shown = site.wait_for("alpha", "trusted");
+    assert_eq!(shown["boot_id"], NEXT_BOOT);
+}
+
+#[test]
+fn a_new_boot_without_a_tpm_reset_is_refused() {
+    let site = Site::serving(0.2);
+    let mut machine = site.trusted_host("alpha");
+    machine.stop();
+    site.wait_for("alpha", "unreachable");
+    machine.boot(NEXT_BOOT);
+    let shown = site.wait_for("alpha", "untrusted");
+    assert!(reasons(&shown)[0].contains("TPM was not reset"), "{shown:#}");
+}
+
+#[test]
+fn the_service_remembers_across_its_own_restart() {
+    let mut site = Site::serving(0.2);
+    let machine = site.trusted_host("alpha");
+    let records = site.show("alpha")["records"].as_u64().unwrap();
+    site.serve_again();
+    machine.run_program("/root/rogue");
+    let shown = site.wait_for("alpha", "untrusted");
+    assert!(shown["records"].as_u64().unwrap() > records);
+}
+
+#[test]
+fn a_policy_is_never_replaced_by_accident() {
+    let site = Site::serving(0.2);
+    let machine = site.trusted_host("alpha");
+    let digest = machine.run_program("/root/new");
+    site.wait_for("alpha", "untrusted");
+    site.run(&["policy", "capture", "alpha"]).refused(&["default", "--replace", "--add"]);
+    site.run(&["policy", "capture", "alpha", "--add"]).good();
+    site.wait_for("alpha", "trusted");
+    assert!(site.run(&["policy", "show", "default"]).good().contains(&digest.to_string()));
+    site.run(&["policy", "show", "other"]).refused(&["other", "policy capture"]);
+    site.run(&["policy", "allow", &digest.to_string(), "--name", "other"]).refused(&["other"]);
+}

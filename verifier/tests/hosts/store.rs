@@ -1,0 +1,118 @@
+//! What the database keeps, and what it refuses.
+
+use assay_evidence::replay::HeldLog;
+use assay_verifier::store::{HostState, NewHost, Quoted, Store, StoreError, Transition, Verdict};
+
+fn open() -> (tempfile::TempDir, Store) {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(&dir.path().join("state.db")).unwrap();
+    (dir, store)
+}
+
+fn host(name: &str, byte: u8) -> NewHost {
+    NewHost {
+        name: name.to_owned(),
+        address: "192.0.2.1:8443".to_owned(),
+        ek_sha256: [byte; 32],
+        ek_public: vec![1],
+        ek_certificate: None,
+        ak_public: vec![2],
+        ak_name: vec![byte; 34],
+        tls_spki_sha256: [byte; 32],
+        policy: "default".to_owned(),
+    }
+}
+
+fn quoted(boot_id: &str, reset_count: u32, records: u64) -> Option<Quoted> {
+    Some(Quoted { boot_id: boot_id.to_owned(), reset_count, records })
+}
+
+fn log(boot_id: &str, reset_count: u32, clock: u64, bytes: &[u8]) -> HeldLog {
+    HeldLog { boot_id: boot_id.to_owned(), reset_count, restart_count: 0, clock, records: 1, bytes: bytes.to_vec() }
+}
+
+#[test]
+fn each_identity_is_enrolled_once() {
+    let (_dir, store) = open();
+    store.add_host(&host("a", 1)).unwrap();
+    assert!(matches!(store.add_host(&host("a", 2)), Err(StoreError::HostExists(_))));
+    for (what, other) in [
+        ("endorsement key", NewHost { ek_sha256: [1; 32], ..host("b", 2) }),
+        ("attestation key", NewHost { ak_name: vec![1; 34], ..host("b", 2) }),
+        ("TLS key", NewHost { tls_spki_sha256: [1; 32], ..host("b", 2) }),
+    ] {
+        let error = store.add_host(&other).unwrap_err();
+        assert!(matches!(&error, StoreError::IdentityTaken { what: w, host } if *w == what && host == "a"), "{error}");
+    }
+    assert_eq!(store.hosts().unwrap().len(), 1);
+    for bad in ["", ".a", "a b", "a/b", &"a".repeat(65)] {
+        assert!(matches!(store.add_host(&host(bad, 3)), Err(StoreError::BadName(_))), "{bad:?}");
+    }
+}
+
+#[test]
+fn older_evidence_does_not_overrule_newer() {
+    let (_dir, store) = open();
+    store.add_host(&host("a", 1)).unwrap();
+    let id = store.host("a").unwrap().id;
+    let verdict = |state, quoted| Verdict { state, reasons: vec![], quoted };
+    let change = store.record_verdict(id, &verdict(HostState::Untrusted, quoted("boot", 2, 10))).unwrap();
+    assert_eq!(change, Some(Transition { from: HostState::Unknown, to: HostState::Untrusted }));
+    for late in [quoted("boot", 2, 9), quoted("before", 1, 99)] {
+        assert_eq!(store.record_verdict(id, &verdict(HostState::Trusted, late)).unwrap(), None);
+        assert_eq!(store.host("a").unwrap().state, HostState::Untrusted);
+    }
+    store.record_verdict(id, &verdict(HostState::Trusted, quoted("next", 3, 1))).unwrap().unwrap();
+    assert_eq!(store.host("a").unwrap().boot_id.as_deref(), Some("next"));
+    store.record_verdict(id, &verdict(HostState::Unreachable, None)).unwrap().unwrap();
+    assert_eq!(store.host("a").unwrap().records, 1, "what was known of the last quote stays");
+    assert_eq!(store.record_verdict(id + 1, &verdict(HostState::Trusted, None)).unwrap(), None, "a removed host");
+}
+
+#[test]
+fn a_log_only_grows_within_a_boot() {
+    let (_dir, store) = open();
+    store.add_host(&host("a", 1)).unwrap();
+    let id = store.host("a").unwrap().id;
+    assert!(store.held_log(id).unwrap().is_none());
+    store.keep_log(id, &log("boot", 2, 1, b"one")).unwrap();
+    store.keep_log(id, &log("boot", 2, 2, b"onetwo")).unwrap();
+    assert_eq!(store.held_log(id).unwrap(), log("boot", 2, 2, b"onetwo"));
+    store.keep_log(id, &log("boot", 2, 3, b"one")).unwrap();
+    store.keep_log(id, &log("boot", 2, 1, b"onetwo")).unwrap();
+    store.keep_log(id, &log("before", 1, 9, b"older and longer")).unwrap();
+    assert_eq!(store.held_log(id).unwrap(), log("boot", 2, 2, b"onetwo"));
+    store.keep_log(id, &log("boot", 2, 4, b"onetwo")).unwrap();
+    assert_eq!(store.held_log_head(id).unwrap(), (log("boot", 2, 4, b""), 6));
+    store.keep_log(id, &log("next", 3, 1, b"new")).unwrap();
+    assert_eq!(store.held_log(id).unwrap(), log("next", 3, 1, b"new"));
+    store.remove_host("a").unwrap();
+    store.keep_log(id, &log("next", 3, 2, b"newer")).unwrap();
+    assert!(store.held_log(id).unwrap().is_none(), "a removed host keeps nothing");
+}
+
+#[test]
+fn many_small_pieces_are_put_together() {
+    let (_dir, store) = open();
+    store.add_host(&host("a", 1)).unwrap();
+    let id = store.host("a").unwrap().id;
+    let mut bytes = Vec::new();
+    for n in 0..1200_u64 {
+        bytes.extend_from_slice(&n.to_be_bytes());
+        store.keep_log(id, &log("boot", 1, n, &bytes)).unwrap();
+    }
+    assert_eq!(store.held_log(id).unwrap().bytes, bytes);
+}
+
+#[test]
+fn two_processes_share_it_and_a_newer_schema_is_refused() {
+    let (dir, store) = open();
+    let path = dir.path().join("state.db");
+    let other = Store::open(&path).unwrap();
+    store.add_host(&host("a", 1)).unwrap();
+    assert_eq!(other.host("a").unwrap().pinned.address, "192.0.2.1:8443");
+    let raw = rusqlite::Connection::open(&path).unwrap();
+    assert_eq!(raw.query_row("PRAGMA journal_mode", [], |r| r.get::<_, String>(0)).unwrap(), "wal");
+    raw.execute("UPDATE schema_version SET version = 99", []).unwrap();
+    assert!(matches!(Store::open(&path), Err(StoreError::TooNew { found: 99, .. })));
+}

@@ -122,20 +122,30 @@ impl FromStr for ServiceUrl {
 
     fn from_str(text: &str) -> Result<Self, ConfigError> {
         let bad = |why| ConfigError::Url(text.to_owned(), why);
-        let rest = text.strip_prefix("https://").ok_or_else(|| bad("it does not start with https://"))?;
+        let rest = text
+            .strip_prefix("https://")
+            .ok_or_else(|| bad("it does not start with https://"))?;
         let rest = rest.strip_suffix('/').unwrap_or(rest);
         let (host, port) = rest.rsplit_once(':').ok_or_else(|| bad("it names no port"))?;
-        let port = port.parse::<u16>().ok().filter(|p| *p != 0).ok_or_else(|| bad("the port is not a number from 1 to 65535"))?;
+        let port = port
+            .parse::<u16>()
+            .ok()
+            .filter(|p| *p != 0)
+            .ok_or_else(|| bad("the port is not a number from 1 to 65535"))?;
         if let Some(v6) = host.strip_prefix('[') {
             let v6 = v6.strip_suffix(']').filter(|h| h.parse::<std::net::Ipv6Addr>().is_ok());
             let host = v6.ok_or_else(|| bad("the address in brackets is not IPv6"))?.to_owned();
             return Ok(Self { host, port });
         }
-        let label = |l: &str| !l.is_empty() && l.len() <= 63 && l.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
+        let label =
+            |l: &str| !l.is_empty() && l.len() <= 63 && l.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
         if host.len() > 253 || !host.split('.').all(label) {
             return Err(bad("the host is neither a DNS name nor an IP address"));
         }
-        Ok(Self { host: host.to_owned(), port })
+        Ok(Self {
+            host: host.to_owned(),
+            port,
+        })
     }
 }
 
@@ -197,7 +207,11 @@ impl Config {
         let path = state.config();
         let text = match std::fs::read_to_string(&path) {
             Ok(text) => text,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Err(ConfigError::NotInitialised { path: state.path().to_owned() }),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+                return Err(ConfigError::NotInitialised {
+                    path: state.path().to_owned(),
+                });
+            }
             Err(cause) => return Err(ConfigError::Read { path, cause }),
         };
         Self::parse(&text, &path)
@@ -205,13 +219,29 @@ impl Config {
 
     /// Checks the text of a `config.toml`; `path` is only for messages.
     pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
-        let raw: RawConfig = toml::from_str(text).map_err(|cause| ConfigError::Parse { path: path.to_owned(), cause: Box::new(cause) })?;
+        let raw: RawConfig = toml::from_str(text).map_err(|cause| ConfigError::Parse {
+            path: path.to_owned(),
+            cause: Box::new(cause),
+        })?;
         Ok(Self {
-            listen: raw.listen.parse().map_err(|_| ConfigError::Listen(raw.listen.clone()))?,
+            listen: raw
+                .listen
+                .parse()
+                .map_err(|_| ConfigError::Listen(raw.listen.clone()))?,
             url: raw.url.parse()?,
-            poll_interval: seconds("poll_interval_s", raw.poll_interval_s, 0.05, 86_400.0, "0.05 to 86400 seconds")?,
+            poll_interval: seconds(
+                "poll_interval_s",
+                raw.poll_interval_s,
+                0.05,
+                86_400.0,
+                "0.05 to 86400 seconds",
+            )?,
             quote_timeout: seconds("quote_timeout_s", raw.quote_timeout_s, 0.1, 600.0, "0.1 to 600 seconds")?,
-            log_level: raw.log.level.parse().map_err(|_| ConfigError::Level(raw.log.level.clone()))?,
+            log_level: raw
+                .log
+                .level
+                .parse()
+                .map_err(|_| ConfigError::Level(raw.log.level.clone()))?,
         })
     }
 
@@ -260,7 +290,9 @@ mod tests {
     fn an_unknown_key_is_named() {
         let text = "listen=\"0.0.0.0:1\"\nurl=\"https://a:1\"\npol_interval_s=1\n";
         let error = parse(text).unwrap_err();
-        let ConfigError::Parse { cause, .. } = error else { panic!("{error}") };
+        let ConfigError::Parse { cause, .. } = error else {
+            panic!("{error}")
+        };
         assert!(cause.to_string().contains("pol_interval_s"));
     }
 
@@ -269,16 +301,38 @@ mod tests {
         for bad in ["0", "-1", "nan", "1e300"] {
             let text = format!("listen=\"0.0.0.0:1\"\nurl=\"https://a:1\"\npoll_interval_s={bad}\n");
             let error = parse(&text).unwrap_err();
-            assert!(matches!(error, ConfigError::Range { key: "poll_interval_s", .. } | ConfigError::Parse { .. }), "{bad}: {error}");
+            assert!(
+                matches!(
+                    error,
+                    ConfigError::Range {
+                        key: "poll_interval_s",
+                        ..
+                    } | ConfigError::Parse { .. }
+                ),
+                "{bad}: {error}"
+            );
         }
     }
 
     #[test]
     fn urls() {
-        for good in ["https://a.example:8440", "https://192.0.2.1:8440", "https://[2001:db8::1]:8440"] {
+        for good in [
+            "https://a.example:8440",
+            "https://192.0.2.1:8440",
+            "https://[2001:db8::1]:8440",
+        ] {
             assert_eq!(good.parse::<ServiceUrl>().unwrap().to_string(), good);
         }
-        for bad in ["http://a:1", "https://a", "https://a:0", "https://a:99999", "https://:1", "https://a b:1", "https://[x]:1", "https://a:1/x"] {
+        for bad in [
+            "http://a:1",
+            "https://a",
+            "https://a:0",
+            "https://a:99999",
+            "https://:1",
+            "https://a b:1",
+            "https://[x]:1",
+            "https://a:1/x",
+        ] {
             assert!(matches!(bad.parse::<ServiceUrl>(), Err(ConfigError::Url(..))), "{bad}");
         }
     }

@@ -52,10 +52,14 @@ pub enum EnrolError {
     #[error("no credential can be made for the TPM's endorsement key")]
     Credential(#[source] CredentialError),
     /// The agent's TPM refused to open the credential.
-    #[error("the agent cannot activate the credential: the TPM with this endorsement key does not hold the attestation key that the agent shows")]
+    #[error(
+        "the agent cannot activate the credential: the TPM with this endorsement key does not hold the attestation key that the agent shows"
+    )]
     Activation(#[source] ClientError),
     /// The agent answered with another secret.
-    #[error("the agent returned a wrong secret: the TPM with this endorsement key does not hold the attestation key that the agent shows")]
+    #[error(
+        "the agent returned a wrong secret: the TPM with this endorsement key does not hold the attestation key that the agent shows"
+    )]
     WrongSecret,
     /// The attestation key does not answer for this connection.
     #[error("the attestation key does not vouch for this connection")]
@@ -72,7 +76,13 @@ pub async fn enrol(store: &Store, asker: &Asker, request: &Request, timeout: Dur
         return Err(EnrolError::Version(identity.version));
     }
     let ek_sha256 = sha256(identity.ek_public.as_ref());
-    let ek = request.trust.check(&identity, crate::time::now()).map_err(|cause| EnrolError::EkTrust { ek_sha256, cause: Box::new(cause) })?;
+    let ek = request
+        .trust
+        .check(&identity, crate::time::now())
+        .map_err(|cause| EnrolError::EkTrust {
+            ek_sha256,
+            cause: Box::new(cause),
+        })?;
     let ak = AttestationKey::new(identity.ak_public.as_ref()).map_err(EnrolError::Ak)?;
     activate(&mut agent, &ek, &ak).await?;
     let evidence = Evidence::ask_first(&mut agent).await.map_err(EnrolError::Quote)?;
@@ -109,14 +119,20 @@ pub struct Request {
 /// Has the TPM show that it holds both keys (TPM 2.0 part 1, credential protection).
 async fn activate(agent: &mut Agent, ek: &TrustedEk, ak: &AttestationKey) -> Result<(), EnrolError> {
     let mut secret = Zeroizing::new([0_u8; 32]);
-    SystemRandom::new().fill(secret.as_mut()).map_err(|_| EnrolError::Random)?;
+    SystemRandom::new()
+        .fill(secret.as_mut())
+        .map_err(|_| EnrolError::Random)?;
     let credential = make_credential(ek.public(), ak.name(), secret.as_ref()).map_err(EnrolError::Credential)?;
-    let request = ActivateRequest { credential_blob: B64(credential.blob), secret: B64(credential.encrypted_secret) };
+    let request = ActivateRequest {
+        credential_blob: B64(credential.blob),
+        secret: B64(credential.encrypted_secret),
+    };
     let answer = agent.activate(&request).await.map_err(|e| match e {
         refused @ ClientError::Refused(_) => EnrolError::Activation(refused),
         other => EnrolError::Client(other),
     })?;
     // Under a key of the moment, so that the comparison's time does not tell how much of a guess was right.
     let key = hmac::Key::generate(hmac::HMAC_SHA256, &SystemRandom::new()).map_err(|_| EnrolError::Random)?;
-    hmac::verify(&key, answer.secret.as_ref(), hmac::sign(&key, secret.as_ref()).as_ref()).map_err(|_| EnrolError::WrongSecret)
+    hmac::verify(&key, answer.secret.as_ref(), hmac::sign(&key, secret.as_ref()).as_ref())
+        .map_err(|_| EnrolError::WrongSecret)
 }

@@ -85,7 +85,18 @@ impl Evidence {
             Err(LookError::Client(ClientError::Refused(refusal))) if refusal.code == LOG_TOO_LONG => {}
             other => return other,
         }
-        let paged = fetch_log(agent, if same_boot { held.clone() } else { HeldLog { boot_id: identity.boot_id, ..HeldLog::none() } }).await?;
+        let paged = fetch_log(
+            agent,
+            if same_boot {
+                held.clone()
+            } else {
+                HeldLog {
+                    boot_id: identity.boot_id,
+                    ..HeldLog::none()
+                }
+            },
+        )
+        .await?;
         let from = paged.records;
         let mut evidence = Self::quote(agent, paged, from).await?;
         if !same_boot && !held.is_none() {
@@ -102,11 +113,22 @@ impl Evidence {
     async fn quote(agent: &mut Agent, held: HeldLog, log_from: u64) -> Result<Self, LookError> {
         let nonce = fresh_nonce()?;
         let asked = Instant::now();
-        let bundle = agent.quote(&QuoteRequest { nonce, log_from, boot_log: true }).await?;
+        let bundle = agent
+            .quote(&QuoteRequest {
+                nonce,
+                log_from,
+                boot_log: true,
+            })
+            .await?;
         if asked.elapsed() > NONCE_LIFETIME {
             return Err(LookError::Late);
         }
-        Ok(Self { bundle, nonce, exporter: *agent.exporter(), held })
+        Ok(Self {
+            bundle,
+            nonce,
+            exporter: *agent.exporter(),
+            held,
+        })
     }
 
     /// A new boot whose log came in pages: what was held of the boot before must still bear on the check, so that a
@@ -116,11 +138,20 @@ impl Evidence {
         let attest = Attest::parse(self.bundle.quote.attest.as_ref()).map_err(LookError::Attest)?;
         let found = attest.clock.reset_count;
         if found == before.reset_count {
-            return Err(QuoteError::BootWithoutReset { held: before.boot_id, found: self.bundle.boot_id.clone() }.into());
+            return Err(QuoteError::BootWithoutReset {
+                held: before.boot_id,
+                found: self.bundle.boot_id.clone(),
+            }
+            .into());
         }
         if found < before.reset_count {
             let [held, found] = [before.reset_count, found].map(u64::from);
-            return Err(QuoteError::StaleQuote { counter: "reset count", held, found }.into());
+            return Err(QuoteError::StaleQuote {
+                counter: "reset count",
+                held,
+                found,
+            }
+            .into());
         }
         self.held.reset_count = found;
         Ok(())
@@ -128,7 +159,10 @@ impl Evidence {
 
     /// Whether this key quoted an answer to our question.
     pub fn verify(&self, ak: &AttestationKey) -> Result<VerifiedQuote, LookError> {
-        let binding = Binding::Quote { nonce: &self.nonce, exporter: &self.exporter };
+        let binding = Binding::Quote {
+            nonce: &self.nonce,
+            exporter: &self.exporter,
+        };
         Ok(self.bundle.verify(ak, &binding, &self.held)?)
     }
 
@@ -144,7 +178,10 @@ async fn fetch_log(agent: &mut Agent, mut held: HeldLog) -> Result<HeldLog, Look
     for _ in 0..MAX_PAGES {
         let page = agent.log(held.records).await?;
         if page.from != held.records {
-            return Err(LookError::Page { wanted: held.records, found: page.from });
+            return Err(LookError::Page {
+                wanted: held.records,
+                found: page.from,
+            });
         }
         if page.count == 0 {
             return Ok(held);
@@ -170,8 +207,16 @@ pub fn verdict(log: &ReplayedLog, policy: &str, appraisal: Option<&Appraisal>) -
         Some(appraisal) if appraisal.is_trusted() => (HostState::Trusted, Vec::new()),
         Some(appraisal) => (HostState::Untrusted, reasons(appraisal)),
     };
-    let quoted = Quoted { boot_id: log.boot_id().to_owned(), reset_count: log.reset_count(), records: log.records() };
-    Verdict { state, reasons, quoted: Some(quoted) }
+    let quoted = Quoted {
+        boot_id: log.boot_id().to_owned(),
+        reset_count: log.reset_count(),
+        records: log.records(),
+    };
+    Verdict {
+        state,
+        reasons,
+        quoted: Some(quoted),
+    }
 }
 
 /// Appraises by a policy, if there is one.
@@ -186,7 +231,11 @@ pub fn reasons(appraisal: &Appraisal) -> Vec<String> {
 
 /// The reason of a host whose policy does not exist.
 pub fn no_policy(name: &str) -> String {
-    if name == "default" { "no policy: capture one".to_owned() } else { format!("no policy {name}: capture one") }
+    if name == "default" {
+        "no policy: capture one".to_owned()
+    } else {
+        format!("no policy {name}: capture one")
+    }
 }
 
 /// 32 random bytes.

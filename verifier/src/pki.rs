@@ -7,8 +7,8 @@ use std::io;
 use std::path::PathBuf;
 
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
-    PKCS_ECDSA_P256_SHA256,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, PKCS_ECDSA_P256_SHA256,
 };
 use ring::digest::{SHA256, digest};
 use rustls::pki_types::pem::PemObject;
@@ -92,11 +92,21 @@ impl Authority {
         let key = new_key("CA")?;
         let mut params = params(&format!("Assay verifier CA for {}", url.host), "ca", &[]).map_err(failed)?;
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
+        params.key_usages = vec![
+            KeyUsagePurpose::KeyCertSign,
+            KeyUsagePurpose::CrlSign,
+            KeyUsagePurpose::DigitalSignature,
+        ];
         (params.not_before, params.not_after) = validity(now);
         let certificate_pem = params.self_signed(&key).map_err(failed)?.pem();
         let key_pem = Zeroizing::new(key.serialize_pem());
-        Ok(Self { issuer: Issuer::new(params, key), certificate: Issued { certificate_pem, key_pem } })
+        Ok(Self {
+            issuer: Issuer::new(params, key),
+            certificate: Issued {
+                certificate_pem,
+                key_pem,
+            },
+        })
     }
 
     /// Reads the CA of a state directory, to issue further certificates.
@@ -106,7 +116,13 @@ impl Authority {
         let key_pem = Zeroizing::new(read(state.key("ca"))?);
         let key = KeyPair::from_pem(&key_pem).map_err(|e| PkiError::Generate("CA", e))?;
         let issuer = Issuer::from_ca_cert_pem(&certificate_pem, key).map_err(|e| PkiError::Generate("CA", e))?;
-        Ok(Self { issuer, certificate: Issued { certificate_pem, key_pem } })
+        Ok(Self {
+            issuer,
+            certificate: Issued {
+                certificate_pem,
+                key_pem,
+            },
+        })
     }
 
     /// The CA's own certificate and key.
@@ -121,13 +137,23 @@ impl Authority {
     }
 
     /// As [`Authority::issue`], with another end of validity.
-    pub fn issue_until(&self, role: Role, names: &[String], now: OffsetDateTime, until: OffsetDateTime) -> Result<Issued, PkiError> {
+    pub fn issue_until(
+        &self,
+        role: Role,
+        names: &[String],
+        now: OffsetDateTime,
+        until: OffsetDateTime,
+    ) -> Result<Issued, PkiError> {
         let failed = |cause| PkiError::Generate(role.file(), cause);
         let (common_name, names, usage) = match role {
             Role::Server => {
                 let mut all = names.to_vec();
                 all.extend(LOOPBACK.iter().map(|n| (*n).to_owned()).filter(|n| !names.contains(n)));
-                (names.first().map_or("assay-verifier", String::as_str), all, ExtendedKeyUsagePurpose::ServerAuth)
+                (
+                    names.first().map_or("assay-verifier", String::as_str),
+                    all,
+                    ExtendedKeyUsagePurpose::ServerAuth,
+                )
             }
             Role::Client => ("assay-verifier", Vec::new(), ExtendedKeyUsagePurpose::ClientAuth),
             Role::Operator => ("assay-operator", Vec::new(), ExtendedKeyUsagePurpose::ClientAuth),
@@ -140,7 +166,10 @@ impl Authority {
         (params.not_before, params.not_after) = (validity(now).0, until);
         let key = new_key(role.file())?;
         let certificate_pem = params.signed_by(&key, &self.issuer).map_err(failed)?.pem();
-        Ok(Issued { certificate_pem, key_pem: Zeroizing::new(key.serialize_pem()) })
+        Ok(Issued {
+            certificate_pem,
+            key_pem: Zeroizing::new(key.serialize_pem()),
+        })
     }
 }
 
@@ -157,7 +186,10 @@ impl TlsIdentity {
     pub fn load(state: &StateDir, role: Role) -> Result<Self, PkiError> {
         let path = state.key(role.file());
         let key = PrivateKeyDer::from_pem_file(&path).map_err(|cause| PkiError::Pem { path, cause })?;
-        Ok(Self { chain: certificates(state.certificate(role.file()))?, key })
+        Ok(Self {
+            chain: certificates(state.certificate(role.file()))?,
+            key,
+        })
     }
 }
 
@@ -182,14 +214,22 @@ pub fn spki_sha256(certificate: &CertificateDer<'_>) -> Result<[u8; 32], PkiErro
 /// Whether the certificate's subject says that it was issued to an operator. Only meaningful for a certificate that was
 /// checked against the CA before.
 pub fn names_an_operator(certificate: &CertificateDer<'_>) -> bool {
-    let Ok((_, parsed)) = x509_parser::parse_x509_certificate(certificate) else { return false };
+    let Ok((_, parsed)) = x509_parser::parse_x509_certificate(certificate) else {
+        return false;
+    };
     let mut units = parsed.subject().iter_organizational_unit();
     units.any(|unit| unit.as_str().is_ok_and(|u| u == OPERATOR_UNIT))
 }
 
 fn certificates(path: PathBuf) -> Result<Vec<CertificateDer<'static>>, PkiError> {
-    let bad = |cause| PkiError::Pem { path: path.clone(), cause };
-    CertificateDer::pem_file_iter(&path).map_err(bad)?.collect::<Result<_, _>>().map_err(bad)
+    let bad = |cause| PkiError::Pem {
+        path: path.clone(),
+        cause,
+    };
+    CertificateDer::pem_file_iter(&path)
+        .map_err(bad)?
+        .collect::<Result<_, _>>()
+        .map_err(bad)
 }
 
 fn new_key(role: &'static str) -> Result<KeyPair, PkiError> {

@@ -29,7 +29,13 @@ impl Poller {
     /// Nothing is asked before [`Poller::run`].
     pub fn new(store: Store, asker: Asker, config: &Config) -> Self {
         let looks = Arc::new(Semaphore::new(MAX_LOOKS));
-        Self { store, asker, interval: config.poll_interval, timeout: config.quote_timeout, looks }
+        Self {
+            store,
+            asker,
+            interval: config.poll_interval,
+            timeout: config.quote_timeout,
+            looks,
+        }
     }
 
     /// Polls until the database fails: states that are not written down any more would look fresh.
@@ -45,7 +51,13 @@ impl Poller {
                 }
                 // Not due again before this look is over: its end sets the next time.
                 due.insert(host.id, Instant::now() + FAR_AWAY);
-                running.spawn(look(self.store.clone(), self.asker.clone(), self.looks.clone(), host, self.timeout));
+                running.spawn(look(
+                    self.store.clone(),
+                    self.asker.clone(),
+                    self.looks.clone(),
+                    host,
+                    self.timeout,
+                ));
             }
             let pause = tokio::time::sleep(self.tick());
             tokio::pin!(pause);
@@ -77,9 +89,17 @@ impl Poller {
 }
 
 /// One look at one host, written down; gives back the host's id.
-async fn look(store: Store, asker: Asker, looks: Arc<Semaphore>, host: Host, timeout: Duration) -> Result<i64, StoreError> {
+async fn look(
+    store: Store,
+    asker: Asker,
+    looks: Arc<Semaphore>,
+    host: Host,
+    timeout: Duration,
+) -> Result<i64, StoreError> {
     let id = host.id;
-    let Ok(_turn) = looks.acquire().await else { return Err(StoreError::Interrupted) };
+    let Ok(_turn) = looks.acquire().await else {
+        return Err(StoreError::Interrupted);
+    };
     // What is held now, before asking: a key request can move it on meanwhile.
     let held = store.run(move |s| s.held_log(id)).await?;
     let asked = ask(&asker, &host, held, timeout, false).await;
@@ -88,12 +108,19 @@ async fn look(store: Store, asker: Asker, looks: Arc<Semaphore>, host: Host, tim
 }
 
 async fn ask(asker: &Asker, host: &Host, held: HeldLog, timeout: Duration, whole: bool) -> Result<Evidence, LookError> {
-    let mut agent = asker.connect(&host.pinned.address, Pin::Expect(host.pinned.tls_spki_sha256), timeout).await?;
+    let mut agent = asker
+        .connect(&host.pinned.address, Pin::Expect(host.pinned.tls_spki_sha256), timeout)
+        .await?;
     Evidence::ask(&mut agent, held, whole).await
 }
 
 /// Looks at a host's whole log, verified and replayed. Writes nothing down.
-pub async fn look_from_start(asker: &Asker, host: &Host, held: HeldLog, timeout: Duration) -> Result<ReplayedLog, LookError> {
+pub async fn look_from_start(
+    asker: &Asker,
+    host: &Host,
+    held: HeldLog,
+    timeout: Duration,
+) -> Result<ReplayedLog, LookError> {
     ask(asker, host, held, timeout, true).await?.replay(host)
 }
 
@@ -135,7 +162,11 @@ fn without_log(host: &Host, error: &LookError) -> Verdict {
             HostState::Unknown | HostState::Trusted => {}
         }
     }
-    Verdict { state: error.state(), reasons, quoted: None }
+    Verdict {
+        state: error.state(),
+        reasons,
+        quoted: None,
+    }
 }
 
 const BEFORE: &str = "before that: ";

@@ -4,13 +4,19 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Seconds since 1970-01-01T00:00:00Z; 0 if the clock stands before that.
 pub fn now() -> i64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).ok().and_then(|d| i64::try_from(d.as_secs()).ok()).unwrap_or(0)
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .ok()
+        .and_then(|d| i64::try_from(d.as_secs()).ok())
+        .unwrap_or(0)
 }
 
 /// `2026-11-23T20:17:00Z`; times that do not fit a four-digit year are shown as their number.
 pub fn rfc3339(seconds: i64) -> String {
     use ::time::format_description::well_known::Rfc3339;
-    let formatted = ::time::OffsetDateTime::from_unix_timestamp(seconds).ok().and_then(|t| t.format(&Rfc3339).ok());
+    let formatted = ::time::OffsetDateTime::from_unix_timestamp(seconds)
+        .ok()
+        .and_then(|t| t.format(&Rfc3339).ok());
     formatted.unwrap_or_else(|| seconds.to_string())
 }
 

@@ -63,7 +63,8 @@ pub(super) struct Add {
 /// Parses 64 hex characters.
 pub(super) fn sha256_hex(text: &str) -> Result<[u8; 32], String> {
     let mut digest = [0; 32];
-    hex::decode_to_slice(text.strip_prefix("sha256:").unwrap_or(text), &mut digest).map_err(|_| "a SHA-256 digest has 64 hex characters".to_owned())?;
+    hex::decode_to_slice(text.strip_prefix("sha256:").unwrap_or(text), &mut digest)
+        .map_err(|_| "a SHA-256 digest has 64 hex characters".to_owned())?;
     Ok(digest)
 }
 
@@ -89,7 +90,12 @@ fn add(state: &StateDir, config: &Config, store: &Store, args: Add) -> Result<()
         None => EkTrust::Roots(read_roots(&args.ek_ca)?),
     };
     crate::store::valid_name(&args.policy)?;
-    let request = Request { name: args.name, address: args.address, trust, policy: args.policy };
+    let request = Request {
+        name: args.name,
+        address: args.address,
+        trust,
+        policy: args.policy,
+    };
     let asker = Asker::load(state)?;
     let host = block_on(async { Ok(enrol(store, &asker, &request, config.quote_timeout).await?) })?;
     print(&format!(
@@ -101,7 +107,10 @@ fn add(state: &StateDir, config: &Config, store: &Store, args: Add) -> Result<()
     ))?;
     match store.policy(&host.policy)? {
         Some(_) => print(&format!("It is judged by policy {}.\n", host.policy)),
-        None => print(&format!("Next, while the host is known to be good: assay-verifier policy capture {} --name {}\n", host.name, host.policy)),
+        None => print(&format!(
+            "Next, while the host is known to be good: assay-verifier policy capture {} --name {}\n",
+            host.name, host.policy
+        )),
     }
 }
 
@@ -126,7 +135,13 @@ fn list(hosts: &[Host]) -> String {
             [only] => only.clone(),
             [first, rest @ ..] => format!("{first} (and {} more)", rest.len()),
         };
-        let _infallible = writeln!(text, "{:width$}  {:11}  {:20}  {reason}", host.pinned.name, host.state.name(), rfc3339(host.since));
+        let _infallible = writeln!(
+            text,
+            "{:width$}  {:11}  {:20}  {reason}",
+            host.pinned.name,
+            host.state.name(),
+            rfc3339(host.since)
+        );
     }
     text
 }

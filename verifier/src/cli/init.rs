@@ -79,17 +79,31 @@ pub fn create(state: &StateDir, url: &ServiceUrl, listen: Option<SocketAddr>) ->
     let mut made = Made::default();
     let authority = Authority::generate(url, OffsetDateTime::now_utc())?;
     made.write(&state.key("ca"), authority.certificate().key_pem.as_bytes())?;
-    made.write(&state.certificate("ca"), authority.certificate().certificate_pem.as_bytes())?;
+    made.write(
+        &state.certificate("ca"),
+        authority.certificate().certificate_pem.as_bytes(),
+    )?;
     for role in [Role::Server, Role::Client, Role::Operator] {
-        let names = if role == Role::Server { vec![url.host.clone()] } else { Vec::new() };
-        let Issued { certificate_pem, key_pem } = authority.issue(role, &names, OffsetDateTime::now_utc())?;
+        let names = if role == Role::Server {
+            vec![url.host.clone()]
+        } else {
+            Vec::new()
+        };
+        let Issued {
+            certificate_pem,
+            key_pem,
+        } = authority.issue(role, &names, OffsetDateTime::now_utc())?;
         made.write(&state.key(role.file()), key_pem.as_bytes())?;
         made.write(&state.certificate(role.file()), certificate_pem.as_bytes())?;
     }
     made.key_store(state.path())?;
     made.database(&state.database())?;
     let ca_pem = authority.certificate().certificate_pem.clone();
-    let join = JoinFile { version: 1, verifiers: vec![url.to_string()], ca_pem };
+    let join = JoinFile {
+        version: 1,
+        verifiers: vec![url.to_string()],
+        ca_pem,
+    };
     let join = serde_json::to_vec_pretty(&join).map_err(InitError::Join)?;
     made.write(&state.join_file(), &join)?;
     // Last: while config.toml is missing, every other command says that there is no verifier.

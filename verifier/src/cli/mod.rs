@@ -25,7 +25,12 @@ pub use init::InitError;
 
 /// Asks hosts for evidence, judges it, and releases disk keys to hosts that appraise clean.
 #[derive(Debug, Parser)]
-#[command(name = "assay-verifier", version, max_term_width = 120, disable_help_subcommand = true)]
+#[command(
+    name = "assay-verifier",
+    version,
+    max_term_width = 120,
+    disable_help_subcommand = true
+)]
 struct Cli {
     /// Directory that holds the CA, the keys and the database
     #[arg(long, value_name = "DIR", default_value = "/var/lib/assay-verifier", global = true)]
@@ -94,7 +99,9 @@ pub enum CliError {
     #[error(transparent)]
     Inspect(#[from] inspect::InspectError),
     /// A policy that exists would be replaced.
-    #[error("policy {0} exists already; give --add to allow what this host shows as well, --replace to lose what it allows now, or --name for another")]
+    #[error(
+        "policy {0} exists already; give --add to allow what this host shows as well, --replace to lose what it allows now, or --name for another"
+    )]
     PolicyExists(String),
     /// No policy can be made from what the host shows.
     #[error("the host's state cannot be captured")]
@@ -166,7 +173,10 @@ pub(crate) fn print_json(value: &serde_json::Value) -> Result<(), CliError> {
 
 /// Runs an async command on one thread.
 pub(crate) fn block_on<T>(work: impl Future<Output = Result<T, CliError>>) -> Result<T, CliError> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(CliError::Runtime)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(CliError::Runtime)?;
     runtime.block_on(work)
 }
 

@@ -61,7 +61,12 @@ pub(super) fn run(state: &StateDir, command: PolicyCommand) -> Result<(), CliErr
     let config = Config::load(state)?;
     let store = Store::open(&state.database())?;
     match command {
-        PolicyCommand::Capture { host, name, replace, add } => {
+        PolicyCommand::Capture {
+            host,
+            name,
+            replace,
+            add,
+        } => {
             let existing = match (replace, add) {
                 (true, _) => Existing::Replace,
                 (_, true) => Existing::Add,
@@ -71,7 +76,12 @@ pub(super) fn run(state: &StateDir, command: PolicyCommand) -> Result<(), CliErr
         }
         PolicyCommand::Show { name: None, json } => list(&store, json),
         PolicyCommand::Show { name: Some(name), json } => show(&store, &name, json),
-        PolicyCommand::Allow { digest, path, kind, name } => allow(&store, digest, kind, path.as_deref(), &name),
+        PolicyCommand::Allow {
+            digest,
+            path,
+            kind,
+            name,
+        } => allow(&store, digest, kind, path.as_deref(), &name),
     }
 }
 
@@ -83,7 +93,14 @@ enum Existing {
     Add,
 }
 
-fn capture(state: &StateDir, config: &Config, store: &Store, host: &str, name: &str, existing: Existing) -> Result<(), CliError> {
+fn capture(
+    state: &StateDir,
+    config: &Config,
+    store: &Store,
+    host: &str,
+    name: &str,
+    existing: Existing,
+) -> Result<(), CliError> {
     valid_name(name)?;
     let row = store.host(host)?;
     let known = store.policy(name)?.is_some();
@@ -110,7 +127,13 @@ fn capture(state: &StateDir, config: &Config, store: &Store, host: &str, name: &
     ))
 }
 
-fn allow(store: &Store, digest: Sha256Digest, kind: Option<LoadKind>, path: Option<&str>, name: &str) -> Result<(), CliError> {
+fn allow(
+    store: &Store,
+    digest: Sha256Digest,
+    kind: Option<LoadKind>,
+    path: Option<&str>,
+    name: &str,
+) -> Result<(), CliError> {
     let mut new = false;
     store.edit_policy(name, |policy| {
         new = policy.allow(digest, kind, path)?;
@@ -123,7 +146,12 @@ fn allow(store: &Store, digest: Sha256Digest, kind: Option<LoadKind>, path: Opti
 fn list(store: &Store, json: bool) -> Result<(), CliError> {
     let policies = store.policies()?;
     if json {
-        return print_json(&policies.iter().map(|(name, at)| serde_json::json!({"name": name, "updated": rfc3339(*at)})).collect());
+        return print_json(
+            &policies
+                .iter()
+                .map(|(name, at)| serde_json::json!({"name": name, "updated": rfc3339(*at)}))
+                .collect(),
+        );
     }
     if policies.is_empty() {
         return print("no policies: make one with `assay-verifier policy capture HOST`\n");
@@ -137,12 +165,17 @@ fn list(store: &Store, json: bool) -> Result<(), CliError> {
 }
 
 fn show(store: &Store, name: &str, json: bool) -> Result<(), CliError> {
-    let policy = store.policy(name)?.ok_or_else(|| StoreError::NoSuchPolicy(name.to_owned()))?;
+    let policy = store
+        .policy(name)?
+        .ok_or_else(|| StoreError::NoSuchPolicy(name.to_owned()))?;
     if json {
         return print(&policy.to_json());
     }
     let mut text = format!("{name}: {}\n", summary(&policy));
-    for (title, digests) in [("agent", policy.agents()), ("kernel programs", policy.kernel_programs())] {
+    for (title, digests) in [
+        ("agent", policy.agents()),
+        ("kernel programs", policy.kernel_programs()),
+    ] {
         for digest in digests {
             let _infallible = writeln!(text, "{title:15}  sha256:{digest}");
         }
@@ -154,7 +187,12 @@ fn show(store: &Store, name: &str, json: bool) -> Result<(), CliError> {
     }
     for entry in policy.runtime() {
         let kind = entry.kind.map_or("any", LoadKind::name);
-        let _infallible = writeln!(text, "{kind:15}  sha256:{}  {}", entry.sha256, entry.path.escape_debug());
+        let _infallible = writeln!(
+            text,
+            "{kind:15}  sha256:{}  {}",
+            entry.sha256,
+            entry.path.escape_debug()
+        );
     }
     print(&text)
 }

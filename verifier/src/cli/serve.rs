@@ -10,8 +10,16 @@ use crate::serve::{ServeError, Server};
 
 pub(super) fn run(state: &StateDir) -> Result<(), CliError> {
     let config = Config::load(state)?;
-    tracing_subscriber::fmt().with_writer(io::stderr).with_max_level(config.log_level).with_ansi(false).with_target(false).init();
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(CliError::Runtime)?;
+    tracing_subscriber::fmt()
+        .with_writer(io::stderr)
+        .with_max_level(config.log_level)
+        .with_ansi(false)
+        .with_target(false)
+        .init();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(CliError::Runtime)?;
     runtime.block_on(serve(state, &config))?;
     Ok(())
 }

@@ -177,7 +177,10 @@ impl Asker {
     pub fn new(identity: TlsIdentity) -> Result<Self, ClientError> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let certified = CertifiedKey::from_der(identity.chain, identity.key, &provider).map_err(ClientError::Tls)?;
-        Ok(Self { provider, certificate: Arc::new(SingleCertAndKey::from(certified)) })
+        Ok(Self {
+            provider,
+            certificate: Arc::new(SingleCertAndKey::from(certified)),
+        })
     }
 
     /// Connects to the agent at `address` (`HOST:PORT`). Each later request on the connection may take `timeout`, and
@@ -185,12 +188,19 @@ impl Asker {
     pub async fn connect(&self, address: &str, pin: Pin, timeout: Duration) -> Result<Agent, ClientError> {
         let connecting = self.connect_unlimited(address, pin, timeout);
         tokio::time::timeout(timeout, connecting).await.unwrap_or_else(|_| {
-            Err(ClientError::Timeout { address: address.to_owned(), step: "complete a TLS handshake".to_owned(), after: timeout })
+            Err(ClientError::Timeout {
+                address: address.to_owned(),
+                step: "complete a TLS handshake".to_owned(),
+                after: timeout,
+            })
         })
     }
 
     async fn connect_unlimited(&self, address: &str, pin: Pin, timeout: Duration) -> Result<Agent, ClientError> {
-        let unreachable = |cause| ClientError::Connect { address: address.to_owned(), cause };
+        let unreachable = |cause| ClientError::Connect {
+            address: address.to_owned(),
+            cause,
+        };
         let tcp = TcpStream::connect(address).await.map_err(unreachable)?;
         // Without it each small request of ours waits for the delayed acknowledgement of the one before.
         tcp.set_nodelay(true).map_err(unreachable)?;
@@ -199,22 +209,48 @@ impl Asker {
         let connected = connector.connect(AGENT_NAME.clone(), tcp).await;
         let stream = match (connected, pin, verifier.seen()) {
             (_, Pin::Expect(pinned), Some(found)) if pinned != found => {
-                return Err(ClientError::OtherKey { address: address.to_owned(), found, pinned });
+                return Err(ClientError::OtherKey {
+                    address: address.to_owned(),
+                    found,
+                    pinned,
+                });
             }
             (Ok(stream), ..) => stream,
-            (Err(cause), ..) => return Err(ClientError::Handshake { address: address.to_owned(), cause }),
+            (Err(cause), ..) => {
+                return Err(ClientError::Handshake {
+                    address: address.to_owned(),
+                    cause,
+                });
+            }
         };
         let Some(spki_sha256) = verifier.seen() else {
             let cause = io::Error::new(io::ErrorKind::InvalidData, "the agent presented no certificate");
-            return Err(ClientError::Handshake { address: address.to_owned(), cause });
+            return Err(ClientError::Handshake {
+                address: address.to_owned(),
+                cause,
+            });
         };
         let exporter = stream.get_ref().1.export_keying_material([0; 32], EXPORTER_LABEL, None);
-        let exporter = exporter.map_err(|cause| ClientError::Exporter { address: address.to_owned(), cause })?;
-        let broken = |cause| ClientError::Request { address: address.to_owned(), path: "the connection".to_owned(), cause };
+        let exporter = exporter.map_err(|cause| ClientError::Exporter {
+            address: address.to_owned(),
+            cause,
+        })?;
+        let broken = |cause| ClientError::Request {
+            address: address.to_owned(),
+            path: "the connection".to_owned(),
+            cause,
+        };
         let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
         // Its error reaches us through the request that it fails.
         let driver = tokio::spawn(async move { drop(connection.await) });
-        Ok(Agent { address: address.to_owned(), timeout, spki_sha256, exporter: Exporter::new(exporter), sender, driver })
+        Ok(Agent {
+            address: address.to_owned(),
+            timeout,
+            spki_sha256,
+            exporter: Exporter::new(exporter),
+            sender,
+            driver,
+        })
     }
 
     fn config(&self, verifier: Arc<PinVerifier>) -> Result<ClientConfig, ClientError> {
@@ -259,7 +295,9 @@ impl Agent {
 
     /// `GET /v1/identity`.
     pub async fn identity(&mut self) -> Result<Identity, ClientError> {
-        let body = self.exchange(Method::GET, "/v1/identity", Bytes::new(), SMALL_ANSWER).await?;
+        let body = self
+            .exchange(Method::GET, "/v1/identity", Bytes::new(), SMALL_ANSWER)
+            .await?;
         self.parse("/v1/identity", &body)
     }
 
@@ -279,37 +317,68 @@ impl Agent {
     /// `POST /v1/quote`.
     pub async fn quote(&mut self, request: &QuoteRequest) -> Result<Bundle, ClientError> {
         let body = self.post("/v1/quote", request, LARGE_ANSWER).await?;
-        Bundle::from_json(&body).map_err(|cause| ClientError::Bundle { address: self.address.clone(), cause })
+        Bundle::from_json(&body).map_err(|cause| ClientError::Bundle {
+            address: self.address.clone(),
+            cause,
+        })
     }
 
     async fn post(&mut self, path: &str, request: &impl Serialize, limit: usize) -> Result<Bytes, ClientError> {
-        let body = serde_json::to_vec(request)
-            .map_err(|cause| ClientError::Malformed { address: self.address.clone(), path: path.to_owned(), cause })?;
+        let body = serde_json::to_vec(request).map_err(|cause| ClientError::Malformed {
+            address: self.address.clone(),
+            path: path.to_owned(),
+            cause,
+        })?;
         self.exchange(Method::POST, path, Bytes::from(body), limit).await
     }
 
     async fn exchange(&mut self, method: Method, path: &str, body: Bytes, limit: usize) -> Result<Bytes, ClientError> {
         let (address, after) = (self.address.clone(), self.timeout);
         let exchanging = self.exchange_unlimited(method, path, body, limit);
-        tokio::time::timeout(after, exchanging)
-            .await
-            .unwrap_or_else(|_| Err(ClientError::Timeout { address, step: format!("answer {path}"), after }))
+        tokio::time::timeout(after, exchanging).await.unwrap_or_else(|_| {
+            Err(ClientError::Timeout {
+                address,
+                step: format!("answer {path}"),
+                after,
+            })
+        })
     }
 
-    async fn exchange_unlimited(&mut self, method: Method, path: &str, body: Bytes, limit: usize) -> Result<Bytes, ClientError> {
+    async fn exchange_unlimited(
+        &mut self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+        limit: usize,
+    ) -> Result<Bytes, ClientError> {
         let address = || self.address.clone();
         let mut request = Request::new(Full::new(body));
         *request.method_mut() = method;
         // The paths are ours, so the fallback is never used.
         *request.uri_mut() = path.parse().unwrap_or_default();
-        request.headers_mut().insert(HOST, hyper::header::HeaderValue::from_static("assay-agent"));
-        request.headers_mut().insert(CONTENT_TYPE, hyper::header::HeaderValue::from_static("application/json"));
-        let broken = |cause| ClientError::Request { address: address(), path: path.to_owned(), cause };
+        request
+            .headers_mut()
+            .insert(HOST, hyper::header::HeaderValue::from_static("assay-agent"));
+        request.headers_mut().insert(
+            CONTENT_TYPE,
+            hyper::header::HeaderValue::from_static("application/json"),
+        );
+        let broken = |cause| ClientError::Request {
+            address: address(),
+            path: path.to_owned(),
+            cause,
+        };
         let response = self.sender.send_request(request).await.map_err(broken)?;
         let status = response.status();
         let limit = if status.is_success() { limit } else { SMALL_ANSWER };
         let body = Limited::new(response.into_body(), limit).collect().await;
-        let body = body.map_err(|_| ClientError::Body { address: address(), path: path.to_owned(), limit })?.to_bytes();
+        let body = body
+            .map_err(|_| ClientError::Body {
+                address: address(),
+                path: path.to_owned(),
+                limit,
+            })?
+            .to_bytes();
         if status.is_success() {
             return Ok(body);
         }
@@ -318,22 +387,36 @@ impl Agent {
             Err(_) => ("no-code".to_owned(), "no reason given".to_owned()),
         };
         let [code, message] = [code, message].map(|text| printable(&text));
-        Err(ClientError::Refused(Box::new(AgentRefusal { address: address(), path: path.to_owned(), status, code, message })))
+        Err(ClientError::Refused(Box::new(AgentRefusal {
+            address: address(),
+            path: path.to_owned(),
+            status,
+            code,
+            message,
+        })))
     }
 
     fn parse<T: DeserializeOwned>(&self, path: &str, body: &[u8]) -> Result<T, ClientError> {
-        serde_json::from_slice(body).map_err(|cause| ClientError::Malformed { address: self.address.clone(), path: path.to_owned(), cause })
+        serde_json::from_slice(body).map_err(|cause| ClientError::Malformed {
+            address: self.address.clone(),
+            path: path.to_owned(),
+            cause,
+        })
     }
 }
 
 /// A stranger's text, fit for a terminal and a log line.
 fn printable(text: &str) -> String {
-    text.chars().take(500).map(|c| if c.is_control() { ' ' } else { c }).collect()
+    text.chars()
+        .take(500)
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .collect()
 }
 
 /// The agent's certificate is pinned, not named; something must stand in the SNI extension.
-static AGENT_NAME: std::sync::LazyLock<ServerName<'static>> =
-    std::sync::LazyLock::new(|| ServerName::try_from("assay-agent").unwrap_or_else(|_| ServerName::from(std::net::IpAddr::from([127, 0, 0, 1]))));
+static AGENT_NAME: std::sync::LazyLock<ServerName<'static>> = std::sync::LazyLock::new(|| {
+    ServerName::try_from("assay-agent").unwrap_or_else(|_| ServerName::from(std::net::IpAddr::from([127, 0, 0, 1])))
+});
 
 /// Identities, activations and errors.
 const SMALL_ANSWER: usize = 64 * 1024;

@@ -29,7 +29,11 @@ pub(super) struct PinVerifier {
 
 impl PinVerifier {
     pub(super) fn new(pin: Pin, provider: Arc<CryptoProvider>) -> Self {
-        Self { pin, seen: OnceLock::new(), provider }
+        Self {
+            pin,
+            seen: OnceLock::new(),
+            provider,
+        }
     }
 
     /// The key that the peer presented, once it did.
@@ -53,7 +57,9 @@ impl ServerCertVerifier for PinVerifier {
             return Err(Error::General("a pin verifier was used twice".to_owned()));
         }
         match self.pin {
-            Pin::Expect(pinned) if pinned != found => Err(Error::InvalidCertificate(CertificateError::ApplicationVerificationFailure)),
+            Pin::Expect(pinned) if pinned != found => Err(Error::InvalidCertificate(
+                CertificateError::ApplicationVerificationFailure,
+            )),
             Pin::Expect(_) | Pin::FirstContact => Ok(ServerCertVerified::assertion()),
         }
     }

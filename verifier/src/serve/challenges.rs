@@ -40,7 +40,9 @@ pub struct Challenge {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum ChallengeError {
     /// None was given out for this, or it was used.
-    #[error("no challenge is open for this key and disk on this connection: ask for one first; each is good for one request")]
+    #[error(
+        "no challenge is open for this key and disk on this connection: ask for one first; each is good for one request"
+    )]
     None,
     /// It is older than [`LIFETIME`].
     #[error("the challenge is older than {} s: ask for a new one", LIFETIME.as_secs())]
@@ -57,7 +59,8 @@ pub struct Challenges(HashMap<Purpose, (Challenge, Instant)>);
 impl Challenges {
     /// Notes a question; one that was open for the same purpose is forgotten.
     pub fn open(&mut self, purpose: Purpose, challenge: Challenge, now: Instant) -> Result<(), ChallengeError> {
-        self.0.retain(|_, (_, since)| now.saturating_duration_since(*since) <= LIFETIME);
+        self.0
+            .retain(|_, (_, since)| now.saturating_duration_since(*since) <= LIFETIME);
         let of_this_connection = self.0.keys().filter(|p| p.connection == purpose.connection).count();
         if !self.0.contains_key(&purpose) && (self.0.len() >= MAX_OPEN || of_this_connection >= MAX_OPEN_HERE) {
             return Err(ChallengeError::TooMany);
@@ -69,7 +72,11 @@ impl Challenges {
     /// Takes the nonce for a purpose; whatever comes of it, it is used up.
     pub fn take(&mut self, purpose: &Purpose, now: Instant) -> Result<Challenge, ChallengeError> {
         let (challenge, since) = self.0.remove(purpose).ok_or(ChallengeError::None)?;
-        if now.saturating_duration_since(since) > LIFETIME { Err(ChallengeError::Expired) } else { Ok(challenge) }
+        if now.saturating_duration_since(since) > LIFETIME {
+            Err(ChallengeError::Expired)
+        } else {
+            Ok(challenge)
+        }
     }
 
     /// Forgets what a closed connection left open.
@@ -87,11 +94,19 @@ mod tests {
     use super::*;
 
     fn purpose(connection: u64, key_id: &str) -> Purpose {
-        Purpose { connection, key_id: key_id.to_owned(), disk: [7; 16] }
+        Purpose {
+            connection,
+            key_id: key_id.to_owned(),
+            disk: [7; 16],
+        }
     }
 
     fn challenge(byte: u8) -> Challenge {
-        Challenge { nonce: Nonce::new([byte; 32]), held: HeldLog::none(), length: 0 }
+        Challenge {
+            nonce: Nonce::new([byte; 32]),
+            held: HeldLog::none(),
+            length: 0,
+        }
     }
 
     #[test]
@@ -106,8 +121,15 @@ mod tests {
     fn a_nonce_is_good_for_thirty_seconds() {
         let (mut open, now) = (Challenges::default(), Instant::now());
         open.open(purpose(1, "k"), challenge(1), now).unwrap();
-        assert_eq!(open.take(&purpose(1, "k"), now + LIFETIME + Duration::from_millis(1)), Err(ChallengeError::Expired));
-        assert_eq!(open.take(&purpose(1, "k"), now), Err(ChallengeError::None), "an expired nonce is used up, too");
+        assert_eq!(
+            open.take(&purpose(1, "k"), now + LIFETIME + Duration::from_millis(1)),
+            Err(ChallengeError::Expired)
+        );
+        assert_eq!(
+            open.take(&purpose(1, "k"), now),
+            Err(ChallengeError::None),
+            "an expired nonce is used up, too"
+        );
     }
 
     #[test]
@@ -116,7 +138,16 @@ mod tests {
         open.open(purpose(1, "k"), challenge(1), now).unwrap();
         assert_eq!(open.take(&purpose(2, "k"), now), Err(ChallengeError::None));
         assert_eq!(open.take(&purpose(1, "l"), now), Err(ChallengeError::None));
-        assert_eq!(open.take(&Purpose { disk: [8; 16], ..purpose(1, "k") }, now), Err(ChallengeError::None));
+        assert_eq!(
+            open.take(
+                &Purpose {
+                    disk: [8; 16],
+                    ..purpose(1, "k")
+                },
+                now
+            ),
+            Err(ChallengeError::None)
+        );
         open.close(1);
         assert_eq!(open.take(&purpose(1, "k"), now), Err(ChallengeError::None));
     }
@@ -127,7 +158,10 @@ mod tests {
         for n in 0..MAX_OPEN_HERE {
             open.open(purpose(1, &n.to_string()), challenge(1), now).unwrap();
         }
-        assert_eq!(open.open(purpose(1, "more"), challenge(1), now), Err(ChallengeError::TooMany));
+        assert_eq!(
+            open.open(purpose(1, "more"), challenge(1), now),
+            Err(ChallengeError::TooMany)
+        );
         open.open(purpose(1, "0"), challenge(2), now).unwrap();
         open.open(purpose(2, "more"), challenge(1), now).unwrap();
         open.open(purpose(1, "more"), challenge(1), now + LIFETIME * 2).unwrap();

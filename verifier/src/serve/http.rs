@@ -21,7 +21,12 @@ pub(super) struct Refusal {
 
 impl Refusal {
     pub fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
-        Self { status, code, message: message.into(), reasons: Vec::new() }
+        Self {
+            status,
+            code,
+            message: message.into(),
+            reasons: Vec::new(),
+        }
     }
 
     pub fn forbidden(code: &'static str, message: impl Into<String>) -> Self {
@@ -31,7 +36,11 @@ impl Refusal {
     /// Something here failed; the client learns no more than that, the journal has the rest.
     pub fn internal(error: &dyn std::error::Error) -> Self {
         tracing::error!("{}", crate::cli::chain(error));
-        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "the verifier failed; its journal says why")
+        Self::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "internal",
+            "the verifier failed; its journal says why",
+        )
     }
 
     /// Adds the single reasons, as many as a client reads.
@@ -64,13 +73,21 @@ pub(super) fn json(status: StatusCode, body: &impl Serialize) -> Response<Full<B
     let bytes = serde_json::to_vec(body).unwrap_or_default();
     let mut response = Response::new(Full::new(Bytes::from(bytes)));
     *response.status_mut() = status;
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+        .headers_mut()
+        .insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response
 }
 
 /// Reads a body of at most `limit` bytes within [`BODY_TIMEOUT`] and parses it strictly.
 pub(super) async fn read_json<T: DeserializeOwned>(body: Incoming, limit: usize) -> Result<T, Refusal> {
-    let too_large = || Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, "body-too-large", format!("the request body is longer than {limit} bytes"));
+    let too_large = || {
+        Refusal::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            "body-too-large",
+            format!("the request body is longer than {limit} bytes"),
+        )
+    };
     let limit_u64 = u64::try_from(limit).unwrap_or(u64::MAX);
     if body.size_hint().lower() > limit_u64 {
         return Err(too_large());
@@ -79,13 +96,25 @@ pub(super) async fn read_json<T: DeserializeOwned>(body: Incoming, limit: usize)
     let bytes = match collected {
         Ok(Ok(collected)) => collected.to_bytes(),
         Ok(Err(error)) if error.is::<LengthLimitError>() => return Err(too_large()),
-        Ok(Err(error)) => return Err(Refusal::new(StatusCode::BAD_REQUEST, "body-broken", format!("the request body broke off: {error}"))),
+        Ok(Err(error)) => {
+            return Err(Refusal::new(
+                StatusCode::BAD_REQUEST,
+                "body-broken",
+                format!("the request body broke off: {error}"),
+            ));
+        }
         Err(_) => {
             let message = format!("the request body did not arrive within {} s", BODY_TIMEOUT.as_secs());
             return Err(Refusal::new(StatusCode::REQUEST_TIMEOUT, "body-timeout", message));
         }
     };
-    serde_json::from_slice(&bytes).map_err(|e| Refusal::new(StatusCode::BAD_REQUEST, "bad-request", format!("the request body is malformed: {e}")))
+    serde_json::from_slice(&bytes).map_err(|e| {
+        Refusal::new(
+            StatusCode::BAD_REQUEST,
+            "bad-request",
+            format!("the request body is malformed: {e}"),
+        )
+    })
 }
 
 /// 24 MiB at some 7 Mbit/s.

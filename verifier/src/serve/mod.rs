@@ -102,7 +102,10 @@ impl Server {
         let keys: Arc<dyn KeySource> = Arc::new(FileKeyStore::open(state.path())?);
         let tls = Arc::new(Tls::load(state)?);
         let poller = Poller::new(store.clone(), Asker::load(state)?, config);
-        let failed = |cause| ServeError::Listen { address: config.listen, cause };
+        let failed = |cause| ServeError::Listen {
+            address: config.listen,
+            cause,
+        };
         let listener = TcpListener::bind(config.listen).await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
         let service = Service {
@@ -112,7 +115,13 @@ impl Server {
             poll_interval: config.poll_interval,
             judgements: Semaphore::new(MAX_JUDGEMENTS),
         };
-        Ok(Self { listener, address, tls, service: Arc::new(service), poller })
+        Ok(Self {
+            listener,
+            address,
+            tls,
+            service: Arc::new(service),
+            poller,
+        })
     }
 
     /// Where it listens.
@@ -122,7 +131,13 @@ impl Server {
 
     /// Answers requests and polls hosts until one of the two fails.
     pub async fn run(self) -> Result<Infallible, ServeError> {
-        let Self { listener, tls, service, poller, .. } = self;
+        let Self {
+            listener,
+            tls,
+            service,
+            poller,
+            ..
+        } = self;
         tokio::select! {
             ended = accept(listener, tls, service) => ended,
             ended = poller.run() => ended.map_err(ServeError::Store),
@@ -136,7 +151,9 @@ async fn accept(listener: TcpListener, tls: Arc<Tls>, service: Arc<Service>) -> 
     let next = AtomicU64::new(0);
     loop {
         // While all are taken, newcomers wait in the kernel's queue.
-        let Ok(permit) = handshakes.clone().acquire_owned().await else { continue };
+        let Ok(permit) = handshakes.clone().acquire_owned().await else {
+            continue;
+        };
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
             Err(e) => {
@@ -157,10 +174,14 @@ async fn accept(listener: TcpListener, tls: Arc<Tls>, service: Arc<Service>) -> 
 
 /// Whose fault a failed accept is: the peer's (go on), the system's for now (wait), or nobody's who could help it.
 async fn pause_or_end(error: io::Error) -> Result<(), ServeError> {
-    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, HostUnreachable, Interrupted, NetworkDown, NetworkUnreachable, OutOfMemory};
+    use io::ErrorKind::{
+        ConnectionAborted, ConnectionRefused, ConnectionReset, HostUnreachable, Interrupted, NetworkDown,
+        NetworkUnreachable, OutOfMemory,
+    };
     match error.kind() {
         // accept(2) reports errors that waited on the new connection.
-        ConnectionAborted | ConnectionRefused | ConnectionReset | HostUnreachable | Interrupted | NetworkDown | NetworkUnreachable => Ok(()),
+        ConnectionAborted | ConnectionRefused | ConnectionReset | HostUnreachable | Interrupted | NetworkDown
+        | NetworkUnreachable => Ok(()),
         kind if kind == OutOfMemory || matches!(error.raw_os_error(), Some(EMFILE | ENFILE | ENOBUFS)) => {
             tracing::warn!("cannot accept a connection for now: {error}");
             tokio::time::sleep(Duration::from_millis(200)).await;
@@ -180,7 +201,10 @@ async fn connection(
 ) -> Result<(), ConnectionError> {
     stream.set_nodelay(true).map_err(ConnectionError::Handshake)?;
     let accepting = TlsAcceptor::from(tls.config.clone()).accept(stream);
-    let stream = tokio::time::timeout(HEADER_TIMEOUT, accepting).await.map_err(|_| ConnectionError::Slow)?.map_err(ConnectionError::Handshake)?;
+    let stream = tokio::time::timeout(HEADER_TIMEOUT, accepting)
+        .await
+        .map_err(|_| ConnectionError::Slow)?
+        .map_err(ConnectionError::Handshake)?;
     let peer = tls.peer(stream.get_ref().1).map_err(ConnectionError::Peer)?;
     let _place = established.enter(peer.spki_sha256).ok_or(ConnectionError::Full)?;
     drop(handshake);
@@ -194,7 +218,10 @@ async fn connection(
         .header_read_timeout(HEADER_TIMEOUT)
         .max_headers(64)
         .serve_connection(TokioIo::new(stream), answer);
-    tokio::time::timeout(CONNECTION_LIFETIME, serving).await.map_err(|_| ConnectionError::Slow)?.map_err(ConnectionError::Http)
+    tokio::time::timeout(CONNECTION_LIFETIME, serving)
+        .await
+        .map_err(|_| ConnectionError::Slow)?
+        .map_err(ConnectionError::Http)
 }
 
 /// A connection and whoever is at its other end.
@@ -206,7 +233,11 @@ struct Asking {
 
 impl Drop for Asking {
     fn drop(&mut self) {
-        self.service.challenges.lock().unwrap_or_else(PoisonError::into_inner).close(self.number);
+        self.service
+            .challenges
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .close(self.number);
     }
 }
 

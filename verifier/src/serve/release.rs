@@ -25,48 +25,102 @@ use crate::poll::write_down;
 use crate::store::{Host, HostState, StoreError, Verdict};
 
 /// Answers `POST /v1/release/challenge`.
-pub(super) async fn challenge(asking: &Asking, host: &Host, request: ChallengeRequest) -> Result<ChallengeResponse, Refusal> {
+pub(super) async fn challenge(
+    asking: &Asking,
+    host: &Host,
+    request: ChallengeRequest,
+) -> Result<ChallengeResponse, Refusal> {
     let service = asking.service.clone();
     let id = parse_key_id(&request.key_id)?;
     let disk = *request.disk_uuid.as_bytes();
     let host_id = host.id;
     let key = on_pool(move || stored_key(&service, id)).await?;
     check_disk(&key, disk)?;
-    let (held, length) = asking.service.store.run(move |s| s.held_log_head(host_id)).await.map_err(|e| Refusal::internal(&e))?;
-    let (held, length) = if is_current(&asking.service, host) { (held, length) } else { (HeldLog { records: 0, ..held }, 0) };
+    let (held, length) = asking
+        .service
+        .store
+        .run(move |s| s.held_log_head(host_id))
+        .await
+        .map_err(|e| Refusal::internal(&e))?;
+    let (held, length) = if is_current(&asking.service, host) {
+        (held, length)
+    } else {
+        (HeldLog { records: 0, ..held }, 0)
+    };
     let nonce = fresh_nonce().map_err(|e| Refusal::internal(&e))?;
-    let answer = ChallengeResponse { nonce, log_from: held.records, expires_in_s: u32::try_from(LIFETIME.as_secs()).unwrap_or(u32::MAX) };
-    let purpose = Purpose { connection: asking.number, key_id: request.key_id, disk };
+    let answer = ChallengeResponse {
+        nonce,
+        log_from: held.records,
+        expires_in_s: u32::try_from(LIFETIME.as_secs()).unwrap_or(u32::MAX),
+    };
+    let purpose = Purpose {
+        connection: asking.number,
+        key_id: request.key_id,
+        disk,
+    };
     let mut open = asking.service.challenges.lock().unwrap_or_else(PoisonError::into_inner);
-    open.open(purpose, Challenge { nonce, held, length }, Instant::now()).map_err(|e| Refusal::new(StatusCode::TOO_MANY_REQUESTS, "too-many-challenges", e.to_string()))?;
+    open.open(purpose, Challenge { nonce, held, length }, Instant::now())
+        .map_err(|e| Refusal::new(StatusCode::TOO_MANY_REQUESTS, "too-many-challenges", e.to_string()))?;
     Ok(answer)
 }
 
 /// Whether what is held of a host is about its present boot, as far as the last poll knows. The challenge goes out
 /// before the host says which boot it is in; asked from 0, it is right in any.
 fn is_current(service: &Service, host: &Host) -> bool {
-    let fresh = i64::try_from(service.poll_interval.as_secs()).unwrap_or(i64::MAX).saturating_mul(3).max(3);
-    let reached = matches!(host.state, HostState::Trusted | HostState::Untrusted | HostState::Unknown);
-    reached && host.last_quote.is_some_and(|at| crate::time::now().saturating_sub(at) <= fresh)
+    let fresh = i64::try_from(service.poll_interval.as_secs())
+        .unwrap_or(i64::MAX)
+        .saturating_mul(3)
+        .max(3);
+    let reached = matches!(
+        host.state,
+        HostState::Trusted | HostState::Untrusted | HostState::Unknown
+    );
+    reached
+        && host
+            .last_quote
+            .is_some_and(|at| crate::time::now().saturating_sub(at) <= fresh)
 }
 
 /// Answers `POST /v1/release`.
 pub(super) async fn release(asking: &Asking, host: Host, request: ReleaseRequest) -> Result<ReleaseResponse, Refusal> {
-    let purpose = Purpose { connection: asking.number, key_id: request.key_id.clone(), disk: *request.disk_uuid.as_bytes() };
+    let purpose = Purpose {
+        connection: asking.number,
+        key_id: request.key_id.clone(),
+        disk: *request.disk_uuid.as_bytes(),
+    };
     // Taken first: whatever comes of this request, its nonce is used.
-    let taken = asking.service.challenges.lock().unwrap_or_else(PoisonError::into_inner).take(&purpose, Instant::now());
+    let taken = asking
+        .service
+        .challenges
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .take(&purpose, Instant::now());
     let challenge = taken.map_err(|e| match e {
         ChallengeError::Expired => Refusal::forbidden("challenge-expired", e.to_string()),
         ChallengeError::None | ChallengeError::TooMany => Refusal::forbidden("no-challenge", e.to_string()),
     })?;
     let (service, exporter) = (asking.service.clone(), asking.peer.exporter);
     let (name, key_id, disk) = (host.pinned.name.clone(), request.key_id.clone(), request.disk_uuid);
-    let outcome = on_pool(move || Judging { service: &service, host: &host, request: &request, challenge, exporter }.judge()).await;
+    let outcome = on_pool(move || {
+        Judging {
+            service: &service,
+            host: &host,
+            request: &request,
+            challenge,
+            exporter,
+        }
+        .judge()
+    })
+    .await;
     match &outcome {
         Ok(_) => tracing::info!("release: host {name} key {key_id:?} disk {disk}: released"),
         Err(refusal) => {
             let first = refusal.reasons.first().map(String::as_str).unwrap_or_default();
-            tracing::info!("release: host {name} key {key_id:?} disk {disk}: refused, {}: {} {first}", refusal.code, refusal.message);
+            tracing::info!(
+                "release: host {name} key {key_id:?} disk {disk}: refused, {}: {} {first}",
+                refusal.code,
+                refusal.message
+            );
         }
     }
     outcome.map(|jwe| ReleaseResponse { jwe })
@@ -86,7 +140,9 @@ impl Judging<'_> {
         let key = stored_key(self.service, parse_key_id(&self.request.key_id)?)?;
         check_disk(&key, *self.request.disk_uuid.as_bytes())?;
         let ak = attestation_key(self.host).map_err(|e| Refusal::internal(&e))?;
-        let name = Public::parse(self.request.release_key.public.as_ref()).map_err(|e| refused("release-key", &e))?.name();
+        let name = Public::parse(self.request.release_key.public.as_ref())
+            .map_err(|e| refused("release-key", &e))?
+            .name();
         let binding = Binding::Release {
             nonce: &self.challenge.nonce,
             exporter: &self.exporter,
@@ -96,18 +152,30 @@ impl Judging<'_> {
         };
         let log = self.replay(&ak, &binding)?;
         let appraisal = self.appraise(&log, &key)?;
-        let target = check_release_key(&log, &ak, &binding, &self.request.release_key).map_err(|e| refused("release-key", &e))?;
-        self.service.store.keep_log(self.host.id, &log.into_held()).map_err(|e| Refusal::internal(&e))?;
+        let target = check_release_key(&log, &ak, &binding, &self.request.release_key)
+            .map_err(|e| refused("release-key", &e))?;
+        self.service
+            .store
+            .keep_log(self.host.id, &log.into_held())
+            .map_err(|e| Refusal::internal(&e))?;
         let secret = Secret::new(key.passphrase.expose().to_vec());
         release_key(&appraisal, &target, &self.request.key_id, &secret).map_err(|e| Refusal::internal(&e))
     }
 
     /// Evidence that answers our challenge, on this connection, for this release key, disk and key id.
     fn replay(&self, ak: &AttestationKey, binding: &Binding<'_>) -> Result<ReplayedLog, Refusal> {
-        let quote = self.request.bundle.verify(ak, binding, &self.held()?).map_err(|e| refused("evidence", &e))?;
+        let quote = self
+            .request
+            .bundle
+            .verify(ak, binding, &self.held()?)
+            .map_err(|e| refused("evidence", &e))?;
         quote.replay().map_err(|e| {
             // The host signed it, freshly, for us: that its log does not lead there is the host's own fault.
-            let verdict = Verdict { state: HostState::Untrusted, reasons: vec![chain(&e)], quoted: None };
+            let verdict = Verdict {
+                state: HostState::Untrusted,
+                reasons: vec![chain(&e)],
+                quoted: None,
+            };
             match write_down(&self.service.store, self.host, &verdict) {
                 Ok(()) => refused("evidence", &e),
                 Err(e) => Refusal::internal(&e),
@@ -121,10 +189,25 @@ impl Judging<'_> {
         if self.challenge.length == 0 {
             return Ok(then);
         }
-        let now = self.service.store.held_log(self.host.id).map_err(|e| Refusal::internal(&e))?;
-        let bytes = now.bytes.get(..self.challenge.length).filter(|_| now.boot_id == then.boot_id);
-        let gone = || Refusal::forbidden("no-challenge", "the host rebooted since the challenge: ask for a new one");
-        Ok(HeldLog { bytes: bytes.ok_or_else(gone)?.to_vec(), ..then })
+        let now = self
+            .service
+            .store
+            .held_log(self.host.id)
+            .map_err(|e| Refusal::internal(&e))?;
+        let bytes = now
+            .bytes
+            .get(..self.challenge.length)
+            .filter(|_| now.boot_id == then.boot_id);
+        let gone = || {
+            Refusal::forbidden(
+                "no-challenge",
+                "the host rebooted since the challenge: ask for a new one",
+            )
+        };
+        Ok(HeldLog {
+            bytes: bytes.ok_or_else(gone)?.to_vec(),
+            ..then
+        })
     }
 
     /// By the key's policy for the key, and by the host's for its state.
@@ -132,7 +215,12 @@ impl Judging<'_> {
         let store = &self.service.store;
         let internal = |e: StoreError| Refusal::internal(&e);
         let by_host = appraise(log, store.policy(&self.host.pinned.policy).map_err(internal)?.as_ref());
-        write_down(store, self.host, &verdict(log, &self.host.pinned.policy, by_host.as_ref())).map_err(internal)?;
+        write_down(
+            store,
+            self.host,
+            &verdict(log, &self.host.pinned.policy, by_host.as_ref()),
+        )
+        .map_err(internal)?;
         let by_key = match by_host {
             Some(appraisal) if key.info.policy == self.host.pinned.policy => Some(appraisal),
             _ => appraise(log, store.policy(&key.info.policy).map_err(internal)?.as_ref()),
@@ -140,11 +228,17 @@ impl Judging<'_> {
         match by_key {
             Some(appraisal) if appraisal.is_trusted() => Ok(appraisal),
             Some(appraisal) => {
-                let message = format!("host {} does not meet policy {}", self.host.pinned.name, key.info.policy);
+                let message = format!(
+                    "host {} does not meet policy {}",
+                    self.host.pinned.name, key.info.policy
+                );
                 Err(Refusal::forbidden("untrusted", message).because(&reasons(&appraisal)))
             }
             None => {
-                let message = format!("key {} is released by policy {}, which does not exist", key.info.key_id, key.info.policy);
+                let message = format!(
+                    "key {} is released by policy {}, which does not exist",
+                    key.info.key_id, key.info.policy
+                );
                 Err(Refusal::forbidden("no-policy", message).because(&[no_policy(&key.info.policy)]))
             }
         }
@@ -169,7 +263,11 @@ fn stored_key(service: &Service, id: Uuid) -> Result<StoredKey, Refusal> {
 
 fn unknown_key(id: &str) -> Refusal {
     let shown: String = id.chars().take(64).collect();
-    Refusal::new(StatusCode::NOT_FOUND, "unknown-key", format!("this verifier has no key {shown:?}: was the image sealed by another one?"))
+    Refusal::new(
+        StatusCode::NOT_FOUND,
+        "unknown-key",
+        format!("this verifier has no key {shown:?}: was the image sealed by another one?"),
+    )
 }
 
 fn check_disk(key: &StoredKey, disk: [u8; 16]) -> Result<(), Refusal> {
@@ -182,5 +280,7 @@ fn check_disk(key: &StoredKey, disk: [u8; 16]) -> Result<(), Refusal> {
 
 /// Runs blocking work on the thread pool.
 async fn on_pool<T: Send + 'static>(work: impl FnOnce() -> Result<T, Refusal> + Send + 'static) -> Result<T, Refusal> {
-    tokio::task::spawn_blocking(work).await.map_err(|e| Refusal::internal(&e))?
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|e| Refusal::internal(&e))?
 }

@@ -18,7 +18,9 @@ pub(super) async fn answer(asking: &Asking, request: Request<Incoming>) -> Respo
             tracing::debug!("connection {}: {} {}", asking.number, refusal.code, refusal.message);
             // The body may be unread: the connection cannot go on.
             let mut response = refusal.into_response();
-            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            response
+                .headers_mut()
+                .insert(CONNECTION, HeaderValue::from_static("close"));
             response
         }
     }
@@ -36,15 +38,28 @@ async fn route(asking: &Asking, request: Request<Incoming>) -> Result<Response<F
         "/v1/release" if request.method() == Method::POST => {
             let host = require_host(asking).await?;
             // Before the body: what is waiting here is a log in memory.
-            let _turn = asking.service.judgements.acquire().await.map_err(|e| Refusal::internal(&e))?;
+            let _turn = asking
+                .service
+                .judgements
+                .acquire()
+                .await
+                .map_err(|e| Refusal::internal(&e))?;
             let body: ReleaseRequest = read_json(request.into_body(), MAX_RELEASE).await?;
             Ok(json(StatusCode::OK, &release::release(asking, host, body).await?))
         }
         "/v1/release/challenge" | "/v1/release" => Ok(wrong_method(&post)),
         "/v1/hosts" => {
             require_operator(asking, request.method()).await?;
-            let hosts = asking.service.store.run(|s| s.hosts()).await.map_err(|e| Refusal::internal(&e))?;
-            Ok(json(StatusCode::OK, &hosts.iter().map(Host::to_json).collect::<Vec<_>>()))
+            let hosts = asking
+                .service
+                .store
+                .run(|s| s.hosts())
+                .await
+                .map_err(|e| Refusal::internal(&e))?;
+            Ok(json(
+                StatusCode::OK,
+                &hosts.iter().map(Host::to_json).collect::<Vec<_>>(),
+            ))
         }
         other => match other.strip_prefix("/v1/hosts/") {
             Some(name) => {
@@ -53,7 +68,11 @@ async fn route(asking: &Asking, request: Request<Incoming>) -> Result<Response<F
             }
             None => {
                 known(asking).await?;
-                Err(Refusal::new(StatusCode::NOT_FOUND, "not-found", "there is nothing at this path"))
+                Err(Refusal::new(
+                    StatusCode::NOT_FOUND,
+                    "not-found",
+                    "there is nothing at this path",
+                ))
             }
         },
     }
@@ -76,13 +95,20 @@ enum Caller {
 /// A host or an operator; looked up for each request, so that removing a host works at once.
 async fn known(asking: &Asking) -> Result<Caller, Refusal> {
     let spki = asking.peer.spki_sha256;
-    let host = asking.service.store.run(move |s| s.host_by_spki(&spki)).await.map_err(|e| Refusal::internal(&e))?;
+    let host = asking
+        .service
+        .store
+        .run(move |s| s.host_by_spki(&spki))
+        .await
+        .map_err(|e| Refusal::internal(&e))?;
     match (host, &asking.peer.not_operator) {
         (Some(host), _) => Ok(Caller::Host(Box::new(host))),
         (None, Ok(())) => Ok(Caller::Operator),
         (None, Err(why)) => {
             let key = hex::encode(spki);
-            let message = format!("this client's key (sha256 {key}) is neither an enrolled host's nor an operator's ({why}): enrol the host with `assay-verifier host add`");
+            let message = format!(
+                "this client's key (sha256 {key}) is neither an enrolled host's nor an operator's ({why}): enrol the host with `assay-verifier host add`"
+            );
             Err(Refusal::forbidden("unknown-client", message))
         }
     }
@@ -91,21 +117,36 @@ async fn known(asking: &Asking) -> Result<Caller, Refusal> {
 async fn require_host(asking: &Asking) -> Result<Host, Refusal> {
     match known(asking).await? {
         Caller::Host(host) => Ok(*host),
-        Caller::Operator => Err(Refusal::forbidden("hosts-only", "keys are released to enrolled hosts only, not to operators")),
+        Caller::Operator => Err(Refusal::forbidden(
+            "hosts-only",
+            "keys are released to enrolled hosts only, not to operators",
+        )),
     }
 }
 
 async fn require_operator(asking: &Asking, method: &Method) -> Result<(), Refusal> {
     match known(asking).await? {
         Caller::Operator if method == Method::GET => Ok(()),
-        Caller::Operator => Err(Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "method-not-allowed", "this path wants GET")),
-        Caller::Host(_) => Err(Refusal::forbidden("operators-only", "host states are shown to operators only, not to hosts")),
+        Caller::Operator => Err(Refusal::new(
+            StatusCode::METHOD_NOT_ALLOWED,
+            "method-not-allowed",
+            "this path wants GET",
+        )),
+        Caller::Host(_) => Err(Refusal::forbidden(
+            "operators-only",
+            "host states are shown to operators only, not to hosts",
+        )),
     }
 }
 
 fn wrong_method(allowed: &[Method]) -> Response<Full<Bytes>> {
     let names = allowed.iter().map(Method::as_str).collect::<Vec<_>>().join(", ");
-    let mut response = Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "method-not-allowed", format!("this path wants {names}")).into_response();
+    let mut response = Refusal::new(
+        StatusCode::METHOD_NOT_ALLOWED,
+        "method-not-allowed",
+        format!("this path wants {names}"),
+    )
+    .into_response();
     if let Ok(value) = HeaderValue::from_str(&names) {
         response.headers_mut().insert(ALLOW, value);
     }

@@ -11,7 +11,9 @@ use rustls::crypto::{CryptoProvider, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{NoServerSessionStorage, ParsedCertificate, WebPkiClientVerifier};
-use rustls::{DigitallySignedStruct, DistinguishedName, Error, RootCertStore, ServerConfig, ServerConnection, SignatureScheme};
+use rustls::{
+    DigitallySignedStruct, DistinguishedName, Error, RootCertStore, ServerConfig, ServerConnection, SignatureScheme,
+};
 
 use super::ServeError;
 use crate::config::StateDir;
@@ -40,7 +42,9 @@ impl Tls {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let mut roots = RootCertStore::empty();
         roots.add(ca_certificate(state)?).map_err(ServeError::Tls)?;
-        let operators = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone()).build().map_err(ServeError::Verifier)?;
+        let operators = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
+            .build()
+            .map_err(ServeError::Verifier)?;
         let identity = TlsIdentity::load(state, Role::Server)?;
         let mut config = ServerConfig::builder_with_provider(provider.clone())
             .with_protocol_versions(&[&rustls::version::TLS13])
@@ -51,21 +55,35 @@ impl Tls {
         // A resumed session would vouch for a certificate that was shown at another time.
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.send_tls13_tickets = 0;
-        Ok(Self { config: Arc::new(config), operators })
+        Ok(Self {
+            config: Arc::new(config),
+            operators,
+        })
     }
 
     /// What is known of the peer of a connection whose handshake is over.
     pub fn peer(&self, connection: &ServerConnection) -> Result<Peer, Error> {
         let chain = connection.peer_certificates().unwrap_or_default();
         let (leaf, rest) = chain.split_first().ok_or(Error::NoCertificatesPresented)?;
-        let spki_sha256 = spki_sha256(leaf).map_err(|_| Error::InvalidCertificate(rustls::CertificateError::BadEncoding))?;
+        let spki_sha256 =
+            spki_sha256(leaf).map_err(|_| Error::InvalidCertificate(rustls::CertificateError::BadEncoding))?;
         let exporter = connection.export_keying_material([0; 32], EXPORTER_LABEL, None)?;
-        Ok(Peer { spki_sha256, not_operator: self.check_operator(leaf, rest), exporter: Exporter::new(exporter) })
+        Ok(Peer {
+            spki_sha256,
+            not_operator: self.check_operator(leaf, rest),
+            exporter: Exporter::new(exporter),
+        })
     }
 
     fn check_operator(&self, leaf: &CertificateDer<'_>, rest: &[CertificateDer<'_>]) -> Result<(), String> {
-        self.operators.verify_client_cert(leaf, rest, UnixTime::now()).map_err(|e| e.to_string())?;
-        if names_an_operator(leaf) { Ok(()) } else { Err("the certificate was not issued to an operator".to_owned()) }
+        self.operators
+            .verify_client_cert(leaf, rest, UnixTime::now())
+            .map_err(|e| e.to_string())?;
+        if names_an_operator(leaf) {
+            Ok(())
+        } else {
+            Err("the certificate was not issued to an operator".to_owned())
+        }
     }
 }
 

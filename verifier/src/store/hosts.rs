@@ -32,7 +32,9 @@ impl HostState {
     }
 
     fn from_name(name: &str) -> Option<Self> {
-        [Self::Unknown, Self::Trusted, Self::Untrusted, Self::Unreachable].into_iter().find(|s| s.name() == name)
+        [Self::Unknown, Self::Trusted, Self::Untrusted, Self::Unreachable]
+            .into_iter()
+            .find(|s| s.name() == name)
     }
 }
 
@@ -137,7 +139,11 @@ pub struct Transition {
 pub fn valid_name(name: &str) -> Result<(), StoreError> {
     let ok = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
     let first = name.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric());
-    if first && name.len() <= 64 && name.bytes().all(ok) { Ok(()) } else { Err(StoreError::BadName(name.to_owned())) }
+    if first && name.len() <= 64 && name.bytes().all(ok) {
+        Ok(())
+    } else {
+        Err(StoreError::BadName(name.to_owned()))
+    }
 }
 
 impl Store {
@@ -193,22 +199,31 @@ impl Store {
 
     /// Forgets a host, its pins and its log.
     pub fn remove_host(&self, name: &str) -> Result<(), StoreError> {
-        let gone = self.read("remove the host", |c| c.execute("DELETE FROM hosts WHERE name = ?1", [name]))?;
-        if gone == 0 { Err(StoreError::NoSuchHost(name.to_owned())) } else { Ok(()) }
+        let gone = self.read("remove the host", |c| {
+            c.execute("DELETE FROM hosts WHERE name = ?1", [name])
+        })?;
+        if gone == 0 {
+            Err(StoreError::NoSuchHost(name.to_owned()))
+        } else {
+            Ok(())
+        }
     }
 
     /// All hosts by name.
     pub fn hosts(&self) -> Result<Vec<Host>, StoreError> {
         let rows = self.read("list the hosts", |c| {
             let mut statement = c.prepare_cached(&format!("{SELECT} ORDER BY name"))?;
-            statement.query_map([], |row| Ok(read_host(row)))?.collect::<rusqlite::Result<Vec<_>>>()
+            statement
+                .query_map([], |row| Ok(read_host(row)))?
+                .collect::<rusqlite::Result<Vec<_>>>()
         })?;
         rows.into_iter().collect()
     }
 
     /// One host by name.
     pub fn host(&self, name: &str) -> Result<Host, StoreError> {
-        self.host_where("name", &name)?.ok_or_else(|| StoreError::NoSuchHost(name.to_owned()))
+        self.host_where("name", &name)?
+            .ok_or_else(|| StoreError::NoSuchHost(name.to_owned()))
     }
 
     /// The host that holds this TLS key, if one does.
@@ -219,8 +234,14 @@ impl Store {
     /// Which policy judges a host from now on.
     pub fn set_host_policy(&self, name: &str, policy: &str) -> Result<(), StoreError> {
         valid_name(policy)?;
-        let changed = self.read("set the host's policy", |c| c.execute("UPDATE hosts SET policy = ?2 WHERE name = ?1", [name, policy]))?;
-        if changed == 0 { Err(StoreError::NoSuchHost(name.to_owned())) } else { Ok(()) }
+        let changed = self.read("set the host's policy", |c| {
+            c.execute("UPDATE hosts SET policy = ?2 WHERE name = ?1", [name, policy])
+        })?;
+        if changed == 0 {
+            Err(StoreError::NoSuchHost(name.to_owned()))
+        } else {
+            Ok(())
+        }
     }
 
     /// Writes down the outcome of a look at a host. A verdict about fewer records of a boot than the stored one is older
@@ -229,31 +250,50 @@ impl Store {
     pub fn record_verdict(&self, host_id: i64, verdict: &Verdict) -> Result<Option<Transition>, StoreError> {
         self.transaction("record a verdict", |t| {
             let failed = sql("record a verdict");
-            let row = t.query_row(&format!("{SELECT} WHERE id = ?1"), [host_id], |row| Ok(read_host(row))).optional().map_err(&failed)?;
+            let row = t
+                .query_row(&format!("{SELECT} WHERE id = ?1"), [host_id], |row| Ok(read_host(row)))
+                .optional()
+                .map_err(&failed)?;
             let Some(host) = row.transpose()? else { return Ok(None) };
             if verdict.quoted.as_ref().is_some_and(|q| stale(q, &host)) {
                 return Ok(None);
             }
             let changed = host.state != verdict.state;
-            let reasons = serde_json::to_string(&verdict.reasons).map_err(|_| StoreError::Corrupt { what: "reason" })?;
+            let reasons =
+                serde_json::to_string(&verdict.reasons).map_err(|_| StoreError::Corrupt { what: "reason" })?;
             let time = now();
             let since = if changed { time } else { host.since };
-            t.execute("UPDATE hosts SET state = ?2, reasons = ?3, since = ?4 WHERE id = ?1", params![host_id, verdict.state.name(), reasons, since])
-                .map_err(&failed)?;
+            t.execute(
+                "UPDATE hosts SET state = ?2, reasons = ?3, since = ?4 WHERE id = ?1",
+                params![host_id, verdict.state.name(), reasons, since],
+            )
+            .map_err(&failed)?;
             if let Some(quoted) = &verdict.quoted {
                 t.execute(
                     "UPDATE hosts SET last_quote = ?2, boot_id = ?3, reset_count = ?4, records = ?5 WHERE id = ?1",
-                    params![host_id, time, quoted.boot_id, quoted.reset_count, i64::try_from(quoted.records).unwrap_or(i64::MAX)],
+                    params![
+                        host_id,
+                        time,
+                        quoted.boot_id,
+                        quoted.reset_count,
+                        i64::try_from(quoted.records).unwrap_or(i64::MAX)
+                    ],
                 )
                 .map_err(&failed)?;
             }
-            Ok(changed.then_some(Transition { from: host.state, to: verdict.state }))
+            Ok(changed.then_some(Transition {
+                from: host.state,
+                to: verdict.state,
+            }))
         })
     }
 
     fn host_where(&self, column: &str, value: &dyn rusqlite::ToSql) -> Result<Option<Host>, StoreError> {
         let found = self.read("look for the host", |c| {
-            c.query_row(&format!("{SELECT} WHERE {column} = ?1"), [value], |row| Ok(read_host(row))).optional()
+            c.query_row(&format!("{SELECT} WHERE {column} = ?1"), [value], |row| {
+                Ok(read_host(row))
+            })
+            .optional()
         })?;
         found.transpose()
     }
@@ -267,10 +307,15 @@ fn stale(quoted: &Quoted, host: &Host) -> bool {
 
 /// Name of the host whose `column` has this value. `column` is one of ours, never input.
 fn find(connection: &Connection, column: &str, value: &dyn rusqlite::ToSql) -> rusqlite::Result<Option<String>> {
-    connection.query_row(&format!("SELECT name FROM hosts WHERE {column} = ?1"), [value], |row| row.get(0)).optional()
+    connection
+        .query_row(&format!("SELECT name FROM hosts WHERE {column} = ?1"), [value], |row| {
+            row.get(0)
+        })
+        .optional()
 }
 
-const SELECT: &str = "SELECT id, name, address, ek_sha256, ek_public, ek_certificate, ak_public, ak_name, tls_spki_sha256, policy,
+const SELECT: &str =
+    "SELECT id, name, address, ek_sha256, ek_public, ek_certificate, ak_public, ak_name, tls_spki_sha256, policy,
     state, reasons, since, last_quote, boot_id, reset_count, records FROM hosts";
 
 fn read_host(row: &Row<'_>) -> Result<Host, StoreError> {

@@ -9,16 +9,24 @@ impl Store {
     /// What is held of a host: records that replayed to a quote that verified, and nothing else.
     pub fn held_log(&self, host_id: i64) -> Result<HeldLog, StoreError> {
         self.transaction("read a log", |t| {
-            let Some(Head { mut held, length }) = head(t, host_id)? else { return Ok(HeldLog::none()) };
+            let Some(Head { mut held, length }) = head(t, host_id)? else {
+                return Ok(HeldLog::none());
+            };
             let failed = sql("read a log");
             held.bytes.reserve_exact(length);
-            let mut statement = t.prepare_cached("SELECT data FROM log_chunks WHERE host_id = ?1 ORDER BY start").map_err(&failed)?;
+            let mut statement = t
+                .prepare_cached("SELECT data FROM log_chunks WHERE host_id = ?1 ORDER BY start")
+                .map_err(&failed)?;
             let mut rows = statement.query([host_id]).map_err(&failed)?;
             while let Some(row) = rows.next().map_err(&failed)? {
                 let chunk = row.get_ref(0).map_err(&failed)?.as_blob().map_err(|_| CORRUPT)?;
                 held.bytes.extend_from_slice(chunk);
             }
-            if held.bytes.len() == length { Ok(held) } else { Err(CORRUPT) }
+            if held.bytes.len() == length {
+                Ok(held)
+            } else {
+                Err(CORRUPT)
+            }
         })
     }
 
@@ -33,7 +41,10 @@ impl Store {
     pub fn keep_log(&self, host_id: i64, log: &HeldLog) -> Result<(), StoreError> {
         self.transaction("keep a log", |t| {
             let failed = sql("keep a log");
-            let exists: Option<i64> = t.query_row("SELECT id FROM hosts WHERE id = ?1", [host_id], |r| r.get(0)).optional().map_err(&failed)?;
+            let exists: Option<i64> = t
+                .query_row("SELECT id FROM hosts WHERE id = ?1", [host_id], |r| r.get(0))
+                .optional()
+                .map_err(&failed)?;
             if exists.is_none() {
                 return Ok(());
             }
@@ -43,19 +54,28 @@ impl Store {
                     if known.length > log.bytes.len() || known.held.clock > log.clock {
                         return Ok(());
                     }
-                    if chunks(t, host_id)? < MAX_CHUNKS { known.length } else { 0 }
+                    if chunks(t, host_id)? < MAX_CHUNKS {
+                        known.length
+                    } else {
+                        0
+                    }
                 }
                 Some(known) if known.held.reset_count > log.reset_count => return Ok(()),
                 Some(_) => 0,
             };
             write_head(t, host_id, log)?;
             if start == 0 {
-                t.execute("DELETE FROM log_chunks WHERE host_id = ?1", [host_id]).map_err(&failed)?;
+                t.execute("DELETE FROM log_chunks WHERE host_id = ?1", [host_id])
+                    .map_err(&failed)?;
             }
             let tail = log.bytes.get(start..).unwrap_or_default();
             if !tail.is_empty() {
                 let start = i64::try_from(start).map_err(|_| CORRUPT)?;
-                t.execute("INSERT INTO log_chunks (host_id, start, data) VALUES (?1, ?2, ?3)", params![host_id, start, tail]).map_err(&failed)?;
+                t.execute(
+                    "INSERT INTO log_chunks (host_id, start, data) VALUES (?1, ?2, ?3)",
+                    params![host_id, start, tail],
+                )
+                .map_err(&failed)?;
             }
             Ok(())
         })
@@ -72,14 +92,31 @@ fn head(t: &Transaction<'_>, host_id: i64) -> Result<Option<Head>, StoreError> {
     let statement = "SELECT boot_id, reset_count, restart_count, clock, records, length FROM logs WHERE host_id = ?1";
     let row = t.query_row(statement, [host_id], |row| {
         let counts: [i64; 3] = [row.get(3)?, row.get(4)?, row.get(5)?];
-        Ok((row.get::<_, String>(0)?, row.get::<_, u32>(1)?, row.get::<_, u32>(2)?, counts))
+        Ok((
+            row.get::<_, String>(0)?,
+            row.get::<_, u32>(1)?,
+            row.get::<_, u32>(2)?,
+            counts,
+        ))
     });
-    let Some((boot_id, reset_count, restart_count, [clock, records, length])) = row.optional().map_err(sql("read a log"))? else {
+    let Some((boot_id, reset_count, restart_count, [clock, records, length])) =
+        row.optional().map_err(sql("read a log"))?
+    else {
         return Ok(None);
     };
     let count = |n: i64| u64::try_from(n).map_err(|_| CORRUPT);
-    let held = HeldLog { boot_id, reset_count, restart_count, clock: count(clock)?, records: count(records)?, bytes: Vec::new() };
-    Ok(Some(Head { held, length: usize::try_from(length).map_err(|_| CORRUPT)? }))
+    let held = HeldLog {
+        boot_id,
+        reset_count,
+        restart_count,
+        clock: count(clock)?,
+        records: count(records)?,
+        bytes: Vec::new(),
+    };
+    Ok(Some(Head {
+        held,
+        length: usize::try_from(length).map_err(|_| CORRUPT)?,
+    }))
 }
 
 fn write_head(t: &Transaction<'_>, host_id: i64, log: &HeldLog) -> Result<(), StoreError> {
@@ -96,7 +133,10 @@ fn write_head(t: &Transaction<'_>, host_id: i64, log: &HeldLog) -> Result<(), St
 }
 
 fn chunks(t: &Transaction<'_>, host_id: i64) -> Result<i64, StoreError> {
-    t.query_row("SELECT count(*) FROM log_chunks WHERE host_id = ?1", [host_id], |row| row.get(0)).map_err(sql("keep a log"))
+    t.query_row("SELECT count(*) FROM log_chunks WHERE host_id = ?1", [host_id], |row| {
+        row.get(0)
+    })
+    .map_err(sql("keep a log"))
 }
 
 const CORRUPT: StoreError = StoreError::Corrupt { what: "log" };

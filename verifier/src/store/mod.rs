@@ -53,13 +53,17 @@ pub enum StoreError {
         what: &'static str,
     },
     /// A host or policy name that would not survive a URL or a command line.
-    #[error("{0:?} is not a usable name: give 1 to 64 letters, digits, '.', '_' or '-', beginning with a letter or digit")]
+    #[error(
+        "{0:?} is not a usable name: give 1 to 64 letters, digits, '.', '_' or '-', beginning with a letter or digit"
+    )]
     BadName(String),
     /// The name is in use.
     #[error("host {0} exists already; to enrol it again, first run `assay-verifier host remove {0}`")]
     HostExists(String),
     /// Another host has one of these identities.
-    #[error("this {what} is already enrolled as host {host}; if the machine was renamed, first run `assay-verifier host remove {host}`")]
+    #[error(
+        "this {what} is already enrolled as host {host}; if the machine was renamed, first run `assay-verifier host remove {host}`"
+    )]
     IdentityTaken {
         /// EK, AK or TLS key.
         what: &'static str,
@@ -89,7 +93,10 @@ pub struct Store {
 impl Store {
     /// Opens the database, creating or migrating it as needed.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
-        let failed = |cause| StoreError::Open { path: path.to_owned(), cause };
+        let failed = |cause| StoreError::Open {
+            path: path.to_owned(),
+            cause,
+        };
         if !path.exists() {
             // SQLite creates files by umask, and gives WAL and shared memory files the database's mode.
             let _created_by_another_process = crate::files::create_private(path, &[]);
@@ -97,10 +104,14 @@ impl Store {
         let mut connection = Connection::open(path).map_err(failed)?;
         connection.busy_timeout(BUSY_TIMEOUT).map_err(failed)?;
         connection.pragma_update(None, "journal_mode", "WAL").map_err(failed)?;
-        connection.pragma_update(None, "synchronous", "NORMAL").map_err(failed)?;
+        connection
+            .pragma_update(None, "synchronous", "NORMAL")
+            .map_err(failed)?;
         connection.pragma_update(None, "foreign_keys", true).map_err(failed)?;
         schema::migrate(&mut connection)?;
-        Ok(Self { connection: Arc::new(Mutex::new(connection)) })
+        Ok(Self {
+            connection: Arc::new(Mutex::new(connection)),
+        })
     }
 
     /// Runs blocking calls on the thread pool.
@@ -110,21 +121,33 @@ impl Store {
         F: FnOnce(&Store) -> Result<R, StoreError> + Send + 'static,
     {
         let store = self.clone();
-        tokio::task::spawn_blocking(move || work(&store)).await.map_err(|_| StoreError::Interrupted)?
+        tokio::task::spawn_blocking(move || work(&store))
+            .await
+            .map_err(|_| StoreError::Interrupted)?
     }
 
     /// One transaction; it counts only if `work` succeeds.
-    fn transaction<R>(&self, doing: &'static str, work: impl FnOnce(&rusqlite::Transaction<'_>) -> Result<R, StoreError>) -> Result<R, StoreError> {
+    fn transaction<R>(
+        &self,
+        doing: &'static str,
+        work: impl FnOnce(&rusqlite::Transaction<'_>) -> Result<R, StoreError>,
+    ) -> Result<R, StoreError> {
         let mut connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
         // Immediate: a transaction that reads first and writes later could otherwise fail as busy half way.
-        let transaction = connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate).map_err(sql(doing))?;
+        let transaction = connection
+            .transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)
+            .map_err(sql(doing))?;
         let result = work(&transaction)?;
         transaction.commit().map_err(sql(doing))?;
         Ok(result)
     }
 
     /// Reads without a transaction of its own.
-    fn read<R>(&self, doing: &'static str, work: impl FnOnce(&Connection) -> rusqlite::Result<R>) -> Result<R, StoreError> {
+    fn read<R>(
+        &self,
+        doing: &'static str,
+        work: impl FnOnce(&Connection) -> rusqlite::Result<R>,
+    ) -> Result<R, StoreError> {
         let connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
         work(&connection).map_err(sql(doing))
     }

@@ -10,7 +10,10 @@ impl Store {
     /// The policy of this name, if there is one.
     pub fn policy(&self, name: &str) -> Result<Option<Policy>, StoreError> {
         let text = self.read("read a policy", |c| {
-            c.query_row("SELECT json FROM policies WHERE name = ?1", [name], |row| row.get::<_, String>(0)).optional()
+            c.query_row("SELECT json FROM policies WHERE name = ?1", [name], |row| {
+                row.get::<_, String>(0)
+            })
+            .optional()
         })?;
         text.map(|text| parse(name, &text)).transpose()
     }
@@ -28,21 +31,36 @@ impl Store {
     pub fn put_policy(&self, name: &str, policy: &Policy, replace: bool) -> Result<bool, StoreError> {
         valid_name(name)?;
         let json = policy.to_json();
-        let conflict = if replace { "DO UPDATE SET json = ?2, updated = ?3" } else { "DO NOTHING" };
-        let statement = format!("INSERT INTO policies (name, json, updated) VALUES (?1, ?2, ?3) ON CONFLICT (name) {conflict}");
+        let conflict = if replace {
+            "DO UPDATE SET json = ?2, updated = ?3"
+        } else {
+            "DO NOTHING"
+        };
+        let statement =
+            format!("INSERT INTO policies (name, json, updated) VALUES (?1, ?2, ?3) ON CONFLICT (name) {conflict}");
         Ok(self.read("store a policy", |c| c.execute(&statement, params![name, json, now()]))? == 1)
     }
 
     /// Changes a policy in one transaction, so that two operators do not lose each other's line.
-    pub fn edit_policy(&self, name: &str, edit: impl FnOnce(&mut Policy) -> Result<(), PolicyError>) -> Result<(), StoreError> {
+    pub fn edit_policy(
+        &self,
+        name: &str,
+        edit: impl FnOnce(&mut Policy) -> Result<(), PolicyError>,
+    ) -> Result<(), StoreError> {
         self.transaction("change a policy", |t| {
             let failed = sql("change a policy");
-            let text: Option<String> =
-                t.query_row("SELECT json FROM policies WHERE name = ?1", [name], |row| row.get(0)).optional().map_err(&failed)?;
+            let text: Option<String> = t
+                .query_row("SELECT json FROM policies WHERE name = ?1", [name], |row| row.get(0))
+                .optional()
+                .map_err(&failed)?;
             let mut policy = parse(name, &text.ok_or_else(|| StoreError::NoSuchPolicy(name.to_owned()))?)?;
             edit(&mut policy).map_err(|e| StoreError::Policy(name.to_owned(), e))?;
             let json = policy.to_json();
-            t.execute("UPDATE policies SET json = ?2, updated = ?3 WHERE name = ?1", params![name, json, now()]).map_err(&failed)?;
+            t.execute(
+                "UPDATE policies SET json = ?2, updated = ?3 WHERE name = ?1",
+                params![name, json, now()],
+            )
+            .map_err(&failed)?;
             Ok(())
         })
     }

@@ -54,17 +54,28 @@ pub(super) fn migrate(connection: &mut Connection) -> Result<(), StoreError> {
     let failed = sql("bring its tables to the present version");
     let known = u32::try_from(STEPS.len()).unwrap_or(u32::MAX);
     loop {
-        let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(&failed)?;
-        transaction.execute_batch("CREATE TABLE IF NOT EXISTS schema_version (version INTEGER NOT NULL) STRICT").map_err(&failed)?;
-        let version = transaction.query_row("SELECT version FROM schema_version", [], |row| row.get::<_, u32>(0)).optional().map_err(&failed)?;
+        let transaction = connection
+            .transaction_with_behavior(TransactionBehavior::Immediate)
+            .map_err(&failed)?;
+        transaction
+            .execute_batch("CREATE TABLE IF NOT EXISTS schema_version (version INTEGER NOT NULL) STRICT")
+            .map_err(&failed)?;
+        let version = transaction
+            .query_row("SELECT version FROM schema_version", [], |row| row.get::<_, u32>(0))
+            .optional()
+            .map_err(&failed)?;
         let version = version.unwrap_or(0);
         if version > known {
             return Err(StoreError::TooNew { found: version, known });
         }
-        let Some(step) = usize::try_from(version).ok().and_then(|v| STEPS.get(v)) else { return transaction.commit().map_err(&failed) };
+        let Some(step) = usize::try_from(version).ok().and_then(|v| STEPS.get(v)) else {
+            return transaction.commit().map_err(&failed);
+        };
         transaction.execute_batch(step).map_err(&failed)?;
         transaction.execute("DELETE FROM schema_version", []).map_err(&failed)?;
-        transaction.execute("INSERT INTO schema_version (version) VALUES (?1)", [version + 1]).map_err(&failed)?;
+        transaction
+            .execute("INSERT INTO schema_version (version) VALUES (?1)", [version + 1])
+            .map_err(&failed)?;
         transaction.commit().map_err(&failed)?;
     }
 }

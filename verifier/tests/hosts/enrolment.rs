@@ -14,7 +14,8 @@ fn another_tpm_than_the_pinned_one_is_refused() {
     let site = Site::init(10.0);
     let machine = Machine::joined(&site.join_file());
     let wrong = "00".repeat(32);
-    site.run(&["host", "add", "alpha", &machine.address(), "--ek-sha256", &wrong]).refused(&[&machine.ek_sha256(), &wrong]);
+    site.run(&["host", "add", "alpha", &machine.address(), "--ek-sha256", &wrong])
+        .refused(&[&machine.ek_sha256(), &wrong]);
     assert_eq!(hosts(&site), "[]");
 }
 
@@ -26,7 +27,8 @@ fn nothing_enrols_twice() {
     assert!(told.contains(&machine.ek_sha256()), "{told}");
     assert!(told.contains(&machine.identity().spki().to_string()), "{told}");
     site.add("alpha", &machine).refused(&["alpha", "host remove"]);
-    site.add("beta", &machine).refused(&["endorsement key", "alpha", "host remove"]);
+    site.add("beta", &machine)
+        .refused(&["endorsement key", "alpha", "host remove"]);
     site.run(&["host", "remove", "alpha"]).good();
     site.add("beta", &machine).good();
     site.run(&["host", "remove", "alpha"]).refused(&["alpha"]);
@@ -36,10 +38,18 @@ fn nothing_enrols_twice() {
 fn a_certified_tpm_is_enrolled_by_its_maker() {
     let site = Site::init(10.0);
     let swtpm = Swtpm::start_with_ek_certificate().unwrap();
-    let authority: Vec<String> = swtpm.ca_certificates().iter().map(|p| p.to_str().unwrap().to_owned()).collect();
+    let authority: Vec<String> = swtpm
+        .ca_certificates()
+        .iter()
+        .map(|p| p.to_str().unwrap().to_owned())
+        .collect();
     let machine = Machine::with_tpm(swtpm, &site.join_file());
     let other = Swtpm::start_with_ek_certificate().unwrap();
-    let foreign: Vec<String> = other.ca_certificates().iter().map(|p| p.to_str().unwrap().to_owned()).collect();
+    let foreign: Vec<String> = other
+        .ca_certificates()
+        .iter()
+        .map(|p| p.to_str().unwrap().to_owned())
+        .collect();
 
     let address = machine.address();
     let add = |authority: &[String]| {
@@ -58,14 +68,16 @@ fn a_tpm_without_certificate_is_told_to_be_pinned() {
     let machine = Machine::joined(&site.join_file());
     let other = Swtpm::start_with_ek_certificate().unwrap();
     let ca = other.ca_certificates()[0].to_str().unwrap().to_owned();
-    site.run(&["host", "add", "alpha", &machine.address(), "--ek-ca", &ca]).refused(&["no endorsement key certificate", "--ek-sha256"]);
+    site.run(&["host", "add", "alpha", &machine.address(), "--ek-ca", &ca])
+        .refused(&["no endorsement key certificate", "--ek-sha256"]);
 }
 
 #[test]
 fn an_agent_of_another_verifier_is_not_enrolled() {
     let (site, other) = (Site::init(10.0), Site::init(10.0));
     let machine = Machine::joined(&other.join_file());
-    site.add("alpha", &machine).refused(&[&machine.address(), "joined another verifier"]);
+    site.add("alpha", &machine)
+        .refused(&[&machine.address(), "joined another verifier"]);
     assert_eq!(hosts(&site), "[]");
 }
 
@@ -73,10 +85,16 @@ fn an_agent_of_another_verifier_is_not_enrolled() {
 fn mistakes_on_the_command_line_are_named() {
     let site = Site::init(10.0);
     let zeros = "00".repeat(32);
-    site.run(&["host", "add", "alpha", "127.0.0.1:1", "--ek-sha256", &zeros]).refused(&["127.0.0.1:1", "refused"]);
-    site.run(&["host", "add", "no/name", "127.0.0.1:1", "--ek-sha256", &zeros]).refused(&["no/name", "letters"]);
+    site.run(&["host", "add", "alpha", "127.0.0.1:1", "--ek-sha256", &zeros])
+        .refused(&["127.0.0.1:1", "refused"]);
+    site.run(&["host", "add", "no/name", "127.0.0.1:1", "--ek-sha256", &zeros])
+        .refused(&["no/name", "letters"]);
     assert_eq!(site.run(&["host", "add", "alpha", "127.0.0.1:1"]).code, Some(2));
-    assert_eq!(site.run(&["host", "add", "alpha", "127.0.0.1:1", "--ek-sha256", "00"]).code, Some(2));
+    assert_eq!(
+        site.run(&["host", "add", "alpha", "127.0.0.1:1", "--ek-sha256", "00"])
+            .code,
+        Some(2)
+    );
     site.run(&["host", "show", "alpha"]).refused(&["alpha", "host list"]);
     site.run(&["policy", "capture", "alpha"]).refused(&["alpha"]);
 }

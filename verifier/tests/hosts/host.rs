@@ -53,7 +53,12 @@ impl Machine {
     pub fn with_tpm(swtpm: Swtpm, join_file: &Path) -> Self {
         let state = tempfile::tempdir().unwrap();
         join::join(state.path(), join_file, &Membership::read(join_file).unwrap(), false).unwrap();
-        let mut machine = Self { running: None, swtpm, state, address: "127.0.0.1:0".parse().unwrap() };
+        let mut machine = Self {
+            running: None,
+            swtpm,
+            state,
+            address: "127.0.0.1:0".parse().unwrap(),
+        };
         machine.boot(BOOT);
         machine
     }
@@ -61,7 +66,12 @@ impl Machine {
     /// Starts kernel and agent.
     pub fn boot(&mut self, boot_id: &str) {
         let log = LogView::new(boot_id.to_owned());
-        let config = TpmConfig { tcti: self.swtpm.tcti(), pcr: 13, ak_handle: 0x8101_0A55, timeout: Duration::from_secs(30) };
+        let config = TpmConfig {
+            tcti: self.swtpm.tcti(),
+            pcr: 13,
+            ak_handle: 0x8101_0A55,
+            timeout: Duration::from_secs(30),
+        };
         let tpm = Handle::open(config, log.clone()).unwrap();
         let run_dir = tempfile::tempdir().unwrap();
         let kernel = Kernel::default();
@@ -79,16 +89,31 @@ impl Machine {
         let control = measurer.control();
         let (say_ready, ready) = mpsc::channel();
         let measuring = std::thread::spawn(move || measurer.run(|| say_ready.send(()).unwrap()).unwrap());
-        ready.recv_timeout(Duration::from_secs(120)).expect("the inventory is complete");
+        ready
+            .recv_timeout(Duration::from_secs(120))
+            .expect("the inventory is complete");
 
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()
+            .unwrap();
         let joined = Joined::load(self.state.path()).unwrap().unwrap();
         let source = Source::new(log, &self.swtpm.tcti());
-        let server = runtime.block_on(Server::bind(self.address, &joined, tpm.clone(), source)).unwrap();
+        let server = runtime
+            .block_on(Server::bind(self.address, &joined, tpm.clone(), source))
+            .unwrap();
         self.address = server.local_addr().unwrap();
         runtime.spawn(server.run());
         let (measuring, runtime) = (Some(measuring), Some(runtime));
-        self.running = Some(Running { tpm, kernel, control, measuring, runtime, _run_dir: run_dir });
+        self.running = Some(Running {
+            tpm,
+            kernel,
+            control,
+            measuring,
+            runtime,
+            _run_dir: run_dir,
+        });
     }
 
     /// Stops kernel and agent; the TPM keeps its power.

@@ -32,14 +32,26 @@ impl Client {
             None => builder.with_no_client_auth(),
         };
         let tcp = TcpStream::connect(("127.0.0.1", port)).await?;
-        let stream = TlsConnector::from(Arc::new(config)).connect("127.0.0.1".try_into().unwrap(), tcp).await?;
-        let exporter = stream.get_ref().1.export_keying_material([0; 32], EXPORTER_LABEL, None).unwrap();
-        Ok(Self { stream, exporter: Exporter::new(exporter) })
+        let stream = TlsConnector::from(Arc::new(config))
+            .connect("127.0.0.1".try_into().unwrap(), tcp)
+            .await?;
+        let exporter = stream
+            .get_ref()
+            .1
+            .export_keying_material([0; 32], EXPORTER_LABEL, None)
+            .unwrap();
+        Ok(Self {
+            stream,
+            exporter: Exporter::new(exporter),
+        })
     }
 
     /// One request; the status and the JSON of the answer.
     pub async fn request(&mut self, method: &str, path: &str, body: &[u8]) -> std::io::Result<(u16, Value)> {
-        let head = format!("{method} {path} HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n", body.len());
+        let head = format!(
+            "{method} {path} HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n",
+            body.len()
+        );
         self.stream.write_all(head.as_bytes()).await?;
         // A refusal may come before the whole body is read.
         drop(self.stream.write_all(body).await);
@@ -51,7 +63,9 @@ impl Client {
     }
 
     pub async fn post(&mut self, path: &str, body: &impl serde::Serialize) -> (u16, Value) {
-        self.request("POST", path, &serde_json::to_vec(body).unwrap()).await.unwrap()
+        self.request("POST", path, &serde_json::to_vec(body).unwrap())
+            .await
+            .unwrap()
     }
 
     async fn answer(&mut self) -> std::io::Result<(u16, Value)> {

@@ -13,7 +13,10 @@ fn a_host_is_trusted_until_it_runs_what_nobody_approved() {
     site.add("alpha", &machine).good();
 
     let shown = site.wait_until("alpha", |shown| !shown["last_quote"].is_null());
-    assert_eq!((shown["state"].as_str(), reasons(&shown)), (Some("unknown"), vec!["no policy: capture one"]));
+    assert_eq!(
+        (shown["state"].as_str(), reasons(&shown)),
+        (Some("unknown"), vec!["no policy: capture one"])
+    );
     assert_eq!(shown["boot_id"], BOOT);
 
     site.run(&["policy", "capture", "alpha"]).good();
@@ -23,17 +26,37 @@ fn a_host_is_trusted_until_it_runs_what_nobody_approved() {
     let program = machine.run_program("/root/rogue");
     let module = Sha256Digest::of(b"module");
     machine.load(kind::MODULE_FILE, "/root/rogue.ko", module);
-    let shown = site.wait_until("alpha", |shown| shown["state"] == "untrusted" && reasons(shown).len() >= 2);
-    for named in ["/root/rogue ", "/root/rogue.ko", &program.to_string(), &module.to_string()] {
+    let shown = site.wait_until("alpha", |shown| {
+        shown["state"] == "untrusted" && reasons(shown).len() >= 2
+    });
+    for named in [
+        "/root/rogue ",
+        "/root/rogue.ko",
+        &program.to_string(),
+        &module.to_string(),
+    ] {
         assert!(reasons(&shown).iter().any(|r| r.contains(named)), "{named}: {shown:#}");
     }
 
-    site.run(&["policy", "allow", &program.to_string(), "--path", "/root/rogue", "--kind", "program"]).good();
+    site.run(&[
+        "policy",
+        "allow",
+        &program.to_string(),
+        "--path",
+        "/root/rogue",
+        "--kind",
+        "program",
+    ])
+    .good();
     let shown = site.wait_until("alpha", |shown| reasons(shown).len() == 1);
     assert_eq!(shown["state"], "untrusted");
     site.run(&["policy", "allow", &module.to_string()]).good();
     site.wait_for("alpha", "trusted");
-    assert!(site.log().contains("host alpha: trusted -> untrusted"), "{}", site.log());
+    assert!(
+        site.log().contains("host alpha: trusted -> untrusted"),
+        "{}",
+        site.log()
+    );
     let text = site.run(&["host", "show", "alpha"]).good();
     assert!(text.starts_with("alpha: trusted since 20"), "{text}");
 }
@@ -49,7 +72,12 @@ fn a_silent_host_is_unreachable_and_what_was_bad_stays_known() {
     let shown = site.wait_for("alpha", "unreachable");
     let lines = reasons(&shown);
     assert!(lines[0].contains("cannot connect to 127.0.0.1:"), "{lines:?}");
-    assert!(lines.iter().any(|r| r.starts_with("before that: ") && r.contains("/root/rogue")), "{lines:?}");
+    assert!(
+        lines
+            .iter()
+            .any(|r| r.starts_with("before that: ") && r.contains("/root/rogue")),
+        "{lines:?}"
+    );
 
     machine.swtpm.power_cycle().unwrap();
     machine.boot(NEXT_BOOT);
@@ -87,10 +115,17 @@ fn a_policy_is_never_replaced_by_accident() {
     let machine = site.trusted_host("alpha");
     let digest = machine.run_program("/root/new");
     site.wait_for("alpha", "untrusted");
-    site.run(&["policy", "capture", "alpha"]).refused(&["default", "--replace", "--add"]);
+    site.run(&["policy", "capture", "alpha"])
+        .refused(&["default", "--replace", "--add"]);
     site.run(&["policy", "capture", "alpha", "--add"]).good();
     site.wait_for("alpha", "trusted");
-    assert!(site.run(&["policy", "show", "default"]).good().contains(&digest.to_string()));
-    site.run(&["policy", "show", "other"]).refused(&["other", "policy capture"]);
-    site.run(&["policy", "allow", &digest.to_string(), "--name", "other"]).refused(&["other"]);
+    assert!(
+        site.run(&["policy", "show", "default"])
+            .good()
+            .contains(&digest.to_string())
+    );
+    site.run(&["policy", "show", "other"])
+        .refused(&["other", "policy capture"]);
+    site.run(&["policy", "allow", &digest.to_string(), "--name", "other"])
+        .refused(&["other"]);
 }

@@ -28,15 +28,23 @@ fn ready() -> (Site, Machine) {
 
 fn identity(machine: &Machine) -> TlsIdentity {
     let joined = machine.identity();
-    TlsIdentity { chain: vec![joined.certificate()], key: joined.key() }
+    TlsIdentity {
+        chain: vec![joined.certificate()],
+        key: joined.key(),
+    }
 }
 
 async fn connect(site: &Site, machine: &Machine) -> Client {
-    Client::open(&site.state(), site.port, Some(identity(machine))).await.unwrap()
+    Client::open(&site.state(), site.port, Some(identity(machine)))
+        .await
+        .unwrap()
 }
 
 fn asked(key: &KeyInfo) -> ChallengeRequest {
-    ChallengeRequest { key_id: key.key_id.to_string(), disk_uuid: key.disk_uuid }
+    ChallengeRequest {
+        key_id: key.key_id.to_string(),
+        disk_uuid: key.disk_uuid,
+    }
 }
 
 async fn challenge(client: &mut Client, key: &KeyInfo) -> ChallengeResponse {
@@ -46,12 +54,27 @@ async fn challenge(client: &mut Client, key: &KeyInfo) -> ChallengeResponse {
 }
 
 /// The agent's part of a key request, with the release key still in the TPM.
-async fn prove(machine: &Machine, key: &KeyInfo, nonce: Nonce, exporter: Exporter, from: u64) -> (assay_agent::tpm::Release, ReleaseRequest) {
+async fn prove(
+    machine: &Machine,
+    key: &KeyInfo,
+    nonce: Nonce,
+    exporter: Exporter,
+    from: u64,
+) -> (assay_agent::tpm::Release, ReleaseRequest) {
     let release = machine.tpm().release_begin().await.unwrap();
     let name = Name::parse(release.name()).unwrap();
     let (disk, key_id) = (*key.disk_uuid.as_bytes(), key.key_id.to_string());
     let evidence = release
-        .attest(move |log| Binding::Release { nonce: &nonce, exporter: &exporter, key_name: &name, disk, key_id: &key_id }.digest(log.records, &log.head))
+        .attest(move |log| {
+            Binding::Release {
+                nonce: &nonce,
+                exporter: &exporter,
+                key_name: &name,
+                disk,
+                key_id: &key_id,
+            }
+            .digest(log.records, &log.head)
+        })
         .await
         .unwrap();
     let release_key = ReleaseKey {
@@ -60,7 +83,12 @@ async fn prove(machine: &Machine, key: &KeyInfo, nonce: Nonce, exporter: Exporte
         certify_signature: B64(evidence.certify_signature),
     };
     let bundle = machine.source().bundle(evidence.quote, from, true).unwrap();
-    let request = ReleaseRequest { key_id: key.key_id.to_string(), disk_uuid: key.disk_uuid, bundle, release_key };
+    let request = ReleaseRequest {
+        key_id: key.key_id.to_string(),
+        disk_uuid: key.disk_uuid,
+        bundle,
+        release_key,
+    };
     (release, request)
 }
 
@@ -75,13 +103,23 @@ async fn request(client: &mut Client, machine: &Machine, key: &KeyInfo) -> (assa
 #[track_caller]
 fn refused(answer: &(u16, Value), status: u16, code: &str, named: &str) {
     let (found, body) = answer;
-    assert_eq!((*found, body["error"]["code"].as_str()), (status, Some(code)), "{body:#}");
+    assert_eq!(
+        (*found, body["error"]["code"].as_str()),
+        (status, Some(code)),
+        "{body:#}"
+    );
     assert!(body.to_string().contains(named), "{named:?} is not named in {body:#}");
 }
 
 fn run<T>(test: impl Future<Output = T>) -> T {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    runtime.block_on(async { tokio::time::timeout(std::time::Duration::from_secs(60), test).await }).expect("the client is stuck")
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime
+        .block_on(async { tokio::time::timeout(std::time::Duration::from_secs(60), test).await })
+        .expect("the client is stuck")
 }
 
 #[test]
@@ -93,7 +131,9 @@ fn a_trusted_host_gets_the_key_and_an_untrusted_one_the_reason() {
         let (release, status, body) = request(&mut client, &machine, &key).await;
         assert_eq!(status, 200, "{body:#}");
         let jwe: Jwe = serde_json::from_value(body["jwe"].clone()).unwrap();
-        let opened = tokio::task::spawn_blocking(move || jwe::unwrap(&jwe, |p| release.ecdh_blocking(p.x, p.y).map(|z| *z)).unwrap());
+        let opened = tokio::task::spawn_blocking(move || {
+            jwe::unwrap(&jwe, |p| release.ecdh_blocking(p.x, p.y).map(|z| *z)).unwrap()
+        });
         assert_eq!(opened.await.unwrap().as_slice(), passphrase.expose());
 
         let digest = machine.run_program("/root/rogue");
@@ -101,13 +141,23 @@ fn a_trusted_host_gets_the_key_and_an_untrusted_one_the_reason() {
         let (_, status, body) = request(&mut client, &machine, &key).await;
         refused(&(status, body.clone()), 403, "untrusted", "alpha");
         let reasons = body["reasons"].to_string();
-        assert!(reasons.contains("/root/rogue") && reasons.contains(&digest.to_string()), "{reasons}");
+        assert!(
+            reasons.contains("/root/rogue") && reasons.contains(&digest.to_string()),
+            "{reasons}"
+        );
     });
     // The poller sleeps: it was the refused request that told.
     let shown = site.show("alpha");
     assert_eq!(shown["state"], "untrusted");
     assert!(shown["reasons"].to_string().contains("/root/rogue"));
-    for line in [format!("host alpha key {:?} disk {}: released", key.key_id.to_string(), key.disk_uuid), "refused, untrusted".to_owned()] {
+    for line in [
+        format!(
+            "host alpha key {:?} disk {}: released",
+            key.key_id.to_string(),
+            key.disk_uuid
+        ),
+        "refused, untrusted".to_owned(),
+    ] {
         assert!(site.log().contains(&line), "{line}: {}", site.log());
     }
 }
@@ -124,7 +174,12 @@ fn evidence_is_good_once_and_on_one_connection() {
         let asked_here = challenge(&mut client, &key).await;
         let (release, relayed) = prove(&machine, &key, asked_here.nonce, other.exporter, 0).await;
         drop(release);
-        refused(&client.post("/v1/release", &relayed).await, 403, "evidence", "another question");
+        refused(
+            &client.post("/v1/release", &relayed).await,
+            403,
+            "evidence",
+            "another question",
+        );
 
         // The nonce was used up by that.
         let mut client = connect(&site, &machine).await;
@@ -132,14 +187,29 @@ fn evidence_is_good_once_and_on_one_connection() {
         let (release, good) = prove(&machine, &key, asked_here.nonce, client.exporter, 0).await;
         drop(release);
         // On a connection that did not ask.
-        refused(&other.post("/v1/release", &good).await, 403, "no-challenge", "ask for one");
+        refused(
+            &other.post("/v1/release", &good).await,
+            403,
+            "no-challenge",
+            "ask for one",
+        );
         assert_eq!(client.post("/v1/release", &good).await.0, 200);
-        refused(&client.post("/v1/release", &good).await, 403, "no-challenge", "ask for one");
+        refused(
+            &client.post("/v1/release", &good).await,
+            403,
+            "no-challenge",
+            "ask for one",
+        );
 
         // Replayed: answers an older nonce.
         let mut client = connect(&site, &machine).await;
         challenge(&mut client, &key).await;
-        refused(&client.post("/v1/release", &good).await, 403, "evidence", "another question");
+        refused(
+            &client.post("/v1/release", &good).await,
+            403,
+            "evidence",
+            "another question",
+        );
     });
 }
 
@@ -155,7 +225,12 @@ fn a_release_key_must_be_the_certified_one() {
         let (release, other) = prove(&machine, &key, asked_here.nonce, client.exporter, 0).await;
         drop(release);
         swapped.release_key.certify_attest = other.release_key.certify_attest;
-        refused(&client.post("/v1/release", &swapped).await, 403, "release-key", "certified");
+        refused(
+            &client.post("/v1/release", &swapped).await,
+            403,
+            "release-key",
+            "certified",
+        );
     });
 }
 
@@ -166,21 +241,49 @@ fn keys_disks_and_policies_that_do_not_fit() {
     let (other, _) = site.new_key("default");
     let (unruled, _) = site.new_key("nobody");
     run(async {
-        let unknown = ChallengeRequest { key_id: NEXT_BOOT.to_owned(), ..asked(&key) };
+        let unknown = ChallengeRequest {
+            key_id: NEXT_BOOT.to_owned(),
+            ..asked(&key)
+        };
         let mut client = connect(&site, &machine).await;
-        refused(&client.post("/v1/release/challenge", &unknown).await, 404, "unknown-key", NEXT_BOOT);
-        let odd = ChallengeRequest { key_id: "../../etc/passwd".to_owned(), ..asked(&key) };
+        refused(
+            &client.post("/v1/release/challenge", &unknown).await,
+            404,
+            "unknown-key",
+            NEXT_BOOT,
+        );
+        let odd = ChallengeRequest {
+            key_id: "../../etc/passwd".to_owned(),
+            ..asked(&key)
+        };
         let mut client = connect(&site, &machine).await;
-        refused(&client.post("/v1/release/challenge", &odd).await, 404, "unknown-key", "passwd");
-        let wrong = ChallengeRequest { disk_uuid: other.disk_uuid, ..asked(&key) };
+        refused(
+            &client.post("/v1/release/challenge", &odd).await,
+            404,
+            "unknown-key",
+            "passwd",
+        );
+        let wrong = ChallengeRequest {
+            disk_uuid: other.disk_uuid,
+            ..asked(&key)
+        };
         let mut client = connect(&site, &machine).await;
-        refused(&client.post("/v1/release/challenge", &wrong).await, 403, "wrong-disk", &other.disk_uuid.to_string());
+        refused(
+            &client.post("/v1/release/challenge", &wrong).await,
+            403,
+            "wrong-disk",
+            &other.disk_uuid.to_string(),
+        );
 
         let mut client = connect(&site, &machine).await;
         let (_, status, body) = request(&mut client, &machine, &unruled).await;
         refused(&(status, body), 403, "no-policy", "nobody");
     });
-    assert_eq!(site.show("alpha")["state"], "trusted", "a key's missing policy is not the host's fault");
+    assert_eq!(
+        site.show("alpha")["state"],
+        "trusted",
+        "a key's missing policy is not the host's fault"
+    );
 }
 
 #[test]
@@ -192,17 +295,30 @@ fn strangers_operators_and_hosts_each_get_their_own() {
     run(async {
         let mut client = Client::open(&site.state(), site.port, Some(operator())).await.unwrap();
         let (status, hosts) = client.get("/v1/hosts").await;
-        assert_eq!((status, &hosts[0]["name"], &hosts[0]["state"]), (200, &json!("alpha"), &json!("trusted")));
+        assert_eq!(
+            (status, &hosts[0]["name"], &hosts[0]["state"]),
+            (200, &json!("alpha"), &json!("trusted"))
+        );
         assert_eq!(client.get("/v1/hosts/alpha").await.1, hosts[0]);
         refused(&client.get("/v1/hosts/beta").await, 404, "unknown-host", "beta");
         let mut client = Client::open(&site.state(), site.port, Some(operator())).await.unwrap();
-        refused(&client.post("/v1/release/challenge", &asked(&key)).await, 403, "hosts-only", "hosts");
+        refused(
+            &client.post("/v1/release/challenge", &asked(&key)).await,
+            403,
+            "hosts-only",
+            "hosts",
+        );
 
         let mut client = connect(&site, &machine).await;
         refused(&client.get("/v1/hosts").await, 403, "operators-only", "operators");
 
         let mut client = connect(&site, &stranger).await;
-        refused(&client.post("/v1/release/challenge", &asked(&key)).await, 403, "unknown-client", "host add");
+        refused(
+            &client.post("/v1/release/challenge", &asked(&key)).await,
+            403,
+            "unknown-client",
+            "host add",
+        );
 
         let mut nobody = Client::open(&site.state(), site.port, None).await.unwrap();
         nobody.request("GET", "/v1/hosts", &[]).await.unwrap_err();
@@ -210,27 +326,48 @@ fn strangers_operators_and_hosts_each_get_their_own() {
     site.run(&["host", "remove", "alpha"]).good();
     run(async {
         let mut client = connect(&site, &machine).await;
-        refused(&client.post("/v1/release/challenge", &asked(&key)).await, 403, "unknown-client", "host add");
+        refused(
+            &client.post("/v1/release/challenge", &asked(&key)).await,
+            403,
+            "unknown-client",
+            "host add",
+        );
     });
 }
 
 #[test]
 fn certificates_that_are_no_operators() {
     let (site, other) = (Site::serving(ONCE), Site::init(ONCE));
-    let (authority, foreign) = (Authority::load(&site.state()).unwrap(), Authority::load(&other.state()).unwrap());
+    let (authority, foreign) = (
+        Authority::load(&site.state()).unwrap(),
+        Authority::load(&other.state()).unwrap(),
+    );
     let now = OffsetDateTime::now_utc();
     let past = now - Duration::days(10);
-    let expired = authority.issue_until(Role::Operator, &[], past, now - Duration::days(1)).unwrap();
+    let expired = authority
+        .issue_until(Role::Operator, &[], past, now - Duration::days(1))
+        .unwrap();
     for (issued, why) in [
         (expired, "expired"),
-        (foreign.issue(Role::Operator, &[], now).unwrap(), "invalid peer certificate"),
-        (authority.issue(Role::Client, &[], now).unwrap(), "not issued to an operator"),
-        (authority.issue(Role::Server, &["x".to_owned()], now).unwrap(), "invalid peer certificate"),
+        (
+            foreign.issue(Role::Operator, &[], now).unwrap(),
+            "invalid peer certificate",
+        ),
+        (
+            authority.issue(Role::Client, &[], now).unwrap(),
+            "not issued to an operator",
+        ),
+        (
+            authority.issue(Role::Server, &["x".to_owned()], now).unwrap(),
+            "invalid peer certificate",
+        ),
     ] {
         let chain = vec![CertificateDer::from_pem_slice(issued.certificate_pem.as_bytes()).unwrap()];
         let key = PrivateKeyDer::from_pem_slice(issued.key_pem.as_bytes()).unwrap();
         run(async {
-            let mut client = Client::open(&site.state(), site.port, Some(TlsIdentity { chain, key })).await.unwrap();
+            let mut client = Client::open(&site.state(), site.port, Some(TlsIdentity { chain, key }))
+                .await
+                .unwrap();
             refused(&client.get("/v1/hosts").await, 403, "unknown-client", why);
         });
     }
@@ -242,10 +379,23 @@ fn requests_have_limits() {
     let (key, _) = site.new_key("default");
     run(async {
         let mut client = connect(&site, &machine).await;
-        refused(&client.request("POST", "/v1/release/challenge", &vec![b' '; 65 * 1024]).await.unwrap(), 413, "body-too-large", "65536");
+        refused(
+            &client
+                .request("POST", "/v1/release/challenge", &vec![b' '; 65 * 1024])
+                .await
+                .unwrap(),
+            413,
+            "body-too-large",
+            "65536",
+        );
         let mut client = connect(&site, &machine).await;
         let unknown = json!({"key_id": key.key_id.to_string(), "disk_uuid": key.disk_uuid, "colour": "red"});
-        refused(&client.post("/v1/release/challenge", &unknown).await, 400, "bad-request", "colour");
+        refused(
+            &client.post("/v1/release/challenge", &unknown).await,
+            400,
+            "bad-request",
+            "colour",
+        );
         let mut client = connect(&site, &machine).await;
         refused(&client.get("/v1/release").await, 405, "method-not-allowed", "POST");
         let mut client = connect(&site, &machine).await;

@@ -52,9 +52,14 @@ impl Site {
     /// A new verifier that polls this often, not serving yet.
     pub fn init(poll_interval_s: f64) -> Self {
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let site = Self { dir: tempfile::tempdir().unwrap(), port, service: None };
+        let site = Self {
+            dir: tempfile::tempdir().unwrap(),
+            port,
+            service: None,
+        };
         let url = format!("https://127.0.0.1:{port}");
-        site.run(&["init", "--url", &url, "--listen", &format!("127.0.0.1:{port}")]).good();
+        site.run(&["init", "--url", &url, "--listen", &format!("127.0.0.1:{port}")])
+            .good();
         site.configure(poll_interval_s);
         site
     }
@@ -65,7 +70,10 @@ impl Site {
         let is_interval = |line: &str| line.starts_with("poll_interval_s = ");
         assert_eq!(text.lines().filter(|l| is_interval(l)).count(), 1);
         let line = format!("poll_interval_s = {poll_interval_s:?}");
-        let lines: Vec<_> = text.lines().map(|l| if is_interval(l) { line.as_str() } else { l }).collect();
+        let lines: Vec<_> = text
+            .lines()
+            .map(|l| if is_interval(l) { line.as_str() } else { l })
+            .collect();
         std::fs::write(path, lines.join("\n")).unwrap();
     }
 
@@ -94,7 +102,11 @@ impl Site {
         let state = self.state();
         let log = std::fs::File::create(self.dir.path().join("serve.log")).unwrap();
         let service = Child::spawn(PROGRAM, |command| {
-            command.arg("--state").arg(state.path()).arg("serve").stderr(Stdio::from(log));
+            command
+                .arg("--state")
+                .arg(state.path())
+                .arg("serve")
+                .stderr(Stdio::from(log));
         });
         self.service = Some(service.unwrap());
         let start = Instant::now();
@@ -124,14 +136,30 @@ impl Site {
     }
 
     pub fn run(&self, args: &[&str]) -> Ran {
-        let output = Command::new(PROGRAM).arg("--state").arg(self.state().path()).args(args).output().unwrap();
+        let output = Command::new(PROGRAM)
+            .arg("--state")
+            .arg(self.state().path())
+            .args(args)
+            .output()
+            .unwrap();
         let text = |bytes| String::from_utf8(bytes).unwrap();
-        Ran { code: output.status.code(), out: text(output.stdout), err: text(output.stderr) }
+        Ran {
+            code: output.status.code(),
+            out: text(output.stdout),
+            err: text(output.stderr),
+        }
     }
 
     /// Enrols a machine by its EK.
     pub fn add(&self, name: &str, machine: &Machine) -> Ran {
-        self.run(&["host", "add", name, &machine.address(), "--ek-sha256", &machine.ek_sha256()])
+        self.run(&[
+            "host",
+            "add",
+            name,
+            &machine.address(),
+            "--ek-sha256",
+            &machine.ek_sha256(),
+        ])
     }
 
     /// A machine that is enrolled, captured and trusted.
@@ -174,7 +202,14 @@ impl Site {
             ring::rand::SecureRandom::fill(&ring::rand::SystemRandom::new(), id).unwrap();
         }
         let [key_id, disk_uuid] = bytes.map(Uuid::from_random);
-        let info = KeyInfo { key_id, disk_uuid, policy: policy.to_owned(), image: "disk.img".to_owned(), size: 1 << 20, created: 1 };
+        let info = KeyInfo {
+            key_id,
+            disk_uuid,
+            policy: policy.to_owned(),
+            image: "disk.img".to_owned(),
+            size: 1 << 20,
+            created: 1,
+        };
         let passphrase = Passphrase::generate().unwrap();
         store.put(&info, &passphrase).unwrap();
         (info, passphrase)
@@ -183,7 +218,12 @@ impl Site {
 
 /// The reasons in what is shown of a host.
 pub fn reasons(shown: &Value) -> Vec<&str> {
-    shown["reasons"].as_array().unwrap().iter().map(|r| r.as_str().unwrap()).collect()
+    shown["reasons"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|r| r.as_str().unwrap())
+        .collect()
 }
 
 /// When each host was last seen.

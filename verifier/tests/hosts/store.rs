@@ -24,11 +24,22 @@ fn host(name: &str, byte: u8) -> NewHost {
 }
 
 fn quoted(boot_id: &str, reset_count: u32, records: u64) -> Option<Quoted> {
-    Some(Quoted { boot_id: boot_id.to_owned(), reset_count, records })
+    Some(Quoted {
+        boot_id: boot_id.to_owned(),
+        reset_count,
+        records,
+    })
 }
 
 fn log(boot_id: &str, reset_count: u32, clock: u64, bytes: &[u8]) -> HeldLog {
-    HeldLog { boot_id: boot_id.to_owned(), reset_count, restart_count: 0, clock, records: 1, bytes: bytes.to_vec() }
+    HeldLog {
+        boot_id: boot_id.to_owned(),
+        reset_count,
+        restart_count: 0,
+        clock,
+        records: 1,
+        bytes: bytes.to_vec(),
+    }
 }
 
 #[test]
@@ -37,16 +48,40 @@ fn each_identity_is_enrolled_once() {
     store.add_host(&host("a", 1)).unwrap();
     assert!(matches!(store.add_host(&host("a", 2)), Err(StoreError::HostExists(_))));
     for (what, other) in [
-        ("endorsement key", NewHost { ek_sha256: [1; 32], ..host("b", 2) }),
-        ("attestation key", NewHost { ak_name: vec![1; 34], ..host("b", 2) }),
-        ("TLS key", NewHost { tls_spki_sha256: [1; 32], ..host("b", 2) }),
+        (
+            "endorsement key",
+            NewHost {
+                ek_sha256: [1; 32],
+                ..host("b", 2)
+            },
+        ),
+        (
+            "attestation key",
+            NewHost {
+                ak_name: vec![1; 34],
+                ..host("b", 2)
+            },
+        ),
+        (
+            "TLS key",
+            NewHost {
+                tls_spki_sha256: [1; 32],
+                ..host("b", 2)
+            },
+        ),
     ] {
         let error = store.add_host(&other).unwrap_err();
-        assert!(matches!(&error, StoreError::IdentityTaken { what: w, host } if *w == what && host == "a"), "{error}");
+        assert!(
+            matches!(&error, StoreError::IdentityTaken { what: w, host } if *w == what && host == "a"),
+            "{error}"
+        );
     }
     assert_eq!(store.hosts().unwrap().len(), 1);
     for bad in ["", ".a", "a b", "a/b", &"a".repeat(65)] {
-        assert!(matches!(store.add_host(&host(bad, 3)), Err(StoreError::BadName(_))), "{bad:?}");
+        assert!(
+            matches!(store.add_host(&host(bad, 3)), Err(StoreError::BadName(_))),
+            "{bad:?}"
+        );
     }
 }
 
@@ -55,18 +90,49 @@ fn older_evidence_does_not_overrule_newer() {
     let (_dir, store) = open();
     store.add_host(&host("a", 1)).unwrap();
     let id = store.host("a").unwrap().id;
-    let verdict = |state, quoted| Verdict { state, reasons: vec![], quoted };
-    let change = store.record_verdict(id, &verdict(HostState::Untrusted, quoted("boot", 2, 10))).unwrap();
-    assert_eq!(change, Some(Transition { from: HostState::Unknown, to: HostState::Untrusted }));
+    let verdict = |state, quoted| Verdict {
+        state,
+        reasons: vec![],
+        quoted,
+    };
+    let change = store
+        .record_verdict(id, &verdict(HostState::Untrusted, quoted("boot", 2, 10)))
+        .unwrap();
+    assert_eq!(
+        change,
+        Some(Transition {
+            from: HostState::Unknown,
+            to: HostState::Untrusted
+        })
+    );
     for late in [quoted("boot", 2, 9), quoted("before", 1, 99)] {
-        assert_eq!(store.record_verdict(id, &verdict(HostState::Trusted, late)).unwrap(), None);
+        assert_eq!(
+            store.record_verdict(id, &verdict(HostState::Trusted, late)).unwrap(),
+            None
+        );
         assert_eq!(store.host("a").unwrap().state, HostState::Untrusted);
     }
-    store.record_verdict(id, &verdict(HostState::Trusted, quoted("next", 3, 1))).unwrap().unwrap();
+    store
+        .record_verdict(id, &verdict(HostState::Trusted, quoted("next", 3, 1)))
+        .unwrap()
+        .unwrap();
     assert_eq!(store.host("a").unwrap().boot_id.as_deref(), Some("next"));
-    store.record_verdict(id, &verdict(HostState::Unreachable, None)).unwrap().unwrap();
-    assert_eq!(store.host("a").unwrap().records, 1, "what was known of the last quote stays");
-    assert_eq!(store.record_verdict(id + 1, &verdict(HostState::Trusted, None)).unwrap(), None, "a removed host");
+    store
+        .record_verdict(id, &verdict(HostState::Unreachable, None))
+        .unwrap()
+        .unwrap();
+    assert_eq!(
+        store.host("a").unwrap().records,
+        1,
+        "what was known of the last quote stays"
+    );
+    assert_eq!(
+        store
+            .record_verdict(id + 1, &verdict(HostState::Trusted, None))
+            .unwrap(),
+        None,
+        "a removed host"
+    );
 }
 
 #[test]
@@ -112,7 +178,11 @@ fn two_processes_share_it_and_a_newer_schema_is_refused() {
     store.add_host(&host("a", 1)).unwrap();
     assert_eq!(other.host("a").unwrap().pinned.address, "192.0.2.1:8443");
     let raw = rusqlite::Connection::open(&path).unwrap();
-    assert_eq!(raw.query_row("PRAGMA journal_mode", [], |r| r.get::<_, String>(0)).unwrap(), "wal");
+    assert_eq!(
+        raw.query_row("PRAGMA journal_mode", [], |r| r.get::<_, String>(0))
+            .unwrap(),
+        "wal"
+    );
     raw.execute("UPDATE schema_version SET version = 99", []).unwrap();
     assert!(matches!(Store::open(&path), Err(StoreError::TooNew { found: 99, .. })));
 }

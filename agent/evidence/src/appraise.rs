@@ -127,13 +127,22 @@ impl ReplayedLog {
     /// Judges the boot and everything in the runtime log by a policy.
     #[must_use]
     pub fn appraise(&self, policy: &Policy) -> Appraisal {
-        let mut judge = Judge { policy, failures: Vec::new(), seen: HashMap::new(), notes: Vec::new() };
+        let mut judge = Judge {
+            policy,
+            failures: Vec::new(),
+            seen: HashMap::new(),
+            notes: Vec::new(),
+        };
         judge.golden_pcrs(self);
         judge.boot_log(self);
         judge.runtime_start(self);
         judge.events(self);
         Appraisal {
-            status: if judge.failures.is_empty() { Status::Trusted } else { Status::Untrusted },
+            status: if judge.failures.is_empty() {
+                Status::Trusted
+            } else {
+                Status::Untrusted
+            },
             policy: policy.name().to_owned(),
             boot_id: self.boot_id().to_owned(),
             records: self.records(),
@@ -163,7 +172,8 @@ impl<'a> Judge<'a> {
             }
         }
         if !unjudged.is_empty() {
-            self.notes.push(format!("the policy has no values for PCR {}", unjudged.join(", ")));
+            self.notes
+                .push(format!("the policy has no values for PCR {}", unjudged.join(", ")));
         }
         for (pcr, golden) in self.policy.pcrs().iter().filter(|(_, golden)| !golden.is_empty()) {
             let quoted = log.pcr(*pcr).and_then(|value| Sha256Digest::try_from(value).ok());
@@ -182,15 +192,21 @@ impl<'a> Judge<'a> {
     /// The boot log, if there is one, must lead to the quoted PCRs.
     fn boot_log(&mut self, log: &ReplayedLog) {
         let Some(bytes) = log.boot_log() else {
-            self.notes.push("no boot log with this evidence: the boot is judged by golden PCR values alone".into());
+            self.notes
+                .push("no boot log with this evidence: the boot is judged by golden PCR values alone".into());
             return;
         };
         let parsed = bootlog::parse(bytes);
-        let replayed = match parsed.as_ref().map_err(Clone::clone).and_then(|parsed| parsed.replay(QUOTED_BANK)) {
+        let replayed = match parsed
+            .as_ref()
+            .map_err(Clone::clone)
+            .and_then(|parsed| parsed.replay(QUOTED_BANK))
+        {
             Ok(replayed) => replayed,
             // Nothing wrong with the log, but it says nothing about what was quoted.
             Err(error @ BootLogError::NoBank(..)) => {
-                self.notes.push(format!("{error}: the boot is judged by golden PCR values alone"));
+                self.notes
+                    .push(format!("{error}: the boot is judged by golden PCR values alone"));
                 return;
             }
             Err(error) => {
@@ -199,7 +215,9 @@ impl<'a> Judge<'a> {
             }
         };
         let mentioned = parsed.map(|parsed| parsed.extended_pcrs()).unwrap_or_default();
-        let loader = LOADER_PCRS.into_iter().filter(|pcr| mentioned.contains(&u32::from(*pcr)));
+        let loader = LOADER_PCRS
+            .into_iter()
+            .filter(|pcr| mentioned.contains(&u32::from(*pcr)));
         for pcr in FIRMWARE_PCRS.chain(loader) {
             let quoted = log.pcr(pcr).unwrap_or_default();
             let value = replayed.get(&u32::from(pcr)).map(Vec::as_slice).unwrap_or_default();
@@ -240,7 +258,10 @@ impl<'a> Judge<'a> {
                 Event::Inventory(code) | Event::Load(code) => self.code(record, code),
                 Event::Violation(violation) => {
                     let failure = Failure::new(Rule::Violation, violation.to_string());
-                    self.failures.push(Failure { record: Some(record), ..failure });
+                    self.failures.push(Failure {
+                        record: Some(record),
+                        ..failure
+                    });
                 }
                 Event::Ready => ready = true,
                 Event::AgentStop => stopped = Some(record),
@@ -250,7 +271,10 @@ impl<'a> Judge<'a> {
             self.failures.push(Failure::new(Rule::NotReady, String::new()));
         }
         if stopped.is_some() {
-            self.failures.push(Failure { record: stopped, ..Failure::new(Rule::AgentStopped, String::new()) });
+            self.failures.push(Failure {
+                record: stopped,
+                ..Failure::new(Rule::AgentStopped, String::new())
+            });
         }
     }
 
@@ -258,7 +282,11 @@ impl<'a> Judge<'a> {
     fn agent(&mut self, record: u64, start: &AgentStart) {
         let policy = self.policy;
         let mut refuse = |rule, digest, detail| {
-            self.failures.push(Failure { record: Some(record), digest, ..Failure::new(rule, detail) });
+            self.failures.push(Failure {
+                record: Some(record),
+                digest,
+                ..Failure::new(rule, detail)
+            });
         };
         if !policy.agents().contains(&start.agent_digest) {
             refuse(Rule::Agent, Some(start.agent_digest), start.agent_version.clone());
@@ -292,7 +320,11 @@ impl<'a> Judge<'a> {
             kind: Some(code.kind),
             path: Some(code.path.clone()),
             digest: code.digest,
-            nearest: if rule == Rule::NotApproved { self.nearest(&code.path) } else { None },
+            nearest: if rule == Rule::NotApproved {
+                self.nearest(&code.path)
+            } else {
+                None
+            },
             ..Failure::new(rule, String::new())
         });
     }

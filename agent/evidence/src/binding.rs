@@ -235,13 +235,7 @@ mod tests {
     fn every_input_counts() {
         let name = name();
         let other = Name::new(Algorithm::Sha256, b"another");
-        let digest = |nonce: u8,
-                      exporter: u8,
-                      name: &Name,
-                      disk: u8,
-                      key_id: &str,
-                      records: u64,
-                      head: u8| {
+        let digest = |nonce: u8, exporter: u8, name: &Name, disk: u8, key_id: &str, records: u64, head: u8| {
             let (nonce, exporter) = (Nonce::new([nonce; 32]), Exporter::new([exporter; 32]));
             let binding = Binding::Release {
                 nonce: &nonce,
@@ -265,15 +259,10 @@ mod tests {
     #[test]
     fn nonce_has_32_bytes() {
         let text = serde_json::to_string(&Nonce::new([7; 32])).unwrap();
-        assert_eq!(
-            serde_json::from_str::<Nonce>(&text).unwrap(),
-            Nonce::new([7; 32])
-        );
+        assert_eq!(serde_json::from_str::<Nonce>(&text).unwrap(), Nonce::new([7; 32]));
         let error = serde_json::from_str::<Nonce>("\"AAAA\"").unwrap_err();
         assert!(
-            error
-                .to_string()
-                .contains("nonce has 3 bytes, it must have 32"),
+            error.to_string().contains("nonce has 3 bytes, it must have 32"),
             "{error}"
         );
     }

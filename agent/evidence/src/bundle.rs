@@ -38,9 +38,7 @@ pub enum BundleError {
     #[error("the bundle is not JSON of the expected form")]
     Json(#[source] serde_json::Error),
     /// Another version of the format.
-    #[error(
-        "the bundle has version {0}, this program reads version {VERSION}: update the older of the two"
-    )]
+    #[error("the bundle has version {0}, this program reads version {VERSION}: update the older of the two")]
     Version(u32),
     /// The boot id is not a UUID.
     #[error("the bundle's boot_id is not a UUID")]
@@ -62,9 +60,7 @@ pub enum BundleError {
         index: u8,
     },
     /// A PCR value of the wrong length.
-    #[error(
-        "the bundle's value of PCR {index} in bank {bank} has {found} bytes, this bank has {wanted}"
-    )]
+    #[error("the bundle's value of PCR {index} in bank {bank} has {found} bytes, this bank has {wanted}")]
     PcrValue {
         /// The bank.
         bank: Algorithm,
@@ -152,24 +148,14 @@ impl Bundle {
         if self.version != VERSION {
             return Err(BundleError::Version(self.version));
         }
-        self.boot_id
-            .parse::<Uuid>()
-            .map_err(|_| BundleError::BootId)?;
+        self.boot_id.parse::<Uuid>().map_err(|_| BundleError::BootId)?;
         let empty = B64::default();
         let parts = [
             ("quote.attest", &self.quote.attest, MAX_TPM_PART),
             ("quote.signature", &self.quote.signature, MAX_TPM_PART),
             ("log.data", &self.log.data, MAX_LOG),
-            (
-                "boot_log",
-                self.boot_log.as_ref().unwrap_or(&empty),
-                MAX_BOOT_LOG,
-            ),
-            (
-                "ima_log",
-                self.ima_log.as_ref().unwrap_or(&empty),
-                MAX_IMA_LOG,
-            ),
+            ("boot_log", self.boot_log.as_ref().unwrap_or(&empty), MAX_BOOT_LOG),
+            ("ima_log", self.ima_log.as_ref().unwrap_or(&empty), MAX_IMA_LOG),
         ];
         for (part, bytes, limit) in parts {
             let found = bytes.0.len();

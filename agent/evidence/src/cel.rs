@@ -47,9 +47,7 @@ pub enum CelError {
         source: ReadError,
     },
     /// A field of another type than the format has at this place.
-    #[error(
-        "a record has a field of type {found} where {wanted} was due; this is no canonical event log"
-    )]
+    #[error("a record has a field of type {found} where {wanted} was due; this is no canonical event log")]
     FieldType {
         /// The type that came.
         found: u8,
@@ -94,9 +92,7 @@ pub enum CelError {
         reason: &'static str,
     },
     /// Content of another project's type.
-    #[error(
-        "record {record} has content of type {found}, not {CONTENT_ASSAY}; it was not written by this agent"
-    )]
+    #[error("record {record} has content of type {found}, not {CONTENT_ASSAY}; it was not written by this agent")]
     ContentType {
         /// Number of the record.
         record: u64,
@@ -172,12 +168,7 @@ impl Record {
     /// # Errors
     /// [`CelError::EventCount`], [`CelError::TooLarge`] (split the batch, see [`batch_len`]), [`CelError::Event`] when
     /// an event has no byte form, [`CelError::Digest`] when no bank is named.
-    pub fn build(
-        number: u64,
-        pcr: u8,
-        events: &[Event],
-        banks: &[Algorithm],
-    ) -> Result<Self, CelError> {
+    pub fn build(number: u64, pcr: u8, events: &[Event], banks: &[Algorithm]) -> Result<Self, CelError> {
         if events.is_empty() || events.len() > MAX_EVENTS {
             return Err(CelError::EventCount {
                 record: number,
@@ -186,10 +177,7 @@ impl Record {
         }
         let mut value = Vec::new();
         for event in events {
-            let bytes = event::encode(event).map_err(|source| CelError::Event {
-                record: number,
-                source,
-            })?;
+            let bytes = event::encode(event).map_err(|source| CelError::Event { record: number, source })?;
             value.extend_from_slice(&bytes);
         }
         let mut content = Vec::with_capacity(value.len().saturating_add(tlv::HEADER));
@@ -216,10 +204,7 @@ impl Record {
         };
         let found = record.encode().len();
         if found > MAX_RECORD {
-            return Err(CelError::TooLarge {
-                record: number,
-                found,
-            });
+            return Err(CelError::TooLarge { record: number, found });
         }
         Ok(record)
     }
@@ -256,13 +241,9 @@ impl Record {
             });
         }
         let mut reader = Reader::new("content", &self.content);
-        let (_, value) =
-            tlv::get(&mut reader).map_err(|source| CelError::Field { record, source })?;
-        reader
-            .finish()
-            .map_err(|source| CelError::Field { record, source })?;
-        let events =
-            event::decode_all(value).map_err(|source| CelError::Event { record, source })?;
+        let (_, value) = tlv::get(&mut reader).map_err(|source| CelError::Field { record, source })?;
+        reader.finish().map_err(|source| CelError::Field { record, source })?;
+        let events = event::decode_all(value).map_err(|source| CelError::Event { record, source })?;
         if events.is_empty() || events.len() > MAX_EVENTS {
             return Err(CelError::EventCount {
                 record,
@@ -406,10 +387,8 @@ fn read_digests(record: u64, bytes: &[u8]) -> Result<Vec<(Algorithm, Vec<u8>)>, 
     let mut reader = Reader::new("digests", bytes);
     let mut digests: Vec<(Algorithm, Vec<u8>)> = Vec::new();
     while !reader.is_empty() {
-        let (id, value) =
-            tlv::get(&mut reader).map_err(|source| CelError::Field { record, source })?;
-        let bank = Algorithm::from_tpm_id(u16::from(id))
-            .map_err(|source| CelError::Bank { record, source })?;
+        let (id, value) = tlv::get(&mut reader).map_err(|source| CelError::Field { record, source })?;
+        let bank = Algorithm::from_tpm_id(u16::from(id)).map_err(|source| CelError::Bank { record, source })?;
         if value.len() != bank.size() {
             return Err(CelError::Digest {
                 record,

@@ -32,7 +32,9 @@ pub enum CredentialError {
     #[error("a credential's secret has 1 to {MAX_SECRET} bytes, not {0}")]
     SecretSize(usize),
     /// The EK is not one that this program makes credentials for.
-    #[error("the endorsement key is not of a kind that credentials are made for (RSA-2048 or P-256 with AES-128-CFB and SHA-256): {0}")]
+    #[error(
+        "the endorsement key is not of a kind that credentials are made for (RSA-2048 or P-256 with AES-128-CFB and SHA-256): {0}"
+    )]
     UnsupportedEk(&'static str),
     /// The EK's RSA modulus or exponent is no RSA key.
     #[error("the endorsement key's RSA numbers are not a key")]
@@ -66,7 +68,10 @@ pub fn make_credential(ek: &Public, ak_name: &Name, secret: &[u8]) -> Result<Cre
         return Err(CredentialError::SecretSize(secret.len()));
     }
     let (seed, encrypted_secret) = seal_seed(ek)?;
-    Ok(Credential { blob: id_object(&seed, ak_name.as_bytes(), secret), encrypted_secret: sized(&encrypted_secret) })
+    Ok(Credential {
+        blob: id_object(&seed, ak_name.as_bytes(), secret),
+        encrypted_secret: sized(&encrypted_secret),
+    })
 }
 
 /// Symmetric half (Part 1, 24.4 and 24.5): encrypts the secret, then authenticates it together with the Name.
@@ -94,7 +99,9 @@ fn kdfa(key: &[u8], label: &[u8], context_u: &[u8], bits: u32) -> Zeroizing<[u8;
     context.update(context_u);
     context.update(&bits.to_be_bytes());
     let tag = context.sign();
-    Zeroizing::new(std::array::from_fn(|at| tag.as_ref().get(at).copied().unwrap_or_default()))
+    Zeroizing::new(std::array::from_fn(|at| {
+        tag.as_ref().get(at).copied().unwrap_or_default()
+    }))
 }
 
 /// Makes the seed and encrypts it to the EK.
@@ -104,11 +111,21 @@ fn seal_seed(ek: &Public) -> Result<(Zeroizing<[u8; 32]>, Vec<u8>), CredentialEr
         return unsupported("its Name is not made with SHA-256");
     }
     let (Parameters::Rsa { symmetric, .. } | Parameters::P256 { symmetric, .. }) = ek.parameters();
-    if *symmetric != Some(Symmetric { bits: 128, mode: ALG_CFB }) {
+    if *symmetric
+        != Some(Symmetric {
+            bits: 128,
+            mode: ALG_CFB,
+        })
+    {
         return unsupported("its cipher is not AES-128-CFB");
     }
     match ek.parameters() {
-        Parameters::Rsa { bits: 2048, exponent, modulus, .. } => seal_rsa(modulus, *exponent),
+        Parameters::Rsa {
+            bits: 2048,
+            exponent,
+            modulus,
+            ..
+        } => seal_rsa(modulus, *exponent),
         Parameters::Rsa { .. } => unsupported("its modulus does not have 2048 bits"),
         Parameters::P256 { point, .. } => seal_p256(point),
     }
@@ -118,10 +135,14 @@ fn seal_rsa(modulus: &[u8], exponent: u32) -> Result<(Zeroizing<[u8; 32]>, Vec<u
     let modulus = BoxedUint::from_be_slice_vartime(modulus);
     let key = rsa::PublicKey::new(modulus, BoxedUint::from(exponent)).map_err(CredentialError::RsaKey)?;
     let mut seed = Zeroizing::new([0; 32]);
-    SystemRandom::new().fill(seed.as_mut_slice()).map_err(|_| CredentialError::Random)?;
+    SystemRandom::new()
+        .fill(seed.as_mut_slice())
+        .map_err(|_| CredentialError::Random)?;
     // Part 1, B.4: the label's NUL is part of what OAEP hashes.
     let key = rsa::oaep::EncryptingKey::<Sha256>::new_with_label(key, *b"IDENTITY\0");
-    let sealed = key.encrypt_with_rng(&mut RingRng, seed.as_slice()).map_err(CredentialError::Oaep)?;
+    let sealed = key
+        .encrypt_with_rng(&mut RingRng, seed.as_slice())
+        .map_err(CredentialError::Oaep)?;
     Ok((seed, sealed))
 }
 
@@ -226,9 +247,18 @@ mod tests {
         let good = ek(&point, 128, ALG_CFB);
         assert!(matches!(make(&good, &[]), CredentialError::SecretSize(0)));
         assert!(matches!(make(&good, &[0; 33]), CredentialError::SecretSize(33)));
-        assert!(matches!(make(&ek(&point, 256, ALG_CFB), &[0]), CredentialError::UnsupportedEk(_)));
-        assert!(matches!(make(&ek(&point, 128, 0x42), &[0]), CredentialError::UnsupportedEk(_)));
+        assert!(matches!(
+            make(&ek(&point, 256, ALG_CFB), &[0]),
+            CredentialError::UnsupportedEk(_)
+        ));
+        assert!(matches!(
+            make(&ek(&point, 128, 0x42), &[0]),
+            CredentialError::UnsupportedEk(_)
+        ));
         let off_curve = EccPoint { x: [1; 32], y: [1; 32] };
-        assert!(matches!(make(&ek(&off_curve, 128, ALG_CFB), &[0]), CredentialError::EcPoint));
+        assert!(matches!(
+            make(&ek(&off_curve, 128, ALG_CFB), &[0]),
+            CredentialError::EcPoint
+        ));
     }
 }

@@ -19,9 +19,7 @@ pub enum DigestError {
     #[error("hash algorithm {0:?} is not known; sha1, sha256 and sha384 are")]
     Algorithm(String),
     /// A TPM algorithm id other than those three.
-    #[error(
-        "TPM hash algorithm 0x{0:04x} is not known; sha1 (0x0004), sha256 (0x000b) and sha384 (0x000c) are"
-    )]
+    #[error("TPM hash algorithm 0x{0:04x} is not known; sha1 (0x0004), sha256 (0x000b) and sha384 (0x000c) are")]
     AlgorithmId(u16),
 }
 
@@ -83,10 +81,7 @@ impl TryFrom<&[u8]> for Sha256Digest {
     type Error = DigestError;
 
     fn try_from(bytes: &[u8]) -> Result<Self, DigestError> {
-        bytes
-            .try_into()
-            .map(Self)
-            .map_err(|_| DigestError::Length(bytes.len()))
+        bytes.try_into().map(Self).map_err(|_| DigestError::Length(bytes.len()))
     }
 }
 
@@ -122,9 +117,7 @@ impl Serialize for Sha256Digest {
 
 impl<'de> Deserialize<'de> for Sha256Digest {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?
-            .parse()
-            .map_err(de::Error::custom)
+        String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
     }
 }
 
@@ -259,10 +252,7 @@ mod tests {
             hex::encode(Algorithm::Sha1.hash(b"abc")),
             "a9993e364706816aba3e25717850c26c9cd0d89d"
         );
-        assert!(
-            hex::encode(Algorithm::Sha384.hash(b"abc"))
-                .starts_with("cb00753f45a35e8bb5a03d699ac65007272c32ab")
-        );
+        assert!(hex::encode(Algorithm::Sha384.hash(b"abc")).starts_with("cb00753f45a35e8bb5a03d699ac65007272c32ab"));
     }
 
     #[test]
@@ -279,19 +269,13 @@ mod tests {
         let digest = Sha256Digest::of(b"x");
         let text = digest.to_string();
         assert_eq!(text.parse(), Ok(digest));
-        assert_eq!(
-            text.to_uppercase().parse::<Sha256Digest>(),
-            Err(DigestError::Text(64))
-        );
+        assert_eq!(text.to_uppercase().parse::<Sha256Digest>(), Err(DigestError::Text(64)));
         assert_eq!("00".parse::<Sha256Digest>(), Err(DigestError::Text(2)));
         assert_eq!(
             serde_json::from_str::<Sha256Digest>(&format!("\"{text}\"")).unwrap(),
             digest
         );
-        assert_eq!(
-            Sha256Digest::try_from([0; 31].as_slice()),
-            Err(DigestError::Length(31))
-        );
+        assert_eq!(Sha256Digest::try_from([0; 31].as_slice()), Err(DigestError::Length(31)));
     }
 
     #[test]
@@ -302,13 +286,7 @@ mod tests {
             assert_eq!(u16::from(algorithm.tlv_type()), algorithm.tpm_id());
             assert_eq!(algorithm.hash(b"").len(), algorithm.size());
         }
-        assert_eq!(
-            Algorithm::from_tpm_id(0x12),
-            Err(DigestError::AlgorithmId(0x12))
-        );
-        assert_eq!(
-            "md5".parse::<Algorithm>(),
-            Err(DigestError::Algorithm("md5".into()))
-        );
+        assert_eq!(Algorithm::from_tpm_id(0x12), Err(DigestError::AlgorithmId(0x12)));
+        assert_eq!("md5".parse::<Algorithm>(), Err(DigestError::Algorithm("md5".into())));
     }
 }

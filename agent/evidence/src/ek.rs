@@ -116,7 +116,11 @@ impl EkTrust {
             }
         }
         chain::read_anchors(&ders)?;
-        if ders.is_empty() { Err(EkError::CaFile) } else { Ok(ders) }
+        if ders.is_empty() {
+            Err(EkError::CaFile)
+        } else {
+            Ok(ders)
+        }
     }
 
     /// Checks the endorsement key that a host shows: its public area, and its certificate, behind which the TPM's
@@ -131,7 +135,12 @@ impl EkTrust {
         let sha256 = Sha256Digest::of(ek_public);
         match self {
             Self::PinnedSha256(pinned) if *pinned == sha256 => {}
-            Self::PinnedSha256(pinned) => return Err(EkError::NotPinned { found: sha256, pinned: *pinned }),
+            Self::PinnedSha256(pinned) => {
+                return Err(EkError::NotPinned {
+                    found: sha256,
+                    pinned: *pinned,
+                });
+            }
             Self::Roots(roots) => {
                 if roots.is_empty() {
                     return Err(EkError::NoAnchors);
@@ -140,7 +149,10 @@ impl EkTrust {
                 let now = ASN1Time::from_timestamp(now).map_err(|_| EkError::Time(now))?;
                 let certificates = chain::read_host(certificate.as_ref())?;
                 chain::check(&certificates, &chain::read_anchors(roots)?, now)?;
-                if !certificates.first().is_some_and(|leaf| same_key(leaf.public_key(), &public)) {
+                if !certificates
+                    .first()
+                    .is_some_and(|leaf| same_key(leaf.public_key(), &public))
+                {
                     return Err(EkError::KeyMismatch(sha256));
                 }
             }
@@ -169,7 +181,9 @@ fn same_key(info: &SubjectPublicKeyInfo<'_>, key: &Public) -> bool {
     match key.parameters() {
         Parameters::Rsa { modulus, exponent, .. } => {
             // Older EK certificates say RSAES-OAEP instead of rsaEncryption, over the same two numbers.
-            let Ok((&[], rsa)) = RSAPublicKey::from_der(&info.subject_public_key.data) else { return false };
+            let Ok((&[], rsa)) = RSAPublicKey::from_der(&info.subject_public_key.data) else {
+                return false;
+            };
             let exponent_there = rsa.try_exponent().unwrap_or(0);
             rsa.modulus.strip_prefix(&[0]).unwrap_or(rsa.modulus) == modulus.as_slice()
                 && exponent_there == u64::from(*exponent)

@@ -87,9 +87,7 @@ pub struct AgentStart {
 }
 
 /// What happens to a load before it is extended into the PCR.
-#[derive(
-    Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, serde::Deserialize,
-)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Mode {
     /// It runs; the record follows as fast as the TPM goes.
@@ -178,9 +176,7 @@ pub struct Measurement {
 }
 
 /// What kind of code was loaded. The codes are part of the log format and equal the kernel programs' `kind`.
-#[derive(
-    Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, serde::Deserialize,
-)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum LoadKind {
     /// A program, or a `#!` script.
@@ -331,11 +327,7 @@ impl fmt::Display for Violation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Lost { count } => write!(f, "{count} measurements were lost in the kernel"),
-            Self::LogMismatch { detail } => write!(
-                f,
-                "log and PCR did not fit together: {}",
-                detail.escape_debug()
-            ),
+            Self::LogMismatch { detail } => write!(f, "log and PCR did not fit together: {}", detail.escape_debug()),
             Self::NotHashed { path, detail } => {
                 write!(
                     f,

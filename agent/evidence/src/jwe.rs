@@ -125,9 +125,11 @@ pub fn wrap(recipient: &EpkPoint, key_id: &str, plaintext: &[u8]) -> Result<Jwe,
     let ephemeral = EphemeralPrivateKey::generate(&ECDH_P256, &rng).map_err(|_| JweError::Random)?;
     let epk = ephemeral.compute_public_key().map_err(|_| JweError::Random)?;
     let epk = from_sec1(epk.as_ref()).ok_or(JweError::Random)?;
-    let kek = agreement::agree_ephemeral(ephemeral, &UnparsedPublicKey::new(&ECDH_P256, recipient.uncompressed()), |z| {
-        concat_kdf_256(z, ALG, b"", b"", 256)
-    })
+    let kek = agreement::agree_ephemeral(
+        ephemeral,
+        &UnparsedPublicKey::new(&ECDH_P256, recipient.uncompressed()),
+        |z| concat_kdf_256(z, ALG, b"", b"", 256),
+    )
     .map_err(|_| JweError::RecipientPoint)?;
 
     let mut cek = Zeroizing::new([0u8; CEK_LEN]);
@@ -135,7 +137,9 @@ pub fn wrap(recipient: &EpkPoint, key_id: &str, plaintext: &[u8]) -> Result<Jwe,
     rng.fill(cek.as_mut_slice()).map_err(|_| JweError::Random)?;
     rng.fill(&mut iv).map_err(|_| JweError::Random)?;
     let mut wrapped = [0u8; WRAPPED_CEK_LEN];
-    KwAes256::new((&*kek).into()).wrap_key(cek.as_slice(), &mut wrapped).map_err(|_| JweError::KeyUnwrap)?;
+    KwAes256::new((&*kek).into())
+        .wrap_key(cek.as_slice(), &mut wrapped)
+        .map_err(|_| JweError::KeyUnwrap)?;
 
     let protected = URL_SAFE_NO_PAD.encode(header(&epk, key_id)?);
     // The buffer turns from plaintext to ciphertext in place, so nothing of the key is left behind in it.
@@ -169,10 +173,17 @@ pub fn unwrap<E: std::error::Error + 'static>(
         ("epk.crv", &header.epk.crv, "P-256"),
     ] {
         if found != wanted {
-            return Err(JweError::Algorithm { member, found: found.clone(), wanted });
+            return Err(JweError::Algorithm {
+                member,
+                found: found.clone(),
+                wanted,
+            });
         }
     }
-    let epk = EpkPoint { x: fixed("epk.x", &header.epk.x)?, y: fixed("epk.y", &header.epk.y)? };
+    let epk = EpkPoint {
+        x: fixed("epk.x", &header.epk.x)?,
+        y: fixed("epk.y", &header.epk.y)?,
+    };
     let wrapped: [u8; WRAPPED_CEK_LEN] = fixed("encrypted_key", &jwe.encrypted_key)?;
     let iv: [u8; IV_LEN] = fixed("iv", &jwe.iv)?;
     let tag: [u8; TAG_LEN] = fixed("tag", &jwe.tag)?;
@@ -182,7 +193,9 @@ pub fn unwrap<E: std::error::Error + 'static>(
     let z = Zeroizing::new(ecdh(&epk).map_err(JweError::Ecdh)?);
     let kek = concat_kdf_256(z.as_slice(), ALG, b"", b"", 256);
     let mut cek = Zeroizing::new([0u8; CEK_LEN]);
-    KwAes256::new((&*kek).into()).unwrap_key(&wrapped, cek.as_mut_slice()).map_err(|_| JweError::KeyUnwrap)?;
+    KwAes256::new((&*kek).into())
+        .unwrap_key(&wrapped, cek.as_mut_slice())
+        .map_err(|_| JweError::KeyUnwrap)?;
     Aes256Gcm::new((&*cek).into())
         .decrypt_inout_detached(
             &Nonce::from(iv),
@@ -210,7 +223,10 @@ impl Jwe {
 pub(crate) fn from_sec1(bytes: &[u8]) -> Option<EccPoint> {
     let (&tag, point) = bytes.split_first()?;
     let (x, y) = point.split_at_checked(32)?;
-    (tag == 4).then_some(EccPoint { x: x.try_into().ok()?, y: y.try_into().ok()? })
+    (tag == 4).then_some(EccPoint {
+        x: x.try_into().ok()?,
+        y: y.try_into().ok()?,
+    })
 }
 
 fn header(epk: &EpkPoint, key_id: &str) -> Result<Vec<u8>, JweError> {
@@ -348,23 +364,71 @@ mod tests {
         let header = |from: &str, to: &str| {
             let text = String::from_utf8(URL_SAFE_NO_PAD.decode(&good.protected).unwrap()).unwrap();
             assert!(text.contains(from));
-            Jwe { protected: URL_SAFE_NO_PAD.encode(text.replace(from, to)), ..good.clone() }
+            Jwe {
+                protected: URL_SAFE_NO_PAD.encode(text.replace(from, to)),
+                ..good.clone()
+            }
         };
         let refuse = |jwe: &Jwe| {
-            unwrap(jwe, |_| -> Result<[u8; 32], NoAgreement> { panic!("the key must not be used") }).unwrap_err()
+            unwrap(jwe, |_| -> Result<[u8; 32], NoAgreement> {
+                panic!("the key must not be used")
+            })
+            .unwrap_err()
         };
-        assert!(matches!(refuse(&header(ALG, "ECDH-ES")), JweError::Algorithm { member: "alg", .. }));
-        assert!(matches!(refuse(&header(ENC, "A128GCM")), JweError::Algorithm { member: "enc", .. }));
-        assert!(matches!(refuse(&header("P-256", "P-384")), JweError::Algorithm { member: "epk.crv", .. }));
-        assert!(matches!(refuse(&header("\"EC\"", "\"OKP\"")), JweError::Algorithm { member: "epk.kty", .. }));
-        assert!(matches!(refuse(&header("{\"alg\"", "{\"zip\":\"DEF\",\"alg\"")), JweError::Header(_)));
-        let huge = "A".repeat(100_000);
-        assert!(matches!(refuse(&Jwe { protected: huge.clone(), ..good.clone() }), JweError::Member("protected")));
-        assert!(matches!(refuse(&Jwe { ciphertext: huge, ..good.clone() }), JweError::Member("ciphertext")));
-        assert!(matches!(refuse(&Jwe { iv: "AA".into(), ..good.clone() }), JweError::Member("iv")));
-        assert!(matches!(refuse(&Jwe { tag: "AA".into(), ..good.clone() }), JweError::Member("tag")));
         assert!(matches!(
-            refuse(&Jwe { encrypted_key: "=".into(), ..good.clone() }),
+            refuse(&header(ALG, "ECDH-ES")),
+            JweError::Algorithm { member: "alg", .. }
+        ));
+        assert!(matches!(
+            refuse(&header(ENC, "A128GCM")),
+            JweError::Algorithm { member: "enc", .. }
+        ));
+        assert!(matches!(
+            refuse(&header("P-256", "P-384")),
+            JweError::Algorithm { member: "epk.crv", .. }
+        ));
+        assert!(matches!(
+            refuse(&header("\"EC\"", "\"OKP\"")),
+            JweError::Algorithm { member: "epk.kty", .. }
+        ));
+        assert!(matches!(
+            refuse(&header("{\"alg\"", "{\"zip\":\"DEF\",\"alg\"")),
+            JweError::Header(_)
+        ));
+        let huge = "A".repeat(100_000);
+        assert!(matches!(
+            refuse(&Jwe {
+                protected: huge.clone(),
+                ..good.clone()
+            }),
+            JweError::Member("protected")
+        ));
+        assert!(matches!(
+            refuse(&Jwe {
+                ciphertext: huge,
+                ..good.clone()
+            }),
+            JweError::Member("ciphertext")
+        ));
+        assert!(matches!(
+            refuse(&Jwe {
+                iv: "AA".into(),
+                ..good.clone()
+            }),
+            JweError::Member("iv")
+        ));
+        assert!(matches!(
+            refuse(&Jwe {
+                tag: "AA".into(),
+                ..good.clone()
+            }),
+            JweError::Member("tag")
+        ));
+        assert!(matches!(
+            refuse(&Jwe {
+                encrypted_key: "=".into(),
+                ..good.clone()
+            }),
             JweError::Member("encrypted_key")
         ));
     }
@@ -373,7 +437,10 @@ mod tests {
     fn what_cannot_be_wrapped_is_refused() {
         let point = recipient().1;
         assert!(matches!(wrap(&point, "k", b""), Err(JweError::PlaintextSize(0))));
-        assert!(matches!(wrap(&point, "k", &[0; MAX_PLAINTEXT + 1]), Err(JweError::PlaintextSize(_))));
+        assert!(matches!(
+            wrap(&point, "k", &[0; MAX_PLAINTEXT + 1]),
+            Err(JweError::PlaintextSize(_))
+        ));
         assert!(matches!(wrap(&point, "", b"x"), Err(JweError::KeyIdSize(0))));
         let off_curve = EpkPoint { x: [1; 32], y: [2; 32] };
         assert!(matches!(wrap(&off_curve, "k", b"x"), Err(JweError::RecipientPoint)));

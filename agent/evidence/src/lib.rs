@@ -28,6 +28,6 @@ pub mod tpm;
 pub mod uuid;
 pub mod wire;
 
-mod tlv;
 #[cfg(test)]
 mod testing;
+mod tlv;

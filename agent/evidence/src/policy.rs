@@ -77,13 +77,17 @@ pub enum PolicyError {
     #[error("the host's inventory is not complete yet: wait until its agent reports ready, then capture")]
     NotReady,
     /// The log to capture from has a hole, so that it says nothing about a good host.
-    #[error("the host's log has a violation ({0}): a policy is made from a host without one, reboot it and capture then")]
+    #[error(
+        "the host's log has a violation ({0}): a policy is made from a host without one, reboot it and capture then"
+    )]
     Violation(String),
     /// Code in the log to capture from was not hashed.
     #[error("the host runs {0:?}, which could not be hashed: a policy can't approve it")]
     NotHashed(String),
     /// Code in the log to capture from could change while it was hashed.
-    #[error("the host loaded {0:?} while somebody had it open for writing: reboot the host, and capture before it is written to")]
+    #[error(
+        "the host loaded {0:?} while somebody had it open for writing: reboot the host, and capture before it is written to"
+    )]
     Unstable(String),
 }
 
@@ -188,7 +192,9 @@ impl Policy {
             let value = log.pcr(pcr).and_then(|value| Sha256Digest::try_from(value).ok());
             policy.pcrs.entry(pcr).or_default().extend(value);
         }
-        policy.runtime_start.extend(Sha256Digest::try_from(log.pcr_start()).ok());
+        policy
+            .runtime_start
+            .extend(Sha256Digest::try_from(log.pcr_start()).ok());
         policy.check()?;
         Ok(policy)
     }
@@ -207,9 +213,17 @@ impl Policy {
         if path.len() > MAX_PATH {
             return Err(PolicyError::Path(path.chars().take(80).collect()));
         }
-        let new = Approved { path, kind, sha256: digest };
+        let new = Approved {
+            path,
+            kind,
+            sha256: digest,
+        };
         if self.runtime.len() >= MAX_ENTRIES && !self.runtime.contains(&new) {
-            return Err(PolicyError::TooMany { list: "runtime", found: MAX_ENTRIES + 1, limit: MAX_ENTRIES });
+            return Err(PolicyError::TooMany {
+                list: "runtime",
+                found: MAX_ENTRIES + 1,
+                limit: MAX_ENTRIES,
+            });
         }
         self.runtime.insert(new);
         Ok(self.approved.insert(digest))
@@ -252,7 +266,11 @@ impl Policy {
         let mut policy = Self::new(&file.name)?;
         let found = file.runtime.len();
         if found > MAX_ENTRIES {
-            return Err(PolicyError::TooMany { list: "runtime", found, limit: MAX_ENTRIES });
+            return Err(PolicyError::TooMany {
+                list: "runtime",
+                found,
+                limit: MAX_ENTRIES,
+            });
         }
         for entry in file.runtime {
             policy.allow(entry.sha256, entry.kind, Some(&entry.path))?;
@@ -264,7 +282,9 @@ impl Policy {
         policy.runtime_start.extend(file.runtime_pcr_start);
         for (pcr, values) in file.pcrs {
             let values: Result<BTreeSet<_>, _> = values.iter().map(|value| value.parse()).collect();
-            policy.pcrs.insert(pcr, values.map_err(|source| PolicyError::PcrValue { pcr, source })?);
+            policy
+                .pcrs
+                .insert(pcr, values.map_err(|source| PolicyError::PcrValue { pcr, source })?);
         }
         policy.check()?;
         Ok(policy)
@@ -348,7 +368,11 @@ impl Policy {
 
     /// What is approved for a path, if anything: the first step when code at that path is not approved.
     pub(crate) fn approved_at<'a>(&'a self, path: &'a str) -> impl Iterator<Item = &'a Approved> {
-        let from = Approved { path: path.to_owned(), kind: None, sha256: Sha256Digest::ZERO };
+        let from = Approved {
+            path: path.to_owned(),
+            kind: None,
+            sha256: Sha256Digest::ZERO,
+        };
         self.runtime.range(from..).take_while(move |entry| entry.path == path)
     }
 
@@ -358,7 +382,11 @@ impl Policy {
             ("agents", self.agents.len(), MAX_VALUES),
             ("kernel_programs", self.kernel_programs.len(), MAX_VALUES),
             ("runtime_pcr_start", self.runtime_start.len(), MAX_VALUES),
-            ("pcrs", self.pcrs.values().map(BTreeSet::len).max().unwrap_or(0), MAX_VALUES),
+            (
+                "pcrs",
+                self.pcrs.values().map(BTreeSet::len).max().unwrap_or(0),
+                MAX_VALUES,
+            ),
         ];
         for (list, found, limit) in lists {
             if found > limit {
@@ -386,9 +414,17 @@ mod tests {
     #[test]
     fn file_round_trip_is_sorted_and_stable() {
         let mut policy = Policy::new("default").unwrap();
-        assert!(policy.allow(digest("b"), Some(LoadKind::Program), Some("/usr/bin/b")).unwrap());
+        assert!(
+            policy
+                .allow(digest("b"), Some(LoadKind::Program), Some("/usr/bin/b"))
+                .unwrap()
+        );
         assert!(policy.allow(digest("a"), None, None).unwrap());
-        assert!(!policy.allow(digest("b"), Some(LoadKind::Mapping), Some("/usr/bin/b")).unwrap());
+        assert!(
+            !policy
+                .allow(digest("b"), Some(LoadKind::Mapping), Some("/usr/bin/b"))
+                .unwrap()
+        );
         policy.tiers.insert(1);
         policy.modes.insert(Mode::Observe);
         policy.pcrs.entry(7).or_default().insert(digest("pcr"));
@@ -409,17 +445,35 @@ mod tests {
             assert!(good.contains(from), "{from}");
             Policy::from_json(good.replacen(from, to, 1).as_bytes()).unwrap_err()
         };
-        assert!(matches!(with("\"version\": 1", "\"version\": 2"), PolicyError::Version(2)));
-        assert!(matches!(with("\"version\": 1", "\"version\": 1, \"surprise\": 1"), PolicyError::Json(_)));
-        assert!(matches!(with("\"name\": \"p\"", "\"name\": \"a/b\""), PolicyError::Name(_)));
+        assert!(matches!(
+            with("\"version\": 1", "\"version\": 2"),
+            PolicyError::Version(2)
+        ));
+        assert!(matches!(
+            with("\"version\": 1", "\"version\": 1, \"surprise\": 1"),
+            PolicyError::Json(_)
+        ));
+        assert!(matches!(
+            with("\"name\": \"p\"", "\"name\": \"a/b\""),
+            PolicyError::Name(_)
+        ));
         assert!(matches!(with("\"tiers\": []", "\"tiers\": [4]"), PolicyError::Tier(4)));
-        assert!(matches!(with("\"pcrs\": {}", "\"pcrs\": {\"13\": []}"), PolicyError::Pcr(13)));
-        assert!(matches!(with("\"pcrs\": {}", "\"pcrs\": {\"16\": []}"), PolicyError::Pcr(16)));
+        assert!(matches!(
+            with("\"pcrs\": {}", "\"pcrs\": {\"13\": []}"),
+            PolicyError::Pcr(13)
+        ));
+        assert!(matches!(
+            with("\"pcrs\": {}", "\"pcrs\": {\"16\": []}"),
+            PolicyError::Pcr(16)
+        ));
         assert!(matches!(
             with("\"pcrs\": {}", "\"pcrs\": {\"0\": [\"00\"]}"),
             PolicyError::PcrValue { pcr: 0, .. }
         ));
-        assert!(matches!(with("\"modes\": []", "\"modes\": [\"sleep\"]"), PolicyError::Json(_)));
+        assert!(matches!(
+            with("\"modes\": []", "\"modes\": [\"sleep\"]"),
+            PolicyError::Json(_)
+        ));
         assert!(matches!(Policy::from_json(b"{}"), Err(PolicyError::Json(_))));
         let long = "x".repeat(MAX_PATH + 1);
         assert!(matches!(
@@ -443,9 +497,13 @@ mod tests {
         assert!(one.allows(&digest("a")) && one.allows(&digest("b")));
         assert_eq!((one.name(), one.pcrs()[&0].len()), ("one", 2));
 
-        two.agents.extend((0..=MAX_VALUES).map(|number| digest(&number.to_string())));
+        two.agents
+            .extend((0..=MAX_VALUES).map(|number| digest(&number.to_string())));
         let before = one.clone();
-        assert!(matches!(one.merge(&two), Err(PolicyError::TooMany { list: "agents", .. })));
+        assert!(matches!(
+            one.merge(&two),
+            Err(PolicyError::TooMany { list: "agents", .. })
+        ));
         assert_eq!(one, before);
     }
 }

@@ -9,8 +9,8 @@ use crate::cel::{self, CelError, Head, Record};
 use crate::digest::{Algorithm, Sha256Digest};
 use crate::event::Event;
 use crate::tpm::{
-    self, Attest, AttestationKey, Attested, ClockInfo, PcrDigestError, PcrSelection, Signature,
-    SignatureError, TpmError,
+    self, Attest, AttestationKey, Attested, ClockInfo, PcrDigestError, PcrSelection, Signature, SignatureError,
+    TpmError,
 };
 use crate::wire::B64;
 
@@ -60,17 +60,13 @@ pub enum QuoteError {
         found: u64,
     },
     /// Records that the verifier holds came again, and differ.
-    #[error(
-        "the log was rewritten: its first {held} records are not those that the verifier saw in this boot"
-    )]
+    #[error("the log was rewritten: its first {held} records are not those that the verifier saw in this boot")]
     LogRewritten {
         /// Records that the verifier holds.
         held: u64,
     },
     /// Held and new part together are too long to be judged.
-    #[error(
-        "the runtime log of this boot has {found} bytes, at most {MAX_WHOLE_LOG} are judged: reboot the host"
-    )]
+    #[error("the runtime log of this boot has {found} bytes, at most {MAX_WHOLE_LOG} are judged: reboot the host")]
     LogTooLong {
         /// Bytes in all.
         found: usize,
@@ -87,9 +83,7 @@ pub enum QuoteError {
         found: u64,
     },
     /// More records than the bundle says, so more than the quote covers.
-    #[error(
-        "the log holds {found} records, the quote covers {claimed}: records were added after the quote"
-    )]
+    #[error("the log holds {found} records, the quote covers {claimed}: records were added after the quote")]
     LogLonger {
         /// Records that the bundle claims.
         claimed: u64,
@@ -97,14 +91,10 @@ pub enum QuoteError {
         found: u64,
     },
     /// The quote answers another question.
-    #[error(
-        "the quote answers another question: nonce, TLS connection, release key, disk or key id differ; ask anew"
-    )]
+    #[error("the quote answers another question: nonce, TLS connection, release key, disk or key id differ; ask anew")]
     Binding,
     /// The quote is over another log.
-    #[error(
-        "the log is not the one that was quoted: {records} records with head {head} do not lead to its PCRs"
-    )]
+    #[error("the log is not the one that was quoted: {records} records with head {head} do not lead to its PCRs")]
     LogNotQuoted {
         /// Records in the log that came.
         records: u64,
@@ -112,9 +102,7 @@ pub enum QuoteError {
         head: Sha256Digest,
     },
     /// A PCR that every quote must cover is missing from it.
-    #[error(
-        "the quote does not cover PCR {index} of bank {bank}; the agent must quote {bank}:0-15"
-    )]
+    #[error("the quote does not cover PCR {index} of bank {bank}; the agent must quote {bank}:0-15")]
     PcrNotQuoted {
         /// The bank.
         bank: Algorithm,
@@ -138,9 +126,7 @@ pub enum QuoteError {
         index: u8,
     },
     /// The given values are not the quoted ones.
-    #[error(
-        "the PCR values given are not those that were quoted: their digest is {given}, the quote's is {quoted}"
-    )]
+    #[error("the PCR values given are not those that were quoted: their digest is {given}, the quote's is {quoted}")]
     PcrDigest {
         /// Digest of the values given, hex.
         given: String,
@@ -276,8 +262,7 @@ impl Bundle {
     }
 
     fn signed_attest(&self, ak: &AttestationKey) -> Result<Attest, QuoteError> {
-        let signature =
-            Signature::parse(self.quote.signature.as_ref()).map_err(QuoteError::SignatureForm)?;
+        let signature = Signature::parse(self.quote.signature.as_ref()).map_err(QuoteError::SignatureForm)?;
         ak.verify(self.quote.attest.as_ref(), &signature)
             .map_err(QuoteError::Signature)?;
         Attest::parse(self.quote.attest.as_ref()).map_err(QuoteError::Attest)
@@ -316,10 +301,7 @@ impl Bundle {
     /// Tells a changed log from a wrong question. The PCR values are not checked yet at this point, so that the answer
     /// only chooses the words of the refusal.
     fn other_question(&self, records: &[Record], head: &Head) -> QuoteError {
-        let value = self
-            .pcrs
-            .get(&QUOTED_BANK)
-            .and_then(|bank| bank.get(&RUNTIME_PCR));
+        let value = self.pcrs.get(&QUOTED_BANK).and_then(|bank| bank.get(&RUNTIME_PCR));
         let reached = claimed_start(records).map(|start| claimed_end(start, records));
         if value.map(AsRef::as_ref) == reached.as_deref() {
             return QuoteError::Binding;
@@ -330,14 +312,9 @@ impl Bundle {
         }
     }
 
-    fn check_pcr_digest(
-        &self,
-        selections: &[PcrSelection],
-        quoted: &[u8],
-    ) -> Result<(), QuoteError> {
-        let given = tpm::pcr_digest(Algorithm::Sha256, selections, &self.pcrs).map_err(
-            |PcrDigestError { bank, index }| QuoteError::QuotedButNotGiven { bank, index },
-        )?;
+    fn check_pcr_digest(&self, selections: &[PcrSelection], quoted: &[u8]) -> Result<(), QuoteError> {
+        let given = tpm::pcr_digest(Algorithm::Sha256, selections, &self.pcrs)
+            .map_err(|PcrDigestError { bank, index }| QuoteError::QuotedButNotGiven { bank, index })?;
         if given != quoted {
             return Err(QuoteError::PcrDigest {
                 given: hex::encode(given),
@@ -398,9 +375,7 @@ fn claimed_start(records: &[Record]) -> Option<Vec<u8>> {
 
 /// The runtime PCR after all records, by their claimed digests.
 fn claimed_end(start: Vec<u8>, records: &[Record]) -> Vec<u8> {
-    let digests = records
-        .iter()
-        .filter_map(|record| record.digest(QUOTED_BANK));
+    let digests = records.iter().filter_map(|record| record.digest(QUOTED_BANK));
     digests.fold(start, |pcr, digest| QUOTED_BANK.extend(&pcr, digest))
 }
 
@@ -411,10 +386,7 @@ fn compare_pcr_sets(selections: &[PcrSelection], given: &Pcrs) -> Result<(), Quo
             .iter()
             .any(|part| part.bank == bank && part.pcrs.contains(&index))
     };
-    if let Some(index) = QUOTED_PCRS
-        .into_iter()
-        .find(|index| !quoted(QUOTED_BANK, *index))
-    {
+    if let Some(index) = QUOTED_PCRS.into_iter().find(|index| !quoted(QUOTED_BANK, *index)) {
         return Err(QuoteError::PcrNotQuoted {
             bank: QUOTED_BANK,
             index,
@@ -447,11 +419,7 @@ fn check_progress(boot_id: &str, clock: &ClockInfo, held: &HeldLog) -> Result<()
     if held.is_none() {
         return Ok(());
     }
-    let stale = |counter, held, found| QuoteError::StaleQuote {
-        counter,
-        held,
-        found,
-    };
+    let stale = |counter, held, found| QuoteError::StaleQuote { counter, held, found };
     let same_boot = boot_id == held.boot_id;
     if clock.reset_count < held.reset_count {
         return Err(stale(

@@ -205,14 +205,8 @@ mod tests {
     #[test]
     fn both_byte_orders() {
         let bytes = [1, 2, 3, 4, 5, 6, 7, 8];
-        assert_eq!(
-            Reader::new("n", &bytes).u64().unwrap(),
-            0x0102_0304_0506_0708
-        );
-        assert_eq!(
-            Reader::new("n", &bytes).u64_le().unwrap(),
-            0x0807_0605_0403_0201
-        );
+        assert_eq!(Reader::new("n", &bytes).u64().unwrap(), 0x0102_0304_0506_0708);
+        assert_eq!(Reader::new("n", &bytes).u64_le().unwrap(), 0x0807_0605_0403_0201);
         assert_eq!(Reader::new("n", &bytes).u16_le().unwrap(), 0x0201);
         assert_eq!(Reader::new("n", &bytes).u32_le().unwrap(), 0x0403_0201);
     }

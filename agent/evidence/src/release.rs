@@ -15,8 +15,8 @@ use crate::jwe::{self, Jwe, JweError};
 use crate::quote::{QUOTED_BANK, QUOTED_PCRS};
 use crate::replay::ReplayedLog;
 use crate::tpm::{
-    Attest, Attested, AttestationKey, Attributes, EccPoint, Name, Parameters, Public, Signature, SignatureError, TpmError,
-    policy_pcr_digest,
+    Attest, AttestationKey, Attested, Attributes, EccPoint, Name, Parameters, Public, Signature, SignatureError,
+    TpmError, policy_pcr_digest,
 };
 use crate::wire::ReleaseKey;
 
@@ -188,14 +188,24 @@ pub fn check_release_key(
 ) -> Result<ReleaseTarget, ReleaseError> {
     let public = Public::parse(key.public.as_ref()).map_err(ReleaseError::Public)?;
     let name = public.name();
-    let Binding::Release { key_name, disk, key_id, .. } = binding else { return Err(ReleaseError::Binding) };
+    let Binding::Release {
+        key_name, disk, key_id, ..
+    } = binding
+    else {
+        return Err(ReleaseError::Binding);
+    };
     if **key_name != name || binding_digest(log, binding)? != *log.extra_data() {
         return Err(ReleaseError::Binding);
     }
     let point = check_public(&public)?;
     check_certification(log, ak, &name, key)?;
     check_policy(log, &public)?;
-    Ok(ReleaseTarget { point, key_id: (*key_id).to_owned(), disk: *disk, extra_data: *log.extra_data() })
+    Ok(ReleaseTarget {
+        point,
+        key_id: (*key_id).to_owned(),
+        disk: *disk,
+        extra_data: *log.extra_data(),
+    })
 }
 
 /// Wraps a disk's secret to a checked release key, for evidence that was appraised as trusted.
@@ -210,13 +220,18 @@ pub fn release(
     secret: &Secret,
 ) -> Result<Jwe, ReleaseError> {
     if !appraisal.is_trusted() {
-        return Err(ReleaseError::NotTrusted { reasons: appraisal.reasons() });
+        return Err(ReleaseError::NotTrusted {
+            reasons: appraisal.reasons(),
+        });
     }
     if *appraisal.extra_data() != target.extra_data {
         return Err(ReleaseError::OtherEvidence);
     }
     if target.key_id != key_id {
-        return Err(ReleaseError::KeyId { asked: target.key_id.clone(), given: key_id.to_owned() });
+        return Err(ReleaseError::KeyId {
+            asked: target.key_id.clone(),
+            given: key_id.to_owned(),
+        });
     }
     jwe::wrap(&target.point, key_id, secret.expose()).map_err(ReleaseError::Wrap)
 }
@@ -233,10 +248,16 @@ fn binding_digest(log: &ReplayedLog, binding: &Binding<'_>) -> Result<[u8; 32], 
 
 fn check_public(public: &Public) -> Result<EccPoint, ReleaseError> {
     if public.attributes() != KEY_ATTRIBUTES {
-        return Err(ReleaseError::Attributes { found: public.attributes() });
+        return Err(ReleaseError::Attributes {
+            found: public.attributes(),
+        });
     }
     match public.parameters() {
-        Parameters::P256 { symmetric: None, scheme: None, point } if public.name_alg() == Algorithm::Sha256 => Ok(*point),
+        Parameters::P256 {
+            symmetric: None,
+            scheme: None,
+            point,
+        } if public.name_alg() == Algorithm::Sha256 => Ok(*point),
         _ => Err(ReleaseError::KeyType),
     }
 }
@@ -249,16 +270,24 @@ fn check_certification(
     key: &ReleaseKey,
 ) -> Result<(), ReleaseError> {
     let signature = Signature::parse(key.certify_signature.as_ref()).map_err(ReleaseError::SignatureForm)?;
-    ak.verify(key.certify_attest.as_ref(), &signature).map_err(ReleaseError::Signature)?;
+    ak.verify(key.certify_attest.as_ref(), &signature)
+        .map_err(ReleaseError::Signature)?;
     let attest = Attest::parse(key.certify_attest.as_ref()).map_err(ReleaseError::Attest)?;
-    let Attested::Certify { name: certified, qualified_name } = &attest.attested else {
+    let Attested::Certify {
+        name: certified,
+        qualified_name,
+    } = &attest.attested
+    else {
         return Err(ReleaseError::NotACertification);
     };
     if attest.extra_data != log.extra_data() {
         return Err(ReleaseError::ExtraData);
     }
     if certified != name.as_bytes() {
-        return Err(ReleaseError::Name { certified: hex::encode(certified), key: name.clone() });
+        return Err(ReleaseError::Name {
+            certified: hex::encode(certified),
+            key: name.clone(),
+        });
     }
     // The qualified Name of a primary key is made of its hierarchy's handle and its Name (Part 1, section 26.5).
     let qualified = [NULL_HIERARCHY.to_be_bytes().as_slice(), name.as_bytes()].concat();
@@ -270,7 +299,11 @@ fn check_certification(
         ("restart count", log.restart_count(), attest.clock.restart_count),
     ] {
         if quote != certification {
-            return Err(ReleaseError::Counters { counter, quote, certification });
+            return Err(ReleaseError::Counters {
+                counter,
+                quote,
+                certification,
+            });
         }
     }
     Ok(())
@@ -279,10 +312,15 @@ fn check_certification(
 /// The key's policy must be the one that `TPM2_PolicyPCR` gives for the values that were quoted and judged.
 fn check_policy(log: &ReplayedLog, public: &Public) -> Result<(), ReleaseError> {
     let quoted = log.pcrs().get(&QUOTED_BANK).into_iter().flatten();
-    let values = quoted.filter(|(index, _)| QUOTED_PCRS.contains(index)).map(|(index, value)| (*index, value.clone()));
+    let values = quoted
+        .filter(|(index, _)| QUOTED_PCRS.contains(index))
+        .map(|(index, value)| (*index, value.clone()));
     let wanted = policy_pcr_digest(&values.collect());
     if public.auth_policy() != wanted.as_ref() {
-        return Err(ReleaseError::Policy { found: hex::encode(public.auth_policy()), wanted });
+        return Err(ReleaseError::Policy {
+            found: hex::encode(public.auth_policy()),
+            wanted,
+        });
     }
     Ok(())
 }

@@ -17,9 +17,7 @@ pub enum ReplayError {
     #[error("the runtime log is empty: the agent does not measure")]
     Empty,
     /// A record of another PCR.
-    #[error(
-        "record {record} was extended into {register} {found}; the runtime log's is PCR {RUNTIME_PCR}"
-    )]
+    #[error("record {record} was extended into {register} {found}; the runtime log's is PCR {RUNTIME_PCR}")]
     PcrIndex {
         /// The record.
         record: u64,
@@ -59,9 +57,7 @@ pub enum ReplayError {
     #[error("agent-start does not name PCR {RUNTIME_PCR}'s starting value in the sha256 bank")]
     NoPcrStart,
     /// The agent was restarted, and does not say where its predecessor stopped.
-    #[error(
-        "the agent restarted at record {record} without naming its predecessor's last measurement"
-    )]
+    #[error("the agent restarted at record {record} without naming its predecessor's last measurement")]
     NoPredecessor {
         /// The record with the agent's start.
         record: u64,
@@ -117,17 +113,9 @@ impl VerifiedQuote {
                 found: record.pcr,
             });
         }
-        let banks = |record: &Record| {
-            record
-                .digests
-                .iter()
-                .map(|(bank, _)| *bank)
-                .collect::<Vec<_>>()
-        };
+        let banks = |record: &Record| record.digests.iter().map(|(bank, _)| *bank).collect::<Vec<_>>();
         if self.records.first().map(banks) != Some(banks(record)) {
-            return Err(ReplayError::Banks {
-                record: record.number,
-            });
+            return Err(ReplayError::Banks { record: record.number });
         }
         Ok(record.check_digests()?)
     }
@@ -137,9 +125,7 @@ impl VerifiedQuote {
     fn check_starts(&self, events: &[(u64, Event)]) -> Result<AgentStart, ReplayError> {
         let (_, first) = events.first().ok_or(ReplayError::Empty)?;
         let Event::AgentStart(start) = first else {
-            return Err(ReplayError::NoAgentStart {
-                found: first.name(),
-            });
+            return Err(ReplayError::NoAgentStart { found: first.name() });
         };
         let mut measured = false;
         for (record, event) in events {
@@ -160,32 +146,17 @@ impl VerifiedQuote {
     fn check_boot(&self, record: u64, start: &AgentStart) -> Result<(), ReplayError> {
         if start.boot_id != self.boot_id {
             let (found, wanted) = (start.boot_id.clone(), self.boot_id.clone());
-            return Err(ReplayError::LogFromAnotherBoot {
-                record,
-                found,
-                wanted,
-            });
+            return Err(ReplayError::LogFromAnotherBoot { record, found, wanted });
         }
         Ok(())
     }
 
     fn check_pcr(&self, start: &AgentStart) -> Result<(), ReplayError> {
-        let start = start
-            .pcr_start
-            .iter()
-            .find(|(bank, _)| *bank == QUOTED_BANK);
+        let start = start.pcr_start.iter().find(|(bank, _)| *bank == QUOTED_BANK);
         let (_, start) = start.ok_or(ReplayError::NoPcrStart)?;
-        let digests = self
-            .records
-            .iter()
-            .filter_map(|record| record.digest(QUOTED_BANK));
-        let replayed = digests.fold(start.clone(), |pcr, digest| {
-            QUOTED_BANK.extend(&pcr, digest)
-        });
-        let quoted = self
-            .pcrs
-            .get(&QUOTED_BANK)
-            .and_then(|bank| bank.get(&RUNTIME_PCR));
+        let digests = self.records.iter().filter_map(|record| record.digest(QUOTED_BANK));
+        let replayed = digests.fold(start.clone(), |pcr, digest| QUOTED_BANK.extend(&pcr, digest));
+        let quoted = self.pcrs.get(&QUOTED_BANK).and_then(|bank| bank.get(&RUNTIME_PCR));
         let quoted = quoted.map(AsRef::as_ref).unwrap_or_default();
         if replayed != quoted {
             return Err(ReplayError::PcrMismatch {
@@ -219,11 +190,7 @@ impl ReplayedLog {
     /// the agent, perhaps a log that is gone: for the policy to judge.
     #[must_use]
     pub fn pcr_start(&self) -> &[u8] {
-        let start = self
-            .start
-            .pcr_start
-            .iter()
-            .find(|(bank, _)| *bank == QUOTED_BANK);
+        let start = self.start.pcr_start.iter().find(|(bank, _)| *bank == QUOTED_BANK);
         start.map(|(_, value)| value.as_slice()).unwrap_or_default()
     }
 
@@ -236,11 +203,7 @@ impl ReplayedLog {
     /// The quoted value of one PCR of the SHA-256 bank.
     #[must_use]
     pub fn pcr(&self, index: u8) -> Option<&[u8]> {
-        self.quote
-            .pcrs
-            .get(&QUOTED_BANK)?
-            .get(&index)
-            .map(AsRef::as_ref)
+        self.quote.pcrs.get(&QUOTED_BANK)?.get(&index).map(AsRef::as_ref)
     }
 
     /// The quote that this log was replayed against.

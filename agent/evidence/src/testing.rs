@@ -36,10 +36,7 @@ pub(crate) fn agent_start(boot_id: &str) -> AgentStart {
         lockdown: "none".into(),
         tier: 1,
         mode: Mode::Observe,
-        pcr_start: vec![
-            (Algorithm::Sha1, vec![0; 20]),
-            (Algorithm::Sha256, vec![0; 32]),
-        ],
+        pcr_start: vec![(Algorithm::Sha1, vec![0; 20]), (Algorithm::Sha256, vec![0; 32])],
         predecessor: None,
     }
 }
@@ -77,11 +74,8 @@ pub(crate) struct SoftKey {
 impl SoftKey {
     pub(crate) fn new() -> Self {
         let random = SystemRandom::new();
-        let pkcs8 =
-            EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &random).unwrap();
-        let pair =
-            EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, pkcs8.as_ref(), &random)
-                .unwrap();
+        let pkcs8 = EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &random).unwrap();
+        let pair = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, pkcs8.as_ref(), &random).unwrap();
         Self { pair }
     }
 
@@ -209,8 +203,7 @@ impl Host {
     /// Appends a record and extends PCR 13.
     pub(crate) fn record(&mut self, events: &[Event]) {
         let number = u64::try_from(self.records.len()).unwrap();
-        let record =
-            Record::build(number, 13, events, &[Algorithm::Sha1, Algorithm::Sha256]).unwrap();
+        let record = Record::build(number, 13, events, &[Algorithm::Sha1, Algorithm::Sha256]).unwrap();
         self.append(record);
     }
 
@@ -236,20 +229,13 @@ impl Host {
     }
 
     pub(crate) fn log_bytes(&self, from: usize) -> Vec<u8> {
-        self.records[from..]
-            .iter()
-            .flat_map(Record::encode)
-            .collect()
+        self.records[from..].iter().flat_map(Record::encode).collect()
     }
 
     /// What its TPM would sign for this question.
     pub(crate) fn quote_fields(&self, binding: &Binding<'_>) -> QuoteFields {
         let head = self.head();
-        let values: Vec<u8> = self
-            .pcrs
-            .values()
-            .flat_map(|value| value.0.clone())
-            .collect();
+        let values: Vec<u8> = self.pcrs.values().flat_map(|value| value.0.clone()).collect();
         QuoteFields {
             magic: 0xFF54_4347,
             kind: 0x8018,

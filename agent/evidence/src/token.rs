@@ -29,7 +29,9 @@ pub enum TokenError {
     #[error("the image's LUKS2 header has no assay token: seal the image with `assay-verifier image seal`")]
     Missing,
     /// More than one token claims to be ours, so which key is meant is anyone's guess.
-    #[error("the image's LUKS2 header has {0} assay tokens, exactly one is wanted: remove the others with `cryptsetup token remove`")]
+    #[error(
+        "the image's LUKS2 header has {0} assay tokens, exactly one is wanted: remove the others with `cryptsetup token remove`"
+    )]
     Several(usize),
     /// Longer than [`MAX_TOKEN`].
     #[error("the assay token is {0} bytes long, at most {MAX_TOKEN} are read")]
@@ -63,7 +65,9 @@ pub enum TokenError {
         configured: Vec<String>,
     },
     /// The verifier's address is known, but the image was sealed under another verifier's CA.
-    #[error("the image was sealed by a verifier whose CA key is sha256:{named}, this host joined sha256:{joined}: seal it again, or join that verifier")]
+    #[error(
+        "the image was sealed by a verifier whose CA key is sha256:{named}, this host joined sha256:{joined}: seal it again, or join that verifier"
+    )]
     ForeignCa {
         /// The CA key's digest in the token.
         named: Sha256Digest,
@@ -129,8 +133,10 @@ impl LuksToken {
     /// # Errors
     /// [`TokenError::Missing`], [`TokenError::Several`], and those of [`LuksToken::parse`].
     pub fn find(tokens: &[Value]) -> Result<Self, TokenError> {
-        let ours: Vec<&Value> =
-            tokens.iter().filter(|token| token.get("type").and_then(Value::as_str) == Some(TYPE)).collect();
+        let ours: Vec<&Value> = tokens
+            .iter()
+            .filter(|token| token.get("type").and_then(Value::as_str) == Some(TYPE))
+            .collect();
         match ours.as_slice() {
             [] => Err(TokenError::Missing),
             [token] => Self::from_value((*token).clone()),
@@ -155,10 +161,16 @@ impl LuksToken {
             .cloned()
             .collect();
         if allowed.is_empty() {
-            return Err(TokenError::ForeignVerifier { named: self.verifiers.clone(), configured: configured.to_vec() });
+            return Err(TokenError::ForeignVerifier {
+                named: self.verifiers.clone(),
+                configured: configured.to_vec(),
+            });
         }
         if self.verifier_spki_sha256 != *joined_ca {
-            return Err(TokenError::ForeignCa { named: self.verifier_spki_sha256, joined: *joined_ca });
+            return Err(TokenError::ForeignCa {
+                named: self.verifier_spki_sha256,
+                joined: *joined_ca,
+            });
         }
         Ok(allowed)
     }
@@ -209,7 +221,12 @@ impl LuksToken {
     }
 
     fn validate(&self) -> Result<(), TokenError> {
-        let bad = |member, value: &str| Err(TokenError::BadMember { member, value: cut(value) });
+        let bad = |member, value: &str| {
+            Err(TokenError::BadMember {
+                member,
+                value: cut(value),
+            })
+        };
         // LUKS2 has at most 32 key slots.
         let slot = |text: &String| text.parse::<u8>().is_ok_and(|number| number < 32);
         if self.keyslots.is_empty() || self.keyslots.len() > 32 || !self.keyslots.iter().all(slot) {
@@ -241,7 +258,9 @@ fn is_url(url: &str) -> bool {
     let rest = url.strip_prefix("https://").unwrap_or_default().trim_end_matches('/');
     url.len() <= MAX_URL
         && !rest.is_empty()
-        && rest.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | ':' | '[' | ']' | '_'))
+        && rest
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | ':' | '[' | ']' | '_'))
 }
 
 /// What of a stranger's text goes into an error message.
@@ -278,7 +297,10 @@ mod tests {
         )
         .unwrap();
         assert_eq!(made, token);
-        assert_eq!((made.key_id(), made.policy()), ("6f9619ff-8b86-d011-b42d-00cf4fc964ff", "default"));
+        assert_eq!(
+            (made.key_id(), made.policy()),
+            ("6f9619ff-8b86-d011-b42d-00cf4fc964ff", "default")
+        );
         assert_eq!(made.keyslots(), ["0"]);
     }
 
@@ -286,15 +308,24 @@ mod tests {
     fn finds_the_one_token_among_others() {
         let other = json!({"type": "systemd-tpm2", "keyslots": ["1"]});
         assert!(LuksToken::find(&[other.clone(), good()]).is_ok());
-        assert!(matches!(LuksToken::find(std::slice::from_ref(&other)), Err(TokenError::Missing)));
+        assert!(matches!(
+            LuksToken::find(std::slice::from_ref(&other)),
+            Err(TokenError::Missing)
+        ));
         assert!(matches!(LuksToken::find(&[]), Err(TokenError::Missing)));
-        assert!(matches!(LuksToken::find(&[good(), other, good()]), Err(TokenError::Several(2))));
+        assert!(matches!(
+            LuksToken::find(&[good(), other, good()]),
+            Err(TokenError::Several(2))
+        ));
     }
 
     #[test]
     fn each_fault_has_its_own_error() {
         assert!(matches!(LuksToken::parse(b"{"), Err(TokenError::Malformed(_))));
-        assert!(matches!(LuksToken::parse(&vec![b' '; MAX_TOKEN + 1]), Err(TokenError::TooLong(_))));
+        assert!(matches!(
+            LuksToken::parse(&vec![b' '; MAX_TOKEN + 1]),
+            Err(TokenError::TooLong(_))
+        ));
         let with = |member: &str, value: Value| {
             let mut token = good();
             token[member] = value;
@@ -304,7 +335,10 @@ mod tests {
         assert!(matches!(with("type", json!(7)), TokenError::Malformed(_)));
         assert!(matches!(with("version", json!(2)), TokenError::WrongVersion(2)));
         assert!(matches!(with("surprise", json!(1)), TokenError::Malformed(_)));
-        assert!(matches!(with("verifier_spki_sha256", json!("abcd")), TokenError::Malformed(_)));
+        assert!(matches!(
+            with("verifier_spki_sha256", json!("abcd")),
+            TokenError::Malformed(_)
+        ));
         for (member, value) in [
             ("keyslots", json!([])),
             ("keyslots", json!(["32"])),
@@ -323,7 +357,15 @@ mod tests {
                 "{member} {value}"
             );
         }
-        for member in ["keyslots", "version", "verifiers", "verifier_spki_sha256", "key_id", "policy", "type"] {
+        for member in [
+            "keyslots",
+            "version",
+            "verifiers",
+            "verifier_spki_sha256",
+            "key_id",
+            "policy",
+            "type",
+        ] {
             let mut token = good();
             token.as_object_mut().unwrap().remove(member);
             assert!(matches!(parse(&token), Err(TokenError::Malformed(_))), "{member}");
@@ -334,12 +376,21 @@ mod tests {
     fn only_configured_verifiers_are_asked() {
         let token = parse(&good()).unwrap();
         let ca: Sha256Digest = CA.parse().unwrap();
-        let known = ["https://other.example:1".to_owned(), "https://Verifier.example:8444/".to_owned()];
-        assert_eq!(token.allowed_verifiers(&known, &ca).unwrap(), ["https://Verifier.example:8444/"]);
+        let known = [
+            "https://other.example:1".to_owned(),
+            "https://Verifier.example:8444/".to_owned(),
+        ];
+        assert_eq!(
+            token.allowed_verifiers(&known, &ca).unwrap(),
+            ["https://Verifier.example:8444/"]
+        );
         let foreign = token.allowed_verifiers(&known[..1], &ca).unwrap_err();
         assert!(matches!(foreign, TokenError::ForeignVerifier { .. }));
         assert!(foreign.to_string().contains("https://verifier.example:8444"));
         let other_ca: Sha256Digest = "bb".repeat(32).parse().unwrap();
-        assert!(matches!(token.allowed_verifiers(&known, &other_ca), Err(TokenError::ForeignCa { .. })));
+        assert!(matches!(
+            token.allowed_verifiers(&known, &other_ca),
+            Err(TokenError::ForeignCa { .. })
+        ));
     }
 }

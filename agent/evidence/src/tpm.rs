@@ -43,9 +43,7 @@ pub enum TpmError {
         found: usize,
     },
     /// An attestation without `TPM_GENERATED_VALUE`: not made by a TPM about itself (Part 2, section 6.2).
-    #[error(
-        "the signed structure starts with 0x{0:08x}, not with the TPM's own mark: no TPM made it"
-    )]
+    #[error("the signed structure starts with 0x{0:08x}, not with the TPM's own mark: no TPM made it")]
     Magic(u32),
     /// A flag that is neither yes nor no.
     #[error("the clock's safe flag is {0}, it can only be 0 or 1")]

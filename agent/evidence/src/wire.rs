@@ -286,19 +286,10 @@ mod tests {
             }
         );
 
-        let refused = |text: String| {
-            serde_json::from_str::<QuoteRequest>(&text)
-                .unwrap_err()
-                .to_string()
-        };
+        let refused = |text: String| serde_json::from_str::<QuoteRequest>(&text).unwrap_err().to_string();
         let short = STANDARD.encode([7; 31]);
-        assert!(
-            refused(format!(r#"{{"nonce":"{short}","log_from":3}}"#))
-                .contains("nonce has 31 bytes")
-        );
-        let unknown = refused(format!(
-            r#"{{"nonce":"{nonce}","log_from":3,"log_form":1}}"#
-        ));
+        assert!(refused(format!(r#"{{"nonce":"{short}","log_from":3}}"#)).contains("nonce has 31 bytes"));
+        let unknown = refused(format!(r#"{{"nonce":"{nonce}","log_from":3,"log_form":1}}"#));
         assert!(unknown.contains("unknown field `log_form`"), "{unknown}");
         assert!(refused(format!(r#"{{"nonce":"{nonce}"}}"#)).contains("missing field `log_from`"));
         // A malformed number is never read as "from the start".
@@ -315,8 +306,7 @@ mod tests {
             r#"{"error":{"code":"key-unknown","message":"there is no key k"}}"#
         );
         assert_eq!(serde_json::from_str::<ErrorBody>(&text).unwrap(), body);
-        body.reasons
-            .push("program /root/rogue is not approved".into());
+        body.reasons.push("program /root/rogue is not approved".into());
         let text = serde_json::to_string(&body).unwrap();
         assert!(
             text.ends_with(r#""reasons":["program /root/rogue is not approved"]}"#),

@@ -1,5 +1,9 @@
 //! Boot logs of real machines replay to the PCR values that those machines reported.
-#![expect(clippy::unwrap_used, clippy::panic, reason = "a test says what it expects by panicking")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test says what it expects by panicking"
+)]
 
 use assay_evidence::bootlog::{self, BootLogError, Format};
 use assay_evidence::digest::Algorithm;
@@ -46,7 +50,9 @@ fn logs_replay_to_the_reported_pcrs() {
     let Some(folder) = folder() else { return };
     let mut compared = 0;
     for path in logs(&folder) {
-        let Ok(reported) = std::fs::read(path.with_extension("pcrs.json")) else { continue };
+        let Ok(reported) = std::fs::read(path.with_extension("pcrs.json")) else {
+            continue;
+        };
         let reported: Reported = serde_json::from_slice(&reported).unwrap();
         let log = bootlog::parse(&std::fs::read(&path).unwrap()).unwrap();
         for (name, pcrs) in reported.pcrs {
@@ -57,7 +63,12 @@ fn logs_replay_to_the_reported_pcrs() {
             }
             let replayed = log.replay(bank(&name)).unwrap();
             for (pcr, value) in pcrs {
-                assert_eq!(hex::encode(&replayed[&pcr]), value, "{} {name} PCR {pcr}", path.display());
+                assert_eq!(
+                    hex::encode(&replayed[&pcr]),
+                    value,
+                    "{} {name} PCR {pcr}",
+                    path.display()
+                );
                 compared += 1;
             }
         }
@@ -72,7 +83,10 @@ fn odd_but_genuine_logs_are_read_and_the_bogus_one_is_not() {
         let name = path.file_stem().unwrap().to_str().unwrap();
         let parsed = bootlog::parse(&std::fs::read(&path).unwrap());
         if name.ends_with("-bogus") {
-            assert!(matches!(parsed, Err(BootLogError::NoSuchPcr { event: 0, .. })), "{parsed:?}");
+            assert!(
+                matches!(parsed, Err(BootLogError::NoSuchPcr { event: 0, .. })),
+                "{parsed:?}"
+            );
             continue;
         }
         let log = parsed.unwrap_or_else(|error| panic!("{name}: {error}"));
@@ -80,10 +94,17 @@ fn odd_but_genuine_logs_are_read_and_the_bogus_one_is_not() {
             log.replay(bank).unwrap_or_else(|error| panic!("{name}: {error}"));
         }
         assert!(log.to_string().lines().count() > log.events().len(), "{name}");
-        assert_eq!(log.to_json()["events"].as_array().unwrap().len(), log.events().len(), "{name}");
+        assert_eq!(
+            log.to_json()["events"].as_array().unwrap().len(),
+            log.events().len(),
+            "{name}"
+        );
         match name {
             "short_no_action_eventlog" => {
-                assert_eq!((log.format(), log.startup_locality(), log.events().len()), (Format::Tpm12, 3, 1));
+                assert_eq!(
+                    (log.format(), log.startup_locality(), log.events().len()),
+                    (Format::Tpm12, 3, 1)
+                );
             }
             "option_rom_eventlog" => assert_eq!(log.format(), Format::Tpm12),
             "crypto_agile_eventlog" => assert_eq!(log.format(), Format::CryptoAgile),
@@ -98,7 +119,9 @@ fn shortened_logs_are_refused() {
     let Some(folder) = folder() else { return };
     let bytes = std::fs::read(folder.join("arch-linux-workstation.bin")).unwrap();
     let events = bootlog::parse(&bytes).unwrap().events().len();
-    let whole = (0..bytes.len()).filter(|&end| bootlog::parse(&bytes[..end]).is_ok()).count();
+    let whole = (0..bytes.len())
+        .filter(|&end| bootlog::parse(&bytes[..end]).is_ok())
+        .count();
     assert_eq!(whole, events - 1);
 }
 
@@ -108,7 +131,13 @@ fn a_changed_digest_changes_the_replay() {
     let Some(folder) = folder() else { return };
     let bytes = std::fs::read(folder.join("crypto_agile_eventlog.bin")).unwrap();
     let good = bootlog::parse(&bytes).unwrap();
-    let (bank, digest) = good.events().iter().find(|event| event.is_extended()).unwrap().digests()[0].clone();
+    let (bank, digest) = good
+        .events()
+        .iter()
+        .find(|event| event.is_extended())
+        .unwrap()
+        .digests()[0]
+        .clone();
     let at = bytes.windows(digest.len()).position(|window| window == digest).unwrap();
     let mut changed = bytes;
     changed[at] ^= 1;

@@ -1,6 +1,10 @@
 //! A TPM's opinion on what this crate computes: a credential made in software opens in the TPM that it was made for, and
 //! the TPM's own EK certificate is traced to its maker. Needs swtpm and tpm2-tools.
-#![expect(clippy::unwrap_used, clippy::panic, reason = "a test says what it expects by panicking")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test says what it expects by panicking"
+)]
 
 use std::path::Path;
 use std::process::Command;
@@ -24,7 +28,11 @@ fn try_tool(tpm: &Swtpm, tool: &str, arguments: &[&str]) -> Result<(), String> {
         .current_dir(tpm.dir())
         .output()
         .unwrap_or_else(|error| panic!("cannot start {tool}: {error}"));
-    if output.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&output.stderr).into_owned()) }
+    if output.status.success() {
+        Ok(())
+    } else {
+        Err(String::from_utf8_lossy(&output.stderr).into_owned())
+    }
 }
 
 fn tool(tpm: &Swtpm, tool: &str, arguments: &[&str]) {
@@ -59,13 +67,20 @@ fn identity(tpm: &Swtpm, certificate: Option<Vec<u8>>) -> Identity {
 }
 
 fn now() -> i64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs().try_into().unwrap()
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap()
+        .as_secs()
+        .try_into()
+        .unwrap()
 }
 
 /// Makes EK and AK in the TPM, and says what they are.
 fn keys(tpm: &Swtpm, ek_type: &str) -> (TrustedEk, Name) {
     tool(tpm, "tpm2_createek", &["-G", ek_type, "-c", "ek.ctx", "-u", "ek.pub"]);
-    let ak = ["-C", "ek.ctx", "-G", "ecc", "-g", "sha256", "-s", "ecdsa", "-c", "ak.ctx", "-u", "ak.pub", "-n", "ak.name"];
+    let ak = [
+        "-C", "ek.ctx", "-G", "ecc", "-g", "sha256", "-s", "ecdsa", "-c", "ak.ctx", "-u", "ak.pub", "-n", "ak.name",
+    ];
     flush(tpm);
     tool(tpm, "tpm2_createak", &ak);
     flush(tpm);
@@ -85,7 +100,18 @@ fn activate(tpm: &Swtpm, credential: &Credential) -> Result<Vec<u8>, String> {
     std::fs::write(tpm.dir().join("credential"), blob).unwrap();
     tool(tpm, "tpm2_startauthsession", &["--policy-session", "-S", "session"]);
     tool(tpm, "tpm2_policysecret", &["-S", "session", "-c", "e"]);
-    let arguments = ["-c", "ak.ctx", "-C", "ek.ctx", "-i", "credential", "-o", "secret", "-P", "session:session"];
+    let arguments = [
+        "-c",
+        "ak.ctx",
+        "-C",
+        "ek.ctx",
+        "-i",
+        "credential",
+        "-o",
+        "secret",
+        "-P",
+        "session:session",
+    ];
     let opened = try_tool(tpm, "tpm2_activatecredential", &arguments);
     tool(tpm, "tpm2_flushcontext", &["session"]);
     flush(tpm);
@@ -133,13 +159,22 @@ fn the_tpms_certificate_leads_to_its_maker() {
     assert!(check(&[root.clone(), issuer.clone()].concat(), &certificate, now()).is_ok());
     assert!(check(&issuer, &certificate, now()).is_ok());
     assert!(check(&root, &[certificate.clone(), issuer[0].clone()].concat(), now()).is_ok());
-    assert!(matches!(check(&root, &certificate, now()), Err(EkError::Chain(ChainError::NoAnchor { .. }))));
+    assert!(matches!(
+        check(&root, &certificate, now()),
+        Err(EkError::Chain(ChainError::NoAnchor { .. }))
+    ));
     let before_its_time = check(&issuer, &certificate, 0);
-    assert!(matches!(before_its_time, Err(EkError::Chain(ChainError::Validity { .. }))));
+    assert!(matches!(
+        before_its_time,
+        Err(EkError::Chain(ChainError::Validity { .. }))
+    ));
     // Each byte of the signature counts.
     let mut changed = certificate.clone();
     *changed.last_mut().unwrap() ^= 1;
-    assert!(matches!(check(&issuer, &changed, now()), Err(EkError::Chain(ChainError::Signature { .. }))));
+    assert!(matches!(
+        check(&issuer, &changed, now()),
+        Err(EkError::Chain(ChainError::Signature { .. }))
+    ));
 
     let other = Swtpm::start_with_ek_certificate().unwrap();
     let [other_root, other_issuer] = <[_; 2]>::try_from(other.ca_certificates()).unwrap();

@@ -9,8 +9,7 @@ use assay_evidence::bundle::Pcrs;
 use assay_evidence::cel::{self, CelError, Head, Register};
 use assay_evidence::digest::Algorithm;
 use assay_evidence::tpm::{
-    AkError, Attest, AttestationKey, Attested, Parameters, Public, Scheme, Signature, TpmError,
-    pcr_digest,
+    AkError, Attest, AttestationKey, Attested, Parameters, Public, Scheme, Signature, TpmError, pcr_digest,
 };
 use assay_evidence::wire::Hex;
 use base64::Engine;
@@ -33,9 +32,7 @@ fn vector(name: &str) -> Option<String> {
 }
 
 fn unbase64(value: &Value) -> Vec<u8> {
-    STANDARD
-        .decode(value.as_str().expect("a string"))
-        .expect("base64")
+    STANDARD.decode(value.as_str().expect("a string")).expect("base64")
 }
 
 #[test]
@@ -77,10 +74,7 @@ fn go_tpm_tools_canonical_event_log() {
     for end in 0..bytes.len() {
         // A cut is found, unless it falls between two records.
         let cut = cel::read_all(&bytes[..end]);
-        assert!(
-            matches!(cut, Err(CelError::Short(_)) | Ok(_)),
-            "{end}: {cut:?}"
-        );
+        assert!(matches!(cut, Err(CelError::Short(_)) | Ok(_)), "{end}: {cut:?}");
     }
 }
 
@@ -91,11 +85,7 @@ fn go_attestation_quote_of_a_cloud_vm() {
     };
     let vector: Value = serde_json::from_str(&text).expect("JSON");
     let dump = &vector["Static"];
-    let dump = if dump.get("AK").is_some() {
-        dump
-    } else {
-        &vector
-    };
+    let dump = if dump.get("AK").is_some() { dump } else { &vector };
 
     let public = Public::parse(&unbase64(&dump["AK"]["Public"])).expect("a public area");
     let Parameters::Rsa {
@@ -131,12 +121,8 @@ fn go_attestation_quote_of_a_cloud_vm() {
         n: modulus.as_slice(),
         e: &exponent.to_be_bytes()[1..],
     };
-    key.verify(
-        &RSA_PKCS1_2048_8192_SHA1_FOR_LEGACY_USE_ONLY,
-        &quote,
-        &signature,
-    )
-    .expect("their signature");
+    key.verify(&RSA_PKCS1_2048_8192_SHA1_FOR_LEGACY_USE_ONLY, &quote, &signature)
+        .expect("their signature");
 
     let attest = Attest::parse(&quote).expect("an attestation");
     assert!(attest.extra_data.is_empty(), "taken without a nonce");
@@ -144,10 +130,7 @@ fn go_attestation_quote_of_a_cloud_vm() {
         panic!("not a quote")
     };
     assert_eq!(selections.len(), 1);
-    assert_eq!(
-        (selections[0].bank, selections[0].pcrs.len()),
-        (Algorithm::Sha1, 24)
-    );
+    assert_eq!((selections[0].bank, selections[0].pcrs.len()), (Algorithm::Sha1, 24));
     assert_eq!(
         &pcr_digest(Algorithm::Sha1, selections, &pcrs(&dump["Log"]["PCRs"])).expect("all PCRs"),
         digest

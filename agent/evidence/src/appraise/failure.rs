@@ -64,7 +64,17 @@ pub struct Failure {
 
 impl Failure {
     pub(super) const fn new(rule: Rule, detail: String) -> Self {
-        Self { rule, pcr: None, record: None, kind: None, path: None, digest: None, nearest: None, detail, times: 1 }
+        Self {
+            rule,
+            pcr: None,
+            record: None,
+            kind: None,
+            path: None,
+            digest: None,
+            nearest: None,
+            detail,
+            times: 1,
+        }
     }
 
     /// The check that refused.
@@ -126,10 +136,16 @@ impl fmt::Display for Failure {
             Rule::NotApproved => write!(f, "{} {digest} ({record}) is not approved", self.code())?,
             Rule::NotHashed => write!(f, "{} ({record}) could not be hashed", self.code())?,
             Rule::Unstable => {
-                write!(f, "{} {digest} ({record}) was open for writing while it was measured", self.code())?;
+                write!(
+                    f,
+                    "{} {digest} ({record}) was open for writing while it was measured",
+                    self.code()
+                )?;
             }
             Rule::Violation => write!(f, "{} ({record})", self.detail)?,
-            Rule::NotReady => f.write_str("the agent has not finished its inventory of what runs (no ready in the log)")?,
+            Rule::NotReady => {
+                f.write_str("the agent has not finished its inventory of what runs (no ready in the log)")?
+            }
             Rule::AgentStopped => write!(f, "the agent stopped measuring ({record})")?,
             Rule::Agent => write!(f, "agent {detail} {digest} ({record}) is not approved")?,
             Rule::KernelPrograms => write!(f, "kernel programs {digest} ({record}) are not approved")?,
@@ -137,7 +153,10 @@ impl fmt::Display for Failure {
             Rule::Mode => write!(f, "mode {detail} ({record}) is not allowed")?,
             Rule::PcrValue => write!(f, "{pcr} is {digest}, which is not approved")?,
             Rule::RuntimeStart => {
-                write!(f, "{pcr} was {digest} before the log began: earlier records are missing, or another program extends it")?;
+                write!(
+                    f,
+                    "{pcr} was {digest} before the log began: earlier records are missing, or another program extends it"
+                )?;
             }
             Rule::BootLog => f.write_str(&self.detail)?,
             Rule::BootLogPcr => write!(f, "the boot log does not lead to {pcr}, which is {digest}")?,

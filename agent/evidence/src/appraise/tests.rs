@@ -6,7 +6,11 @@ use crate::quote::HeldLog;
 use crate::testing::{BINDING, BOOT, Host, agent_start, load, measurement};
 
 fn replayed(host: &Host) -> ReplayedLog {
-    host.bundle(&BINDING, 0).verify(&host.key.ak(), &BINDING, &HeldLog::none()).unwrap().replay().unwrap()
+    host.bundle(&BINDING, 0)
+        .verify(&host.key.ak(), &BINDING, &HeldLog::none())
+        .unwrap()
+        .replay()
+        .unwrap()
 }
 
 fn captured(host: &Host) -> Policy {
@@ -33,8 +37,15 @@ fn a_host_fits_the_policy_captured_from_it() {
     let policy = captured(&host);
     let appraisal = replayed(&host).appraise(&policy);
     assert!(appraisal.is_trusted(), "{:?}", appraisal.reasons());
-    assert_eq!((appraisal.records(), appraisal.policy(), appraisal.boot_id()), (3, "default", BOOT));
-    assert!(appraisal.notes().iter().any(|note| note.contains("no boot log")), "{:?}", appraisal.notes());
+    assert_eq!(
+        (appraisal.records(), appraisal.policy(), appraisal.boot_id()),
+        (3, "default", BOOT)
+    );
+    assert!(
+        appraisal.notes().iter().any(|note| note.contains("no boot log")),
+        "{:?}",
+        appraisal.notes()
+    );
     // Code that is known may run again, from wherever it is.
     let mut again = host;
     let mut moved = measurement(LoadKind::Program, "/bin/ls", Some(2));
@@ -58,8 +69,14 @@ fn every_unapproved_load_is_listed_with_all_that_is_known() {
     assert_eq!(
         appraisal.reasons(),
         [
-            format!("kernel module /tmp/dummy.ko sha256:{} (record 3) is not approved", digest("/tmp/dummy.ko")),
-            format!("program /root/rogue sha256:{} (record 4) is not approved", digest("/root/rogue")),
+            format!(
+                "kernel module /tmp/dummy.ko sha256:{} (record 3) is not approved",
+                digest("/tmp/dummy.ko")
+            ),
+            format!(
+                "program /root/rogue sha256:{} (record 4) is not approved",
+                digest("/root/rogue")
+            ),
             format!(
                 "mapped file /lib/libc.so.6 sha256:{} (record 5) is not approved; approved at this path is sha256:{}",
                 digest("another libc"),
@@ -70,11 +87,18 @@ fn every_unapproved_load_is_listed_with_all_that_is_known() {
     let failure = &appraisal.failures()[0];
     assert_eq!(failure.rule(), Rule::NotApproved);
     assert_eq!((failure.record(), failure.path()), (Some(3), Some("/tmp/dummy.ko")));
-    assert_eq!((failure.kind(), failure.digest()), (Some(LoadKind::ModuleFile), Some(digest("/tmp/dummy.ko"))));
+    assert_eq!(
+        (failure.kind(), failure.digest()),
+        (Some(LoadKind::ModuleFile), Some(digest("/tmp/dummy.ko")))
+    );
 
     // One more digest allowed is one failure less.
     let mut wider = policy;
-    assert!(wider.allow(digest("/root/rogue"), Some(LoadKind::Program), Some("/root/rogue")).unwrap());
+    assert!(
+        wider
+            .allow(digest("/root/rogue"), Some(LoadKind::Program), Some("/root/rogue"))
+            .unwrap()
+    );
     assert_eq!(replayed(&host).appraise(&wider).failures().len(), 2);
 }
 
@@ -97,7 +121,10 @@ fn what_could_not_be_hashed_is_never_allowed() {
     unknown.digest = None;
     host.record(&[Event::Load(unknown)]);
     let (rule, text) = only(&replayed(&host).appraise(&policy));
-    assert_eq!((rule, text.as_str()), (Rule::NotHashed, "program /mnt/x (record 3) could not be hashed"));
+    assert_eq!(
+        (rule, text.as_str()),
+        (Rule::NotHashed, "program /mnt/x (record 3) could not be hashed")
+    );
     assert!(matches!(Policy::capture("p", &replayed(&host)), Err(PolicyError::NotHashed(path)) if path == "/mnt/x"));
 }
 
@@ -111,8 +138,14 @@ fn code_that_could_change_while_hashed_is_not_trusted() {
     host.record(&[Event::Load(library)]);
     let (rule, text) = only(&replayed(&host).appraise(&policy));
     assert_eq!(rule, Rule::Unstable);
-    assert!(text.ends_with("(record 3) was open for writing while it was measured"), "{text}");
-    assert!(matches!(Policy::capture("p", &replayed(&host)), Err(PolicyError::Unstable(_))));
+    assert!(
+        text.ends_with("(record 3) was open for writing while it was measured"),
+        "{text}"
+    );
+    assert!(matches!(
+        Policy::capture("p", &replayed(&host)),
+        Err(PolicyError::Unstable(_))
+    ));
 }
 
 #[test]
@@ -121,8 +154,14 @@ fn violations_are_never_allowed() {
     let policy = captured(&host);
     host.record(&[Event::Violation(Violation::Lost { count: 7 })]);
     let (rule, text) = only(&replayed(&host).appraise(&policy));
-    assert_eq!((rule, text.as_str()), (Rule::Violation, "7 measurements were lost in the kernel (record 3)"));
-    assert!(matches!(Policy::capture("p", &replayed(&host)), Err(PolicyError::Violation(_))));
+    assert_eq!(
+        (rule, text.as_str()),
+        (Rule::Violation, "7 measurements were lost in the kernel (record 3)")
+    );
+    assert!(matches!(
+        Policy::capture("p", &replayed(&host)),
+        Err(PolicyError::Violation(_))
+    ));
 }
 
 #[test]
@@ -131,7 +170,10 @@ fn a_log_must_be_ready_and_still_measured() {
     let mut host = Host::booted(BOOT, 5);
     host.record(&[Event::AgentStart(agent_start(BOOT))]);
     assert_eq!(only(&replayed(&host).appraise(&policy)).0, Rule::NotReady);
-    assert!(matches!(Policy::capture("p", &replayed(&host)), Err(PolicyError::NotReady)));
+    assert!(matches!(
+        Policy::capture("p", &replayed(&host)),
+        Err(PolicyError::NotReady)
+    ));
 
     let mut stopped = Host::measuring();
     stopped.record(&[Event::AgentStop]);
@@ -158,7 +200,11 @@ fn each_start_of_the_agent_is_judged() {
     assert_eq!(rules, [Rule::Agent, Rule::KernelPrograms, Rule::Tier, Rule::Mode]);
     assert!(appraisal.failures().iter().all(|failure| failure.record() == Some(3)));
     let reasons = appraisal.reasons();
-    assert!(reasons[0].contains(&Sha256Digest::of(b"another agent").to_string()), "{}", reasons[0]);
+    assert!(
+        reasons[0].contains(&Sha256Digest::of(b"another agent").to_string()),
+        "{}",
+        reasons[0]
+    );
     assert_eq!(reasons[2], "measuring tier 3 (record 3) is not allowed");
     assert_eq!(reasons[3], "mode hold (record 3) is not allowed");
 }
@@ -172,10 +218,17 @@ fn golden_pcrs_are_compared_each_on_its_own() {
     // IMA's PCR moves with the host's work.
     host.pcrs.get_mut(&10).unwrap().0 = vec![0xCC; 32];
     let appraisal = replayed(&host).appraise(&policy);
-    assert_eq!(appraisal.failures().iter().map(Failure::pcr).collect::<Vec<_>>(), [Some(4), Some(7)]);
+    assert_eq!(
+        appraisal.failures().iter().map(Failure::pcr).collect::<Vec<_>>(),
+        [Some(4), Some(7)]
+    );
     assert_eq!(
         appraisal.reasons()[0],
-        format!("PCR 4 is sha256:{}, which is not approved; the policy has sha256:{}", "ee".repeat(32), "05".repeat(32))
+        format!(
+            "PCR 4 is sha256:{}, which is not approved; the policy has sha256:{}",
+            "ee".repeat(32),
+            "05".repeat(32)
+        )
     );
     // A PCR without values isn't judged, and the verdict says so.
     let without = edited(&policy, |file| {
@@ -184,7 +237,13 @@ fn golden_pcrs_are_compared_each_on_its_own() {
     });
     let appraisal = replayed(&host).appraise(&without);
     assert!(appraisal.is_trusted());
-    assert!(appraisal.notes().contains(&"the policy has no values for PCR 4, 7".to_owned()), "{:?}", appraisal.notes());
+    assert!(
+        appraisal
+            .notes()
+            .contains(&"the policy has no values for PCR 4, 7".to_owned()),
+        "{:?}",
+        appraisal.notes()
+    );
 }
 
 #[test]
@@ -195,7 +254,9 @@ fn a_log_that_begins_late_is_refused() {
     let mut start = agent_start(BOOT);
     start.pcr_start = vec![(Algorithm::Sha1, vec![0; 20]), (Algorithm::Sha256, moved)];
     host.record(&[Event::AgentStart(start), Event::Ready]);
-    let policy = edited(&captured(&host), |file| file["runtime_pcr_start"] = serde_json::json!([]));
+    let policy = edited(&captured(&host), |file| {
+        file["runtime_pcr_start"] = serde_json::json!([])
+    });
     let (rule, text) = only(&replayed(&host).appraise(&policy));
     assert_eq!(rule, Rule::RuntimeStart);
     assert!(text.contains("PCR 13 was sha256:"), "{text}");
@@ -220,7 +281,11 @@ fn boot_log(host: &mut Host, pcrs: &[u8]) {
     }
     for (index, value) in host.pcrs.iter_mut().filter(|(index, _)| **index < 8) {
         let zero = vec![0; 32];
-        value.0 = if pcrs.contains(index) { Algorithm::Sha256.extend(&zero, &[*index; 32]) } else { zero };
+        value.0 = if pcrs.contains(index) {
+            Algorithm::Sha256.extend(&zero, &[*index; 32])
+        } else {
+            zero
+        };
     }
     host.boot_log = Some(log);
 }
@@ -241,7 +306,10 @@ fn a_boot_log_must_lead_to_the_firmware_pcrs() {
     let appraisal = replayed(&host).appraise(&policy);
     let (rule, text) = only(&appraisal);
     assert_eq!((rule, appraisal.failures()[0].pcr()), (Rule::BootLogPcr, Some(4)));
-    assert!(text.starts_with("the boot log does not lead to PCR 4, which is sha256:"), "{text}");
+    assert!(
+        text.starts_with("the boot log does not lead to PCR 4, which is sha256:"),
+        "{text}"
+    );
 
     // An empty log for PCRs that were extended is no explanation either.
     host.boot_log.as_mut().unwrap().truncate(65);
@@ -259,7 +327,11 @@ fn a_boot_log_of_another_bank_is_noted() {
     host.boot_log = Some([[4u8, 0, 0, 0, 4, 0, 0, 0].as_slice(), &[7; 20], &[0; 4]].concat());
     let appraisal = replayed(&host).appraise(&policy);
     assert!(appraisal.is_trusted(), "{:?}", appraisal.reasons());
-    assert!(appraisal.notes()[0].contains("no sha256 digests"), "{:?}", appraisal.notes());
+    assert!(
+        appraisal.notes()[0].contains("no sha256 digests"),
+        "{:?}",
+        appraisal.notes()
+    );
 }
 
 #[test]
@@ -272,7 +344,10 @@ fn all_kinds_of_failure_are_listed_together() {
     host.record(&[Event::Violation(Violation::Lost { count: 1 })]);
     let appraisal = replayed(&host).appraise(&policy);
     let rules: Vec<Rule> = appraisal.failures().iter().map(Failure::rule).collect();
-    assert_eq!(rules, [Rule::PcrValue, Rule::BootLog, Rule::NotApproved, Rule::Violation]);
+    assert_eq!(
+        rules,
+        [Rule::PcrValue, Rule::BootLog, Rule::NotApproved, Rule::Violation]
+    );
     let json = serde_json::to_value(&appraisal).unwrap();
     assert_eq!(json["status"], "untrusted");
     assert_eq!(json["failures"][2]["rule"], "not-approved");

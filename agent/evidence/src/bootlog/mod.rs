@@ -145,7 +145,10 @@ impl BootEvent {
     /// The digest in one bank.
     #[must_use]
     pub fn digest(&self, bank: Algorithm) -> Option<&[u8]> {
-        self.digests.iter().find(|(algorithm, _)| *algorithm == bank).map(|(_, digest)| digest.as_slice())
+        self.digests
+            .iter()
+            .find(|(algorithm, _)| *algorithm == bank)
+            .map(|(_, digest)| digest.as_slice())
     }
 
     /// The event's type as logged. No replay proves it: for people, never for a judgement.
@@ -198,7 +201,11 @@ impl BootLog {
     /// The PCRs that the log's events extend.
     #[must_use]
     pub fn extended_pcrs(&self) -> BTreeSet<u32> {
-        self.events.iter().filter(|event| event.is_extended()).map(BootEvent::pcr).collect()
+        self.events
+            .iter()
+            .filter(|event| event.is_extended())
+            .map(BootEvent::pcr)
+            .collect()
     }
 
     /// The values that PCRs 0 to 23 of a bank have after all events.
@@ -209,12 +216,17 @@ impl BootLog {
         if !self.banks.contains(&bank) {
             return Err(BootLogError::NoBank(bank, self.banks.clone()));
         }
-        let mut pcrs: BTreeMap<u32, Vec<u8>> =
-            (0..24).map(|pcr| (pcr, initial(pcr, bank.size(), self.locality))).collect();
+        let mut pcrs: BTreeMap<u32, Vec<u8>> = (0..24)
+            .map(|pcr| (pcr, initial(pcr, bank.size(), self.locality)))
+            .collect();
         for (number, event) in self.events.iter().enumerate().filter(|(_, event)| event.is_extended()) {
-            let digest = event.digest(bank).ok_or(BootLogError::NoDigest { event: number, bank })?;
-            let value =
-                pcrs.get_mut(&event.pcr).ok_or(BootLogError::NoSuchPcr { event: number, pcr: event.pcr })?;
+            let digest = event
+                .digest(bank)
+                .ok_or(BootLogError::NoDigest { event: number, bank })?;
+            let value = pcrs.get_mut(&event.pcr).ok_or(BootLogError::NoSuchPcr {
+                event: number,
+                pcr: event.pcr,
+            })?;
             *value = bank.extend(value, digest);
         }
         Ok(pcrs)

@@ -50,7 +50,12 @@ pub fn parse(bytes: &[u8]) -> Result<BootLog, BootLogError> {
             locality,
             events,
         },
-        None => BootLog { format: Format::Tpm12, banks: vec![Algorithm::Sha1], locality, events },
+        None => BootLog {
+            format: Format::Tpm12,
+            banks: vec![Algorithm::Sha1],
+            locality,
+            events,
+        },
     })
 }
 
@@ -86,7 +91,11 @@ fn spec_id(rest: &[u8]) -> Result<Vec<(u16, u16)>, BootLogError> {
     }
     let vendor = input.u8("vendor information")?;
     input.take(usize::from(vendor), "vendor information")?;
-    if input.rest.is_empty() { Ok(sizes) } else { Err(BootLogError::Header("length")) }
+    if input.rest.is_empty() {
+        Ok(sizes)
+    } else {
+        Err(BootLogError::Header("length"))
+    }
 }
 
 /// At most one event may tell the locality, and before PCR 0 is extended; a log without one began at locality 0.
@@ -121,14 +130,19 @@ struct Input<'a> {
 
 impl<'a> Input<'a> {
     fn take(&mut self, count: usize, field: &'static str) -> Result<&'a [u8], BootLogError> {
-        let (head, rest) =
-            self.rest.split_at_checked(count).ok_or(BootLogError::Short { event: self.event, field })?;
+        let (head, rest) = self.rest.split_at_checked(count).ok_or(BootLogError::Short {
+            event: self.event,
+            field,
+        })?;
         self.rest = rest;
         Ok(head)
     }
 
     fn array<const N: usize>(&mut self, field: &'static str) -> Result<[u8; N], BootLogError> {
-        self.take(N, field)?.try_into().map_err(|_| BootLogError::Short { event: self.event, field })
+        self.take(N, field)?.try_into().map_err(|_| BootLogError::Short {
+            event: self.event,
+            field,
+        })
     }
 
     fn u8(&mut self, field: &'static str) -> Result<u8, BootLogError> {
@@ -156,7 +170,10 @@ impl<'a> Input<'a> {
         let size = self.u32("size")?;
         match usize::try_from(size) {
             Ok(length) if length <= MAX_EVENT_DATA => Ok(self.take(length, "data")?.to_vec()),
-            _ => Err(BootLogError::EventTooLong { event: self.event, size }),
+            _ => Err(BootLogError::EventTooLong {
+                event: self.event,
+                size,
+            }),
         }
     }
 
@@ -164,7 +181,12 @@ impl<'a> Input<'a> {
     fn tpm12_event(&mut self) -> Result<BootEvent, BootLogError> {
         let (pcr, event_type) = self.head()?;
         let digest = self.take(SHA1_SIZE, "digest")?.to_vec();
-        Ok(BootEvent { pcr, event_type, digests: vec![(Algorithm::Sha1, digest)], data: self.data()? })
+        Ok(BootEvent {
+            pcr,
+            event_type,
+            digests: vec![(Algorithm::Sha1, digest)],
+            data: self.data()?,
+        })
     }
 
     /// TCG_PCR_EVENT2.
@@ -177,10 +199,16 @@ impl<'a> Input<'a> {
         for _ in 0..count {
             let algorithm = self.u16("digest algorithm")?;
             let Some(&(_, size)) = sizes.iter().find(|&&(id, _)| id == algorithm) else {
-                return Err(BootLogError::UnlistedAlgorithm { event: self.event, algorithm });
+                return Err(BootLogError::UnlistedAlgorithm {
+                    event: self.event,
+                    algorithm,
+                });
             };
             if seen.contains(&algorithm) {
-                return Err(BootLogError::RepeatedAlgorithm { event: self.event, algorithm });
+                return Err(BootLogError::RepeatedAlgorithm {
+                    event: self.event,
+                    algorithm,
+                });
             }
             seen.push(algorithm);
             let digest = self.take(usize::from(size), "digest")?;
@@ -188,6 +216,11 @@ impl<'a> Input<'a> {
                 digests.push((known, digest.to_vec()));
             }
         }
-        Ok(BootEvent { pcr, event_type, digests, data: self.data()? })
+        Ok(BootEvent {
+            pcr,
+            event_type,
+            digests,
+            data: self.data()?,
+        })
     }
 }

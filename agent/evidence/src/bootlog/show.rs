@@ -23,7 +23,12 @@ impl fmt::Display for BootLog {
             self.locality
         )?;
         for (number, event) in self.events.iter().enumerate() {
-            write!(f, "{number:4} pcr {:>2} {:34}", pcr_text(event), event_name(event.event_type))?;
+            write!(
+                f,
+                "{number:4} pcr {:>2} {:34}",
+                pcr_text(event),
+                event_name(event.event_type)
+            )?;
             if let Some((bank, digest)) = best(event) {
                 write!(f, " {}:{}", bank, hex::encode(digest))?;
             }
@@ -91,13 +96,21 @@ impl BootLog {
 
 /// The PCR, or "-" where an event that is not extended names none.
 fn pcr_text(event: &BootEvent) -> String {
-    if event.pcr < 24 { event.pcr.to_string() } else { "-".into() }
+    if event.pcr < 24 {
+        event.pcr.to_string()
+    } else {
+        "-".into()
+    }
 }
 
 /// SHA-256 where there is one, for a line has room for one digest.
 fn best(event: &BootEvent) -> Option<&(Algorithm, Vec<u8>)> {
     let wanted = |(bank, _): &&(Algorithm, Vec<u8>)| *bank == Algorithm::Sha256;
-    if event.is_extended() { event.digests.iter().find(wanted).or(event.digests.first()) } else { None }
+    if event.is_extended() {
+        event.digests.iter().find(wanted).or(event.digests.first())
+    } else {
+        None
+    }
 }
 
 /// An event's data in short: text if it is text, a UEFI variable's name if it is laid out as one, else hexadecimal.
@@ -108,10 +121,18 @@ fn summary(data: &[u8]) -> String {
     }
     if let Some(text) = ascii(data).or_else(|| variable(data)).or_else(|| utf16(data)) {
         let cut: String = text.chars().take(TEXT).collect();
-        return if cut.len() < text.len() { format!("\"{cut}…\"") } else { format!("\"{cut}\"") };
+        return if cut.len() < text.len() {
+            format!("\"{cut}…\"")
+        } else {
+            format!("\"{cut}\"")
+        };
     }
     let shown = hex::encode(data.get(..HEX.min(data.len())).unwrap_or_default());
-    if data.len() > HEX { format!("{shown}… ({} bytes)", data.len()) } else { shown }
+    if data.len() > HEX {
+        format!("{shown}… ({} bytes)", data.len())
+    } else {
+        shown
+    }
 }
 
 /// Printable ASCII, with at most closing NULs.
@@ -151,7 +172,10 @@ mod tests {
     #[test]
     fn data_in_short() {
         assert_eq!(summary(b""), "");
-        assert_eq!(summary(b"Exit Boot Services Invocation"), "\"Exit Boot Services Invocation\"");
+        assert_eq!(
+            summary(b"Exit Boot Services Invocation"),
+            "\"Exit Boot Services Invocation\""
+        );
         assert_eq!(summary(b"grub_cmd: linux\0"), "\"grub_cmd: linux\"");
         assert_eq!(summary(&[0, 0, 0, 0]), "00000000");
         assert_eq!(summary(b"\x1b[2Jevil"), "1b5b324a6576696c");

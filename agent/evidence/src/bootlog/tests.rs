@@ -54,7 +54,10 @@ fn an_event_of_an_unknown_bank_is_stepped_over() {
     assert_eq!(log.banks(), [Algorithm::Sha256]);
     let expected = Algorithm::Sha256.hash(&[[0u8; 32], [1; 32]].concat());
     assert_eq!(log.replay(Algorithm::Sha256).unwrap()[&4], expected);
-    assert_eq!(log.replay(Algorithm::Sha1), Err(BootLogError::NoBank(Algorithm::Sha1, vec![Algorithm::Sha256])));
+    assert_eq!(
+        log.replay(Algorithm::Sha1),
+        Err(BootLogError::NoBank(Algorithm::Sha1, vec![Algorithm::Sha256]))
+    );
 }
 
 #[test]
@@ -81,9 +84,15 @@ fn the_locality_is_settled_once_and_first() {
 fn malformed_logs_have_their_own_errors() {
     assert_eq!(parse(b""), Err(BootLogError::Empty));
     assert_eq!(parse(&vec![0; MAX_LOG + 1]), Err(BootLogError::TooLong(MAX_LOG + 1)));
-    assert_eq!(parse(&tpm12(24, 4, &[0; 20], b"")), Err(BootLogError::NoSuchPcr { event: 0, pcr: 24 }));
+    assert_eq!(
+        parse(&tpm12(24, 4, &[0; 20], b"")),
+        Err(BootLogError::NoSuchPcr { event: 0, pcr: 24 })
+    );
     let empty_event = tpm12(0, 4, &[0; 20], b"");
-    assert_eq!(parse(&empty_event.repeat(MAX_EVENTS + 1)), Err(BootLogError::TooManyEvents));
+    assert_eq!(
+        parse(&empty_event.repeat(MAX_EVENTS + 1)),
+        Err(BootLogError::TooManyEvents)
+    );
     assert!(parse(&empty_event.repeat(MAX_EVENTS)).is_ok());
 
     let mut long = tpm12(0, 4, &[0; 20], b"");
@@ -92,7 +101,13 @@ fn malformed_logs_have_their_own_errors() {
     assert_eq!(parse(&long), Err(BootLogError::EventTooLong { event: 0, size }));
 
     let short = &tpm12(0, 4, &[0; 20], b"data");
-    assert_eq!(parse(&short[..short.len() - 1]), Err(BootLogError::Short { event: 0, field: "data" }));
+    assert_eq!(
+        parse(&short[..short.len() - 1]),
+        Err(BootLogError::Short {
+            event: 0,
+            field: "data"
+        })
+    );
 
     for (log, field) in [
         (header(&[], b""), "number of algorithms"),
@@ -116,12 +131,18 @@ fn malformed_logs_have_their_own_errors() {
     );
     assert_eq!(
         with(agile(0, 4, &[(0x0B, &[0; 32]), (0x0B, &[0; 32])], b"")),
-        Err(BootLogError::RepeatedAlgorithm { event: 1, algorithm: 0x0B })
+        Err(BootLogError::RepeatedAlgorithm {
+            event: 1,
+            algorithm: 0x0B
+        })
     );
     let none = with(agile(0, 4, &[], b"")).unwrap();
     assert_eq!(
         none.replay(Algorithm::Sha256),
-        Err(BootLogError::NoDigest { event: 1, bank: Algorithm::Sha256 })
+        Err(BootLogError::NoDigest {
+            event: 1,
+            bank: Algorithm::Sha256
+        })
     );
 }
 

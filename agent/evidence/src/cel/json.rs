@@ -15,10 +15,7 @@ pub fn to_json(record: &Record) -> Value {
         .collect();
     let (content_type, content) = match record.events() {
         Ok(events) => (json!("assay"), json!({ "events": events })),
-        Err(_) => (
-            json!(record.content_type),
-            json!(hex::encode(&record.content)),
-        ),
+        Err(_) => (json!(record.content_type), json!(hex::encode(&record.content))),
     };
     let register = match record.register {
         Register::Pcr => "pcr",

@@ -8,13 +8,7 @@ use crate::testing::{BOOT, agent_start, load, measurement};
 const BANKS: [Algorithm; 2] = [Algorithm::Sha1, Algorithm::Sha256];
 
 fn record(number: u64) -> Record {
-    Record::build(
-        number,
-        13,
-        &[load("/bin/true", number), Event::Ready],
-        &BANKS,
-    )
-    .unwrap()
+    Record::build(number, 13, &[load("/bin/true", number), Event::Ready], &BANKS).unwrap()
 }
 
 #[test]
@@ -23,16 +17,10 @@ fn decode_gives_back_what_was_encoded() {
         let record = record(number);
         let bytes = record.encode();
         assert_eq!(read(&bytes), Ok((record.clone(), bytes.len())));
-        assert_eq!(
-            record.events().unwrap(),
-            [load("/bin/true", number), Event::Ready]
-        );
+        assert_eq!(record.events().unwrap(), [load("/bin/true", number), Event::Ready]);
     }
     let log: Vec<u8> = (0..5).flat_map(|number| record(number).encode()).collect();
-    assert_eq!(
-        read_all(&log).unwrap(),
-        (0..5).map(record).collect::<Vec<_>>()
-    );
+    assert_eq!(read_all(&log).unwrap(), (0..5).map(record).collect::<Vec<_>>());
 }
 
 #[test]
@@ -51,10 +39,7 @@ fn known_bytes_and_digest() {
 fn cut_tail_is_short_everywhere() {
     let bytes = record(3).encode();
     for end in 0..bytes.len() {
-        assert!(
-            matches!(read(&bytes[..end]), Err(CelError::Short(_))),
-            "{end} bytes"
-        );
+        assert!(matches!(read(&bytes[..end]), Err(CelError::Short(_))), "{end} bytes");
         // A log may end between records only.
         assert_eq!(read_all(&bytes[..end]).is_ok(), end == 0, "{end} bytes");
     }
@@ -99,20 +84,8 @@ fn malformed_records_are_named() {
         change(&mut changed);
         read(&changed).unwrap_err()
     };
-    assert_eq!(
-        refused(|b| b[0] = 7),
-        CelError::FieldType {
-            found: 7,
-            wanted: 0
-        }
-    );
-    assert_eq!(
-        refused(|b| b[13] = 2),
-        CelError::FieldType {
-            found: 2,
-            wanted: 1
-        }
-    );
+    assert_eq!(refused(|b| b[0] = 7), CelError::FieldType { found: 7, wanted: 0 });
+    assert_eq!(refused(|b| b[13] = 2), CelError::FieldType { found: 2, wanted: 1 });
     assert!(matches!(
         refused(|b| b[4] = 7),
         CelError::Width {
@@ -129,10 +102,7 @@ fn malformed_records_are_named() {
             wanted: 1
         }
     ));
-    assert!(matches!(
-        refused(|b| b[24] = 0x12),
-        CelError::Bank { record: 2, .. }
-    ));
+    assert!(matches!(refused(|b| b[24] = 0x12), CelError::Bank { record: 2, .. }));
     assert!(matches!(
         refused(|b| b[24] = 0x0B),
         CelError::Digest {
@@ -143,10 +113,7 @@ fn malformed_records_are_named() {
     ));
     // A length beyond any record is refused at once, it does not wait for 4 GiB.
     let huge = refused(|b| b[20] = 0xFF);
-    assert!(
-        matches!(huge, CelError::TooLarge { record: 2, .. }),
-        "{huge:?}"
-    );
+    assert!(matches!(huge, CelError::TooLarge { record: 2, .. }), "{huge:?}");
 }
 
 #[test]
@@ -177,10 +144,7 @@ fn digests_are_there_once() {
 fn batches_are_limited() {
     assert_eq!(
         Record::build(0, 13, &[], &BANKS),
-        Err(CelError::EventCount {
-            record: 0,
-            found: 0
-        })
+        Err(CelError::EventCount { record: 0, found: 0 })
     );
     let many = vec![Event::Ready; MAX_EVENTS + 1];
     assert_eq!(
@@ -193,8 +157,7 @@ fn batches_are_limited() {
     assert_eq!(batch_len(&many), MAX_EVENTS);
     assert_eq!(batch_len(&[]), 0);
 
-    let wide =
-        vec![Event::Load(measurement(LoadKind::Mapping, &"x".repeat(500), Some(1))); MAX_EVENTS];
+    let wide = vec![Event::Load(measurement(LoadKind::Mapping, &"x".repeat(500), Some(1))); MAX_EVENTS];
     assert!(matches!(
         Record::build(0, 13, &wide, &BANKS),
         Err(CelError::TooLarge { .. })
@@ -242,13 +205,7 @@ fn head_is_what_a_pcr_shows_that_began_at_zero() {
     }
     assert_eq!(head.value().as_ref(), pcr);
     assert_eq!(head.records(), 3);
-    assert_eq!(
-        head.push(&record(4)),
-        Err(CelError::Number {
-            found: 4,
-            wanted: 3
-        })
-    );
+    assert_eq!(head.push(&record(4)), Err(CelError::Number { found: 4, wanted: 3 }));
     let no_sha256 = Record::build(3, 13, &[Event::Ready], &[Algorithm::Sha1]).unwrap();
     assert!(matches!(
         head.push(&no_sha256),
@@ -272,12 +229,7 @@ fn json_form() {
     assert_eq!(json["content"]["events"][0]["kind"], "program");
     assert_eq!(json["content"]["events"][0]["path"], "/bin/true");
     assert_eq!(json["content"]["events"][1]["event"], "ready");
-    let lost = Record::build(
-        0,
-        13,
-        &[Event::Violation(Violation::Lost { count: 2 })],
-        &BANKS,
-    );
+    let lost = Record::build(0, 13, &[Event::Violation(Violation::Lost { count: 2 })], &BANKS);
     let event = &to_json(&lost.unwrap())["content"]["events"][0];
     assert_eq!(
         (&event["event"], &event["violation"], &event["count"]),

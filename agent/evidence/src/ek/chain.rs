@@ -51,7 +51,9 @@ pub enum ChainError {
         oid: String,
     },
     /// Not valid yet, or no more.
-    #[error("the certificate {subject:?} is valid from {from} to {until}, and now is {now}: check the clock, or get a current one")]
+    #[error(
+        "the certificate {subject:?} is valid from {from} to {until}, and now is {now}: check the clock, or get a current one"
+    )]
     Validity {
         /// The certificate.
         subject: String,
@@ -86,7 +88,9 @@ pub enum ChainError {
         source: X509Error,
     },
     /// No configured CA signed the chain's last certificate.
-    #[error("no configured CA {issuer:?}, which the certificate {subject:?} names: add the TPM maker's certificate with --ek-ca")]
+    #[error(
+        "no configured CA {issuer:?}, which the certificate {subject:?} names: add the TPM maker's certificate with --ek-ca"
+    )]
     NoAnchor {
         /// The certificate at which the search ended.
         subject: String,
@@ -112,7 +116,11 @@ pub fn read_host(bytes: &[u8]) -> Result<Vec<X509Certificate<'_>>, ChainError> {
         certificates.push(certificate);
         rest = after;
     }
-    if certificates.is_empty() { Err(ChainError::Malformed(WHAT)) } else { Ok(certificates) }
+    if certificates.is_empty() {
+        Err(ChainError::Malformed(WHAT))
+    } else {
+        Ok(certificates)
+    }
 }
 
 /// Reads the configured certificates.
@@ -146,13 +154,18 @@ pub fn check(
         if let Some(refusal) = signed_by_anchor(current, anchors, now) {
             return refusal;
         }
-        let Some(issuer) = intermediates.iter().find(|other| issued(other, current)) else { break };
+        let Some(issuer) = intermediates.iter().find(|other| issued(other, current)) else {
+            break;
+        };
         check_signature(current, issuer)?;
         check_common(issuer, now)?;
         check_ca(issuer, below, true)?;
         current = issuer;
     }
-    Err(ChainError::NoAnchor { subject: subject(current), issuer: current.issuer().to_string() })
+    Err(ChainError::NoAnchor {
+        subject: subject(current),
+        issuer: current.issuer().to_string(),
+    })
 }
 
 /// `None` when no anchor has the issuer's name. Several may have it (a CA renewed with a new key): one must fit.
@@ -180,7 +193,11 @@ fn issued(issuer: &X509Certificate<'_>, certificate: &X509Certificate<'_>) -> bo
 }
 
 fn check_signature(certificate: &X509Certificate<'_>, issuer: &X509Certificate<'_>) -> Result<(), ChainError> {
-    let refuse = |source| ChainError::Signature { subject: subject(certificate), issuer: subject(issuer), source };
+    let refuse = |source| ChainError::Signature {
+        subject: subject(certificate),
+        issuer: subject(issuer),
+        source,
+    };
     // Collisions in SHA-1 are a matter of money, and the library would still take it.
     if [oids::OID_PKCS1_SHA1WITHRSA, oids::OID_SHA1_WITH_RSA].contains(&certificate.signature_algorithm.algorithm) {
         return Err(refuse(X509Error::SignatureUnsupportedAlgorithm));
@@ -216,11 +233,15 @@ fn check_common(certificate: &X509Certificate<'_>, now: ASN1Time) -> Result<(), 
             now: now.to_string(),
         });
     }
-    match certificate.iter_extensions().find(|extension| extension.critical && !understood(extension)) {
+    match certificate
+        .iter_extensions()
+        .find(|extension| extension.critical && !understood(extension))
+    {
         None => Ok(()),
-        Some(extension) => {
-            Err(ChainError::UnknownCritical { subject: subject(certificate), oid: extension.oid.to_id_string() })
-        }
+        Some(extension) => Err(ChainError::UnknownCritical {
+            subject: subject(certificate),
+            oid: extension.oid.to_id_string(),
+        }),
     }
 }
 
@@ -243,9 +264,10 @@ fn check_ca(issuer: &X509Certificate<'_>, below: usize, intermediate: bool) -> R
     match basic_constraints(issuer)? {
         None if intermediate => return Err(ChainError::NotCa(subject(issuer))),
         Some(constraints) if !constraints.ca => return Err(ChainError::NotCa(subject(issuer))),
-        Some(&BasicConstraints { path_len_constraint: Some(allowed), .. })
-            if intermediate && usize::try_from(allowed).is_ok_and(|allowed| below > allowed) =>
-        {
+        Some(&BasicConstraints {
+            path_len_constraint: Some(allowed),
+            ..
+        }) if intermediate && usize::try_from(allowed).is_ok_and(|allowed| below > allowed) => {
             return Err(ChainError::PathLength(subject(issuer)));
         }
         _ => {}
@@ -257,17 +279,25 @@ fn check_ca(issuer: &X509Certificate<'_>, below: usize, intermediate: bool) -> R
 }
 
 fn basic_constraints<'a>(certificate: &'a X509Certificate<'_>) -> Result<Option<&'a BasicConstraints>, ChainError> {
-    let found: Option<BasicExtension<&BasicConstraints>> =
-        certificate.basic_constraints().map_err(|source| unreadable(certificate, source))?;
+    let found: Option<BasicExtension<&BasicConstraints>> = certificate
+        .basic_constraints()
+        .map_err(|source| unreadable(certificate, source))?;
     Ok(found.map(|extension| extension.value))
 }
 
 fn unreadable(certificate: &X509Certificate<'_>, source: X509Error) -> ChainError {
-    ChainError::Extension { subject: subject(certificate), source }
+    ChainError::Extension {
+        subject: subject(certificate),
+        source,
+    }
 }
 
 /// EK certificates often have an empty subject; the serial number names them then.
 fn subject(certificate: &X509Certificate<'_>) -> String {
     let subject = certificate.subject().to_string();
-    if subject.is_empty() { format!("serial {}", certificate.raw_serial_as_string()) } else { subject }
+    if subject.is_empty() {
+        format!("serial {}", certificate.raw_serial_as_string())
+    } else {
+        subject
+    }
 }

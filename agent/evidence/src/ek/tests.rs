@@ -33,7 +33,11 @@ fn ca_params(name: &str, edit: impl FnOnce(&mut CertificateParams)) -> Certifica
 fn root(name: &str, edit: impl FnOnce(&mut CertificateParams)) -> Ca {
     let (params, key) = (ca_params(name, edit), KeyPair::generate().unwrap());
     let certificate = params.self_signed(&key).unwrap();
-    Ca { params, key, certificate }
+    Ca {
+        params,
+        key,
+        certificate,
+    }
 }
 
 impl Ca {
@@ -44,7 +48,11 @@ impl Ca {
     fn intermediate(&self, name: &str, edit: impl FnOnce(&mut CertificateParams)) -> Self {
         let (params, key) = (ca_params(name, edit), KeyPair::generate().unwrap());
         let certificate = params.signed_by(&key, &self.issuer()).unwrap();
-        Self { params, key, certificate }
+        Self {
+            params,
+            key,
+            certificate,
+        }
     }
 
     /// An EK certificate as TPM makers make them, in DER.
@@ -96,7 +104,10 @@ fn key() -> KeyPair {
 fn leaf_error(edit: impl FnOnce(&mut CertificateParams)) -> ChainError {
     let (root, key) = (root("root", |_| {}), key());
     let trust = EkTrust::Roots(vec![root.der()]);
-    match trust.check(&identity(&key, Some(root.leaf(&key, edit))), NOW).unwrap_err() {
+    match trust
+        .check(&identity(&key, Some(root.leaf(&key, edit))), NOW)
+        .unwrap_err()
+    {
         EkError::Chain(error) => error,
         other => panic!("{other:?}"),
     }
@@ -108,8 +119,14 @@ fn a_pinned_key_needs_no_certificate() {
     let pinned = Sha256Digest::of(&ek_public(&ours, ATTRIBUTES));
     let trust = EkTrust::PinnedSha256(pinned);
     let trusted = trust.check(&identity(&ours, None), NOW).unwrap();
-    assert_eq!((trusted.sha256(), trusted.public().name().digest()), (pinned, pinned.as_ref()));
-    assert!(matches!(trust.check(&identity(&other, None), NOW), Err(EkError::NotPinned { .. })));
+    assert_eq!(
+        (trusted.sha256(), trusted.public().name().digest()),
+        (pinned, pinned.as_ref())
+    );
+    assert!(matches!(
+        trust.check(&identity(&other, None), NOW),
+        Err(EkError::NotPinned { .. })
+    ));
 }
 
 #[test]
@@ -120,11 +137,17 @@ fn only_an_endorsement_key_is_one() {
         let mut identity = identity(&ours, None);
         identity.ek_public = B64(ek_public(&ours, attributes));
         let trust = EkTrust::PinnedSha256(Sha256Digest::of(identity.ek_public.as_ref()));
-        assert!(matches!(trust.check(&identity, NOW), Err(EkError::Attributes { .. })), "{attributes:#x}");
+        assert!(
+            matches!(trust.check(&identity, NOW), Err(EkError::Attributes { .. })),
+            "{attributes:#x}"
+        );
     }
     let mut nonsense = identity(&ours, None);
     nonsense.ek_public = B64(vec![1, 2, 3]);
-    assert!(matches!(EkTrust::PinnedSha256(Sha256Digest::ZERO).check(&nonsense, NOW), Err(EkError::Public(_))));
+    assert!(matches!(
+        EkTrust::PinnedSha256(Sha256Digest::ZERO).check(&nonsense, NOW),
+        Err(EkError::Public(_))
+    ));
 }
 
 #[test]
@@ -149,7 +172,10 @@ fn a_certificate_chains_to_any_configured_anchor() {
     assert!(matches!(check(&[], &leaf), Err(EkError::NoAnchors)));
     // Another CA of the same name did not sign it; if both are configured, the right one is found.
     let impostor = self::root("low", |_| {});
-    assert!(matches!(check(&[&impostor], &leaf), Err(EkError::Chain(ChainError::Signature { .. }))));
+    assert!(matches!(
+        check(&[&impostor], &leaf),
+        Err(EkError::Chain(ChainError::Signature { .. }))
+    ));
     assert!(check(&[&impostor, &low], &leaf).is_ok());
     let no_certificate = EkTrust::Roots(vec![root.der()]).check(&identity(&ours, None), NOW);
     assert!(matches!(no_certificate, Err(EkError::NoCertificate(_))));
@@ -165,8 +191,14 @@ fn the_certificate_must_be_for_the_shown_key() {
 
 #[test]
 fn leaves_that_are_no_ek_certificate_are_refused() {
-    assert!(matches!(leaf_error(|p| p.not_after = date_time_ymd(2025, 1, 1)), ChainError::Validity { .. }));
-    assert!(matches!(leaf_error(|p| p.not_before = date_time_ymd(2027, 1, 1)), ChainError::Validity { .. }));
+    assert!(matches!(
+        leaf_error(|p| p.not_after = date_time_ymd(2025, 1, 1)),
+        ChainError::Validity { .. }
+    ));
+    assert!(matches!(
+        leaf_error(|p| p.not_before = date_time_ymd(2027, 1, 1)),
+        ChainError::Validity { .. }
+    ));
     let ca = |p: &mut CertificateParams| p.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     assert!(matches!(leaf_error(ca), ChainError::LeafIsCa(_)));
     let signs = |p: &mut CertificateParams| p.key_usages = vec![KeyUsagePurpose::DigitalSignature];
@@ -179,7 +211,9 @@ fn leaves_that_are_no_ek_certificate_are_refused() {
         extension
     };
     let unknown = critical(&[1, 2, 3, 4]);
-    assert!(matches!(leaf_error(|p| p.custom_extensions.push(unknown)), ChainError::UnknownCritical { oid, .. } if oid == "1.2.3.4"));
+    assert!(
+        matches!(leaf_error(|p| p.custom_extensions.push(unknown)), ChainError::UnknownCritical { oid, .. } if oid == "1.2.3.4")
+    );
 
     // The TCG's own critical extensions are no reason; nor is a missing extended key usage.
     let (root, ours) = (root("root", |_| {}), key());
@@ -187,7 +221,11 @@ fn leaves_that_are_no_ek_certificate_are_refused() {
         p.custom_extensions.push(critical(&[2, 23, 133, 2, 16]));
         p.extended_key_usages.clear();
     });
-    assert!(EkTrust::Roots(vec![root.der()]).check(&identity(&ours, Some(leaf)), NOW).is_ok());
+    assert!(
+        EkTrust::Roots(vec![root.der()])
+            .check(&identity(&ours, Some(leaf)), NOW)
+            .is_ok()
+    );
 }
 
 #[test]
@@ -197,15 +235,27 @@ fn issuers_must_be_cas() {
     let through = |edit: fn(&mut CertificateParams)| {
         let middle = root.intermediate("middle", edit);
         let stored = [middle.leaf(&ours, |_| {}), middle.der()].concat();
-        match EkTrust::Roots(vec![root.der()]).check(&identity(&ours, Some(stored)), NOW).unwrap_err() {
+        match EkTrust::Roots(vec![root.der()])
+            .check(&identity(&ours, Some(stored)), NOW)
+            .unwrap_err()
+        {
             EkError::Chain(error) => error,
             other => panic!("{other:?}"),
         }
     };
     assert!(matches!(through(|p| p.is_ca = IsCa::NoCa), ChainError::NotCa(_)));
-    assert!(matches!(through(|p| p.is_ca = IsCa::ExplicitNoCa), ChainError::NotCa(_)));
-    assert!(matches!(through(|p| p.key_usages = vec![KeyUsagePurpose::CrlSign]), ChainError::NotCa(_)));
-    assert!(matches!(through(|p| p.not_after = date_time_ymd(2022, 1, 1)), ChainError::Validity { .. }));
+    assert!(matches!(
+        through(|p| p.is_ca = IsCa::ExplicitNoCa),
+        ChainError::NotCa(_)
+    ));
+    assert!(matches!(
+        through(|p| p.key_usages = vec![KeyUsagePurpose::CrlSign]),
+        ChainError::NotCa(_)
+    ));
+    assert!(matches!(
+        through(|p| p.not_after = date_time_ymd(2022, 1, 1)),
+        ChainError::Validity { .. }
+    ));
     // A path length of 0 allows leaves alone.
     let top = root.intermediate("top", |p| p.is_ca = IsCa::Ca(BasicConstraints::Constrained(0)));
     let low = top.intermediate("low", |_| {});
@@ -225,9 +275,18 @@ fn certificates_are_limited_and_whole() {
     let trust = EkTrust::Roots(vec![root.der()]);
     let check = |certificate: Vec<u8>| trust.check(&identity(&ours, Some(certificate)), NOW).unwrap_err();
     assert!(matches!(check(Vec::new()), EkError::Chain(ChainError::Malformed(_))));
-    assert!(matches!(check(vec![0xFF; 64]), EkError::Chain(ChainError::Malformed(_))));
-    assert!(matches!(check([root.leaf(&ours, |_| {}), vec![1, 2]].concat()), EkError::Chain(ChainError::Malformed(_))));
-    assert!(matches!(check(root.leaf(&ours, |_| {}).repeat(MAX_INTERMEDIATES + 2)), EkError::Chain(ChainError::TooMuch(_))));
+    assert!(matches!(
+        check(vec![0xFF; 64]),
+        EkError::Chain(ChainError::Malformed(_))
+    ));
+    assert!(matches!(
+        check([root.leaf(&ours, |_| {}), vec![1, 2]].concat()),
+        EkError::Chain(ChainError::Malformed(_))
+    ));
+    assert!(matches!(
+        check(root.leaf(&ours, |_| {}).repeat(MAX_INTERMEDIATES + 2)),
+        EkError::Chain(ChainError::TooMuch(_))
+    ));
     let broken = EkTrust::Roots(vec![vec![1, 2, 3]]).check(&identity(&ours, Some(root.leaf(&ours, |_| {}))), NOW);
     assert!(matches!(broken, Err(EkError::Chain(ChainError::Malformed(_)))));
     // A loop of two CAs that name each other ends.
@@ -245,6 +304,9 @@ fn ca_files_are_pem_or_der() {
     assert_eq!(EkTrust::read_ca_file(pem.as_bytes()).unwrap(), [one.der(), two.der()]);
     assert_eq!(EkTrust::read_ca_file(&one.der()).unwrap(), [one.der()]);
     assert!(matches!(EkTrust::read_ca_file(b"hello"), Err(EkError::CaFile)));
-    assert!(matches!(EkTrust::read_ca_file(key().serialize_pem().as_bytes()), Err(EkError::CaFile)));
+    assert!(matches!(
+        EkTrust::read_ca_file(key().serialize_pem().as_bytes()),
+        Err(EkError::CaFile)
+    ));
     assert!(matches!(EkTrust::read_ca_file(&[0x30, 0x00]), Err(EkError::Chain(_))));
 }

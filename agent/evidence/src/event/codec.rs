@@ -7,10 +7,7 @@ use serde::Serializer;
 use serde::ser::SerializeMap;
 
 use super::fields::{FieldReader, Fields};
-use super::{
-    AgentStart, Event, LoadKind, MAX_CMDLINE, MAX_COMM, MAX_PATH, MAX_TEXT, Measurement, Mode,
-    Violation,
-};
+use super::{AgentStart, Event, LoadKind, MAX_CMDLINE, MAX_COMM, MAX_PATH, MAX_TEXT, Measurement, Mode, Violation};
 use crate::digest::{Algorithm, DigestError, Sha256Digest};
 use crate::reader::{ReadError, Reader};
 use crate::tlv;
@@ -26,9 +23,7 @@ pub enum EventError {
     #[error("event kind {0} is not known; a newer agent wrote it: update the verifier")]
     UnknownKind(u8),
     /// A field that this version does not know.
-    #[error(
-        "{event} has field {found} where field {wanted} was due; a newer agent wrote it: update the verifier"
-    )]
+    #[error("{event} has field {found} where field {wanted} was due; a newer agent wrote it: update the verifier")]
     Field {
         /// Name of the event.
         event: &'static str,
@@ -186,10 +181,7 @@ fn decode_next(reader: &mut Reader<'_>) -> Result<Event, EventError> {
 }
 
 fn put_agent_start(fields: &mut Fields, start: &AgentStart) -> Result<(), EventError> {
-    start
-        .boot_id
-        .parse::<Uuid>()
-        .map_err(|_| EventError::BootId)?;
+    start.boot_id.parse::<Uuid>().map_err(|_| EventError::BootId)?;
     if !(1..=3).contains(&start.tier) {
         return Err(EventError::Code {
             what: "tier",
@@ -230,10 +222,7 @@ fn get_agent_start(value: &[u8]) -> Result<AgentStart, EventError> {
         predecessor: fields.optional_u64(12)?,
     };
     fields.finish()?;
-    start
-        .boot_id
-        .parse::<Uuid>()
-        .map_err(|_| EventError::BootId)?;
+    start.boot_id.parse::<Uuid>().map_err(|_| EventError::BootId)?;
     Ok(start)
 }
 

@@ -13,10 +13,7 @@ pub(super) struct Fields {
 
 impl Fields {
     pub(super) fn new(event: &'static str) -> Self {
-        Self {
-            event,
-            out: Vec::new(),
-        }
+        Self { event, out: Vec::new() }
     }
 
     pub(super) fn into_bytes(self) -> Vec<u8> {
@@ -34,12 +31,7 @@ impl Fields {
     }
 }
 
-fn check_text(
-    event: &'static str,
-    field: u8,
-    found: usize,
-    limit: usize,
-) -> Result<(), EventError> {
+fn check_text(event: &'static str, field: u8, found: usize, limit: usize) -> Result<(), EventError> {
     if found > limit {
         return Err(EventError::TextTooLong {
             event,
@@ -106,10 +98,7 @@ impl<'a> FieldReader<'a> {
         self.width(field, value)
     }
 
-    pub(super) fn optional_array<const N: usize>(
-        &mut self,
-        field: u8,
-    ) -> Result<Option<[u8; N]>, EventError> {
+    pub(super) fn optional_array<const N: usize>(&mut self, field: u8) -> Result<Option<[u8; N]>, EventError> {
         let value = self.optional(field)?;
         value.map(|value| self.width(field, value)).transpose()
     }

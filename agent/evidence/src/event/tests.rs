@@ -22,13 +22,8 @@ fn samples() -> Vec<Event> {
             path: "/a\n\u{1b}[2J".into(),
             detail: "gone".into(),
         }),
-        Event::Violation(Violation::SequenceGap {
-            expected: 4,
-            found: 6,
-        }),
-        Event::Violation(Violation::HooksMissing {
-            detail: String::new(),
-        }),
+        Event::Violation(Violation::SequenceGap { expected: 4, found: 6 }),
+        Event::Violation(Violation::HooksMissing { detail: String::new() }),
         Event::AgentStop,
     ];
     for (seq, kind) in (0_u64..).zip(LoadKind::ALL) {
@@ -43,10 +38,7 @@ fn decode_gives_back_what_was_encoded() {
         let bytes = encode(&event).unwrap();
         assert_eq!(decode(&bytes), Ok(event));
     }
-    let all: Vec<u8> = samples()
-        .iter()
-        .flat_map(|event| encode(event).unwrap())
-        .collect();
+    let all: Vec<u8> = samples().iter().flat_map(|event| encode(event).unwrap()).collect();
     assert_eq!(decode_all(&all), Ok(samples()));
 }
 
@@ -83,13 +75,8 @@ fn every_prefix_is_refused() {
 #[test]
 fn known_bytes() {
     assert_eq!(encode(&Event::Ready).unwrap(), [3, 0, 0, 0, 0]);
-    let lost = [
-        5, 0, 0, 0, 19, 1, 0, 0, 0, 1, 1, 2, 0, 0, 0, 8, 0, 0, 0, 0, 0, 0, 0, 7,
-    ];
-    assert_eq!(
-        encode(&Event::Violation(Violation::Lost { count: 7 })).unwrap(),
-        lost
-    );
+    let lost = [5, 0, 0, 0, 19, 1, 0, 0, 0, 1, 1, 2, 0, 0, 0, 8, 0, 0, 0, 0, 0, 0, 0, 7];
+    assert_eq!(encode(&Event::Violation(Violation::Lost { count: 7 })).unwrap(), lost);
 }
 
 #[test]
@@ -133,8 +120,7 @@ fn unknown_is_refused() {
 #[test]
 fn repeated_field_is_refused() {
     let value = [
-        1, 0, 0, 0, 1, 1, 2, 0, 0, 0, 8, 0, 0, 0, 0, 0, 0, 0, 7, 2, 0, 0, 0, 8, 0, 0, 0, 0, 0, 0,
-        0, 7,
+        1, 0, 0, 0, 1, 1, 2, 0, 0, 0, 8, 0, 0, 0, 0, 0, 0, 0, 7, 2, 0, 0, 0, 8, 0, 0, 0, 0, 0, 0, 0, 7,
     ];
     let mut bytes = vec![5, 0, 0, 0, u8::try_from(value.len()).unwrap()];
     bytes.extend_from_slice(&value);
@@ -167,18 +153,12 @@ fn texts_are_limited_both_ways() {
 #[test]
 fn starts_that_make_no_sense_are_not_written() {
     let mut start = agent_start("not a uuid");
-    assert_eq!(
-        encode(&Event::AgentStart(start.clone())),
-        Err(EventError::BootId)
-    );
+    assert_eq!(encode(&Event::AgentStart(start.clone())), Err(EventError::BootId));
     start.boot_id = BOOT.into();
     start.tier = 4;
     assert_eq!(
         encode(&Event::AgentStart(start.clone())),
-        Err(EventError::Code {
-            what: "tier",
-            code: 4
-        })
+        Err(EventError::Code { what: "tier", code: 4 })
     );
     start.tier = 2;
     start.pcr_start = vec![(Algorithm::Sha256, vec![0; 20])];
@@ -186,10 +166,7 @@ fn starts_that_make_no_sense_are_not_written() {
         encode(&Event::AgentStart(start.clone())),
         Err(EventError::PcrStart { bank: 0x0B, .. })
     ));
-    start.pcr_start = vec![
-        (Algorithm::Sha256, vec![0; 32]),
-        (Algorithm::Sha1, vec![0; 20]),
-    ];
+    start.pcr_start = vec![(Algorithm::Sha256, vec![0; 32]), (Algorithm::Sha1, vec![0; 20])];
     assert!(matches!(
         encode(&Event::AgentStart(start)),
         Err(EventError::PcrStart { bank: 0x04, .. })
@@ -209,11 +186,7 @@ fn codes_and_names_go_both_ways() {
     }
     assert_eq!(LoadKind::from_kernel(1), Some(LoadKind::Program));
     assert_eq!(LoadKind::from_kernel(5), Some(LoadKind::ModuleCompressed));
-    assert_eq!(
-        LoadKind::from_kernel(64),
-        None,
-        "the kernel programs have no inventory"
-    );
+    assert_eq!(LoadKind::from_kernel(64), None, "the kernel programs have no inventory");
     assert_eq!(LoadKind::from_kernel(257), None);
     assert!("modul".parse::<LoadKind>().is_err());
 }
@@ -224,10 +197,7 @@ fn text_for_people_has_no_control_characters() {
         path: "/a\n\u{1b}[2J".into(),
         detail: "gone".into(),
     };
-    assert_eq!(
-        nasty.to_string(),
-        "/a\\n\\u{1b}[2J could not be hashed: gone"
-    );
+    assert_eq!(nasty.to_string(), "/a\\n\\u{1b}[2J could not be hashed: gone");
 }
 
 #[test]

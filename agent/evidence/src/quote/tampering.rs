@@ -29,22 +29,12 @@ pub(super) const CASES: &[Case] = &[
     (
         "version",
         |b| b.version = 2,
-        |r| {
-            matches!(
-                r,
-                Refusal::Quote(QuoteError::Bundle(BundleError::Version(2)))
-            )
-        },
+        |r| matches!(r, Refusal::Quote(QuoteError::Bundle(BundleError::Version(2)))),
     ),
     (
         "boot id of another boot",
         |b| b.boot_id = OTHER_BOOT.into(),
-        |r| {
-            matches!(
-                r,
-                Refusal::Replay(ReplayError::LogFromAnotherBoot { record: 0, .. })
-            )
-        },
+        |r| matches!(r, Refusal::Replay(ReplayError::LogFromAnotherBoot { record: 0, .. })),
     ),
     (
         "boot id that is none",
@@ -54,12 +44,7 @@ pub(super) const CASES: &[Case] = &[
     (
         "signature",
         |b| flip(&mut b.quote.signature.0, 20),
-        |r| {
-            matches!(
-                r,
-                Refusal::Quote(QuoteError::Signature(SignatureError::Invalid))
-            )
-        },
+        |r| matches!(r, Refusal::Quote(QuoteError::Signature(SignatureError::Invalid))),
     ),
     (
         "signature's scheme",
@@ -69,24 +54,13 @@ pub(super) const CASES: &[Case] = &[
     (
         "signature's hash",
         |b| b.quote.signature.0[3] = 0x0C,
-        |r| {
-            matches!(
-                r,
-                Refusal::Quote(QuoteError::Signature(SignatureError::Scheme))
-            )
-        },
+        |r| matches!(r, Refusal::Quote(QuoteError::Signature(SignatureError::Scheme))),
     ),
     (
         "value of PCR 0",
         |b| {
             flip(
-                &mut b
-                    .pcrs
-                    .get_mut(&Algorithm::Sha256)
-                    .unwrap()
-                    .get_mut(&0)
-                    .unwrap()
-                    .0,
+                &mut b.pcrs.get_mut(&Algorithm::Sha256).unwrap().get_mut(&0).unwrap().0,
                 0,
             )
         },
@@ -96,13 +70,7 @@ pub(super) const CASES: &[Case] = &[
         "value of PCR 13",
         |b| {
             flip(
-                &mut b
-                    .pcrs
-                    .get_mut(&Algorithm::Sha256)
-                    .unwrap()
-                    .get_mut(&13)
-                    .unwrap()
-                    .0,
+                &mut b.pcrs.get_mut(&Algorithm::Sha256).unwrap().get_mut(&13).unwrap().0,
                 31,
             )
         },
@@ -136,14 +104,7 @@ pub(super) const CASES: &[Case] = &[
     ),
     (
         "PCR too many",
-        |b| {
-            drop(
-                b.pcrs
-                    .get_mut(&Algorithm::Sha256)
-                    .unwrap()
-                    .insert(16, Hex(vec![0; 32])),
-            )
-        },
+        |b| drop(b.pcrs.get_mut(&Algorithm::Sha256).unwrap().insert(16, Hex(vec![0; 32]))),
         |r| {
             matches!(
                 r,
@@ -156,12 +117,7 @@ pub(super) const CASES: &[Case] = &[
     ),
     (
         "bank too many",
-        |b| {
-            drop(
-                b.pcrs
-                    .insert(Algorithm::Sha1, [(3, Hex(vec![0; 20]))].into()),
-            )
-        },
+        |b| drop(b.pcrs.insert(Algorithm::Sha1, [(3, Hex(vec![0; 20]))].into())),
         |r| {
             matches!(
                 r,
@@ -174,14 +130,7 @@ pub(super) const CASES: &[Case] = &[
     ),
     (
         "PCR value too short",
-        |b| {
-            drop(
-                b.pcrs
-                    .get_mut(&Algorithm::Sha256)
-                    .unwrap()
-                    .insert(3, Hex(vec![0; 20])),
-            )
-        },
+        |b| drop(b.pcrs.get_mut(&Algorithm::Sha256).unwrap().insert(3, Hex(vec![0; 20]))),
         |r| {
             matches!(
                 r,
@@ -197,28 +146,12 @@ pub(super) const CASES: &[Case] = &[
     (
         "log's count up",
         |b| b.log.records += 1,
-        |r| {
-            matches!(
-                r,
-                Refusal::Quote(QuoteError::LogShorter {
-                    claimed: 4,
-                    found: 3
-                })
-            )
-        },
+        |r| matches!(r, Refusal::Quote(QuoteError::LogShorter { claimed: 4, found: 3 })),
     ),
     (
         "log's count down: records after the quote",
         |b| b.log.records -= 1,
-        |r| {
-            matches!(
-                r,
-                Refusal::Quote(QuoteError::LogLonger {
-                    claimed: 2,
-                    found: 3
-                })
-            )
-        },
+        |r| matches!(r, Refusal::Quote(QuoteError::LogLonger { claimed: 2, found: 3 })),
     ),
     (
         "shortened log",
@@ -227,12 +160,7 @@ pub(super) const CASES: &[Case] = &[
             b.log.data.0.truncate(end);
             b.log.records = 2;
         },
-        |r| {
-            matches!(
-                r,
-                Refusal::Quote(QuoteError::LogNotQuoted { records: 2, .. })
-            )
-        },
+        |r| matches!(r, Refusal::Quote(QuoteError::LogNotQuoted { records: 2, .. })),
     ),
     (
         "log without its first record",
@@ -243,10 +171,7 @@ pub(super) const CASES: &[Case] = &[
         |r| {
             matches!(
                 r,
-                Refusal::Quote(QuoteError::Log(CelError::Number {
-                    found: 1,
-                    wanted: 0
-                }))
+                Refusal::Quote(QuoteError::Log(CelError::Number { found: 1, wanted: 0 }))
             )
         },
     ),
@@ -261,10 +186,7 @@ pub(super) const CASES: &[Case] = &[
         |r| {
             matches!(
                 r,
-                Refusal::Quote(QuoteError::Log(CelError::Number {
-                    found: 1,
-                    wanted: 0
-                }))
+                Refusal::Quote(QuoteError::Log(CelError::Number { found: 1, wanted: 0 }))
             )
         },
     ),
@@ -299,12 +221,7 @@ pub(super) const CASES: &[Case] = &[
     (
         "record's SHA-256 digest",
         |b| flip(&mut b.log.data.0, SHA256_AT),
-        |r| {
-            matches!(
-                r,
-                Refusal::Quote(QuoteError::LogNotQuoted { records: 3, .. })
-            )
-        },
+        |r| matches!(r, Refusal::Quote(QuoteError::LogNotQuoted { records: 3, .. })),
     ),
     (
         "record's content type",

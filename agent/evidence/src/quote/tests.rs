@@ -4,9 +4,7 @@ mod tampering;
 use super::*;
 use crate::binding::{Exporter, Nonce};
 use crate::replay::{ReplayError, ReplayedLog};
-use crate::testing::{
-    BINDING, BOOT, EXPORTER, Host, NONCE, OTHER_BOOT, SoftKey, agent_start, load,
-};
+use crate::testing::{BINDING, BOOT, EXPORTER, Host, NONCE, OTHER_BOOT, SoftKey, agent_start, load};
 use crate::tpm::Name;
 use crate::wire::Hex;
 
@@ -17,9 +15,7 @@ enum Refusal {
 }
 
 fn judge(host: &Host, bundle: &Bundle, held: &HeldLog) -> Result<ReplayedLog, Refusal> {
-    let quote = bundle
-        .verify(&host.key.ak(), &BINDING, held)
-        .map_err(Refusal::Quote)?;
+    let quote = bundle.verify(&host.key.ak(), &BINDING, held).map_err(Refusal::Quote)?;
     quote.replay().map_err(Refusal::Replay)
 }
 
@@ -90,10 +86,7 @@ fn each_flipped_byte_of_the_log_is_refused() {
     for at in 0..good.log.data.0.len() {
         let mut bundle = good.clone();
         tampering::flip(&mut bundle.log.data.0, at);
-        assert!(
-            judge(&host, &bundle, &HeldLog::none()).is_err(),
-            "byte {at}"
-        );
+        assert!(judge(&host, &bundle, &HeldLog::none()).is_err(), "byte {at}");
     }
 }
 
@@ -105,10 +98,7 @@ fn another_key_is_refused() {
         .bundle(&BINDING, 0)
         .verify(&stranger, &BINDING, &HeldLog::none())
         .unwrap_err();
-    assert!(matches!(
-        error,
-        QuoteError::Signature(SignatureError::Invalid)
-    ));
+    assert!(matches!(error, QuoteError::Signature(SignatureError::Invalid)));
 }
 
 #[test]
@@ -151,9 +141,7 @@ fn another_question_is_refused() {
     ];
     for (answered, asked) in questions {
         let bundle = host.bundle(&answered, 0);
-        let error = bundle
-            .verify(&host.key.ak(), &asked, &HeldLog::none())
-            .unwrap_err();
+        let error = bundle.verify(&host.key.ak(), &asked, &HeldLog::none()).unwrap_err();
         assert!(matches!(error, QuoteError::Binding), "{asked:?}: {error:?}");
     }
     assert!(
@@ -180,8 +168,7 @@ fn signed_statements_that_are_no_full_quote_are_refused() {
         refused(|f| f.kind = 0x801A),
         QuoteError::Attest(TpmError::Unsupported { .. })
     ));
-    let small =
-        |f: &mut crate::testing::QuoteFields| f.selections = vec![(0x0B, vec![0xFF, 0xDF, 0])];
+    let small = |f: &mut crate::testing::QuoteFields| f.selections = vec![(0x0B, vec![0xFF, 0xDF, 0])];
     assert!(matches!(
         refused(small),
         QuoteError::PcrNotQuoted {
@@ -190,10 +177,7 @@ fn signed_statements_that_are_no_full_quote_are_refused() {
         }
     ));
     let none = |f: &mut crate::testing::QuoteFields| f.selections.clear();
-    assert!(matches!(
-        refused(none),
-        QuoteError::PcrNotQuoted { index: 0, .. }
-    ));
+    assert!(matches!(refused(none), QuoteError::PcrNotQuoted { index: 0, .. }));
     let other = |f: &mut crate::testing::QuoteFields| f.selections.push((0x0C, vec![1, 0, 0]));
     assert!(matches!(
         refused(other),
@@ -202,14 +186,8 @@ fn signed_statements_that_are_no_full_quote_are_refused() {
             index: 0
         }
     ));
-    assert!(matches!(
-        refused(|f| f.extra_data.truncate(20)),
-        QuoteError::Binding
-    ));
-    assert!(matches!(
-        refused(|f| f.digest.clear()),
-        QuoteError::PcrDigest { .. }
-    ));
+    assert!(matches!(refused(|f| f.extra_data.truncate(20)), QuoteError::Binding));
+    assert!(matches!(refused(|f| f.digest.clear()), QuoteError::PcrDigest { .. }));
 }
 
 #[test]
@@ -319,23 +297,14 @@ fn reset_and_reboot_come_together() {
     host.clock.reset_count += 1;
     assert!(matches!(
         quote_error(&host, &host.bundle(&BINDING, 3), &held),
-        QuoteError::ResetWithoutReboot {
-            held: 5,
-            found: 6,
-            ..
-        }
+        QuoteError::ResetWithoutReboot { held: 5, found: 6, .. }
     ));
     host.clock.reset_count -= 1;
 
     let log_before = host.records.clone();
     let mut after = host.reboot(OTHER_BOOT);
     after.record(&[crate::event::Event::AgentStart(agent_start(OTHER_BOOT))]);
-    assert_eq!(
-        judge(&after, &after.bundle(&BINDING, 0), &held)
-            .unwrap()
-            .records(),
-        1
-    );
+    assert_eq!(judge(&after, &after.bundle(&BINDING, 0), &held).unwrap().records(), 1);
 
     // The log of the new boot cannot go on from the old one's.
     let mut part = after.bundle(&BINDING, 0);
@@ -356,10 +325,7 @@ fn reset_and_reboot_come_together() {
     after.records = log_before;
     let refusal = judge(&after, &after.bundle(&BINDING, 0), &held).unwrap_err();
     assert!(
-        matches!(
-            refusal,
-            Refusal::Replay(ReplayError::LogFromAnotherBoot { .. })
-        ),
+        matches!(refusal, Refusal::Replay(ReplayError::LogFromAnotherBoot { .. })),
         "{refusal:?}"
     );
 }

@@ -77,7 +77,12 @@ impl Asking {
             name: name.as_bytes().to_vec(),
             hierarchy: NULL_HIERARCHY,
         };
-        Self { host, private, public, certify }
+        Self {
+            host,
+            private,
+            public,
+            certify,
+        }
     }
 
     fn name(&self) -> Name {
@@ -86,18 +91,31 @@ impl Asking {
 
     fn log(&self, binding: &Binding<'_>) -> ReplayedLog {
         let bundle = self.host.bundle(binding, 0);
-        bundle.verify(&self.host.key.ak(), binding, &HeldLog::none()).unwrap().replay().unwrap()
+        bundle
+            .verify(&self.host.key.ak(), binding, &HeldLog::none())
+            .unwrap()
+            .replay()
+            .unwrap()
     }
 
     fn key(&self) -> ReleaseKey {
         let attest = self.certify.encode();
         let signature = self.host.key.sign(&attest);
-        ReleaseKey { public: B64(self.public.clone()), certify_attest: B64(attest), certify_signature: B64(signature) }
+        ReleaseKey {
+            public: B64(self.public.clone()),
+            certify_attest: B64(attest),
+            certify_signature: B64(signature),
+        }
     }
 
     fn check(&self) -> Result<ReleaseTarget, ReleaseError> {
         let name = self.name();
-        check_release_key(&self.log(&binding(&name)), &self.host.key.ak(), &binding(&name), &self.key())
+        check_release_key(
+            &self.log(&binding(&name)),
+            &self.host.key.ak(),
+            &binding(&name),
+            &self.key(),
+        )
     }
 
     /// Puts another public area in, certified and quoted as if it had been this one from the start.
@@ -115,7 +133,13 @@ impl Asking {
 }
 
 fn binding(name: &Name) -> Binding<'_> {
-    Binding::Release { nonce: &NONCE, exporter: &EXPORTER, key_name: name, disk: DISK, key_id: KEY_ID }
+    Binding::Release {
+        nonce: &NONCE,
+        exporter: &EXPORTER,
+        key_name: name,
+        disk: DISK,
+        key_id: KEY_ID,
+    }
 }
 
 fn asking() -> Asking {
@@ -134,7 +158,13 @@ fn a_trusted_host_gets_its_key() {
     let policy = Policy::capture("default", &log).unwrap();
     let target = asking.check().unwrap();
     assert_eq!((target.key_id(), target.disk()), (KEY_ID, DISK));
-    let jwe = release(&log.appraise(&policy), &target, KEY_ID, &Secret::new(b"passphrase".to_vec())).unwrap();
+    let jwe = release(
+        &log.appraise(&policy),
+        &target,
+        KEY_ID,
+        &Secret::new(b"passphrase".to_vec()),
+    )
+    .unwrap();
     let opened = jwe::unwrap(&jwe, |epk| {
         let epk = UnparsedPublicKey::new(&ECDH_P256, epk.uncompressed());
         agreement::agree_ephemeral(asking.private, &epk, |z| z.try_into().unwrap()).map_err(|_| NoAgreement)
@@ -180,19 +210,49 @@ fn evidence_of_another_question_is_refused() {
     let asking = asking();
     let (name, ak) = (asking.name(), asking.host.key.ak());
     // Quoted without a release key.
-    let quote = Binding::Quote { nonce: &NONCE, exporter: &EXPORTER };
+    let quote = Binding::Quote {
+        nonce: &NONCE,
+        exporter: &EXPORTER,
+    };
     let log = asking.log(&quote);
-    assert!(matches!(check_release_key(&log, &ak, &quote, &asking.key()), Err(ReleaseError::Binding)));
-    assert!(matches!(check_release_key(&log, &ak, &binding(&name), &asking.key()), Err(ReleaseError::Binding)));
+    assert!(matches!(
+        check_release_key(&log, &ak, &quote, &asking.key()),
+        Err(ReleaseError::Binding)
+    ));
+    assert!(matches!(
+        check_release_key(&log, &ak, &binding(&name), &asking.key()),
+        Err(ReleaseError::Binding)
+    ));
     // Quoted for another disk, another key id, another release key.
     let log = asking.log(&binding(&name));
     let (nonce, exporter, key_name) = (&NONCE, &EXPORTER, &name);
     for other in [
-        Binding::Release { nonce, exporter, key_name, disk: [8; 16], key_id: KEY_ID },
-        Binding::Release { nonce, exporter, key_name, disk: DISK, key_id: "other" },
-        Binding::Release { nonce, exporter, key_name: &Name::new(Algorithm::Sha256, b"x"), disk: DISK, key_id: KEY_ID },
+        Binding::Release {
+            nonce,
+            exporter,
+            key_name,
+            disk: [8; 16],
+            key_id: KEY_ID,
+        },
+        Binding::Release {
+            nonce,
+            exporter,
+            key_name,
+            disk: DISK,
+            key_id: "other",
+        },
+        Binding::Release {
+            nonce,
+            exporter,
+            key_name: &Name::new(Algorithm::Sha256, b"x"),
+            disk: DISK,
+            key_id: KEY_ID,
+        },
     ] {
-        assert!(matches!(check_release_key(&log, &ak, &other, &asking.key()), Err(ReleaseError::Binding)));
+        assert!(matches!(
+            check_release_key(&log, &ak, &other, &asking.key()),
+            Err(ReleaseError::Binding)
+        ));
     }
 }
 
@@ -200,14 +260,42 @@ fn evidence_of_another_question_is_refused() {
 fn the_certification_is_checked_field_by_field() {
     type Case = (fn(&mut CertifyFields), fn(&ReleaseError) -> bool);
     let cases: [Case; 8] = [
-        (|c| c.magic = 1, |e| matches!(e, ReleaseError::Attest(TpmError::Magic(1)))),
-        (|c| c.kind = 0x8014, |e| matches!(e, ReleaseError::Attest(TpmError::Unsupported { .. }))),
+        (
+            |c| c.magic = 1,
+            |e| matches!(e, ReleaseError::Attest(TpmError::Magic(1))),
+        ),
+        (
+            |c| c.kind = 0x8014,
+            |e| matches!(e, ReleaseError::Attest(TpmError::Unsupported { .. })),
+        ),
         (|c| c.extra_data = vec![0; 32], |e| matches!(e, ReleaseError::ExtraData)),
         (|c| c.extra_data = Vec::new(), |e| matches!(e, ReleaseError::ExtraData)),
         (|c| c.name[5] ^= 1, |e| matches!(e, ReleaseError::Name { .. })),
         (|c| c.hierarchy = 0x4000_0001, |e| matches!(e, ReleaseError::Hierarchy)),
-        (|c| c.reset_count += 1, |e| matches!(e, ReleaseError::Counters { counter: "reset count", .. })),
-        (|c| c.restart_count += 1, |e| matches!(e, ReleaseError::Counters { counter: "restart count", .. })),
+        (
+            |c| c.reset_count += 1,
+            |e| {
+                matches!(
+                    e,
+                    ReleaseError::Counters {
+                        counter: "reset count",
+                        ..
+                    }
+                )
+            },
+        ),
+        (
+            |c| c.restart_count += 1,
+            |e| {
+                matches!(
+                    e,
+                    ReleaseError::Counters {
+                        counter: "restart count",
+                        ..
+                    }
+                )
+            },
+        ),
     ];
     for (number, (edit, expected)) in cases.into_iter().enumerate() {
         let mut asking = asking();
@@ -223,23 +311,37 @@ fn the_certification_must_be_the_enrolled_keys() {
     let name = asking.name();
     let log = asking.log(&binding(&name));
     let good = asking.key();
-    let check = |key: &ReleaseKey| {
-        check_release_key(&log, &asking.host.key.ak(), &binding(&name), key).unwrap_err()
-    };
+    let check = |key: &ReleaseKey| check_release_key(&log, &asking.host.key.ak(), &binding(&name), key).unwrap_err();
     let forged = B64(SoftKey::new().sign(good.certify_attest.as_ref()));
-    let key = ReleaseKey { certify_signature: forged, ..good.clone() };
+    let key = ReleaseKey {
+        certify_signature: forged,
+        ..good.clone()
+    };
     assert!(matches!(check(&key), ReleaseError::Signature(SignatureError::Invalid)));
-    let key = ReleaseKey { certify_signature: B64(vec![0; 3]), ..good.clone() };
+    let key = ReleaseKey {
+        certify_signature: B64(vec![0; 3]),
+        ..good.clone()
+    };
     assert!(matches!(check(&key), ReleaseError::SignatureForm(_)));
-    let key = ReleaseKey { public: B64(vec![1; 9]), ..good.clone() };
+    let key = ReleaseKey {
+        public: B64(vec![1; 9]),
+        ..good.clone()
+    };
     assert!(matches!(check(&key), ReleaseError::Public(_)));
     let mut flipped = good.clone();
     flipped.certify_attest.0[40] ^= 1;
-    assert!(matches!(check(&flipped), ReleaseError::Signature(SignatureError::Invalid)));
+    assert!(matches!(
+        check(&flipped),
+        ReleaseError::Signature(SignatureError::Invalid)
+    ));
     // A quote in the place of a certification.
     let quote = asking.host.quote_fields(&binding(&name)).encode();
     let signature = B64(asking.host.key.sign(&quote));
-    let key = ReleaseKey { certify_attest: B64(quote), certify_signature: signature, ..good };
+    let key = ReleaseKey {
+        certify_attest: B64(quote),
+        certify_signature: signature,
+        ..good
+    };
     assert!(matches!(check(&key), ReleaseError::NotACertification));
 }
 
@@ -259,12 +361,24 @@ fn the_release_key_must_be_of_the_one_kind() {
         assert!(matches!(refused, Err(ReleaseError::Attributes { .. })), "bit {bit}");
     }
     // ECDH with a hash is another scheme.
-    assert!(matches!(fits(ATTRIBUTES, None, &[0, 0x19, 0, 0x0B]), Err(ReleaseError::KeyType)));
+    assert!(matches!(
+        fits(ATTRIBUTES, None, &[0, 0x19, 0, 0x0B]),
+        Err(ReleaseError::KeyType)
+    ));
     // No policy, another policy.
-    assert!(matches!(fits(ATTRIBUTES, Some(&[]), NO_SCHEME), Err(ReleaseError::Policy { .. })));
-    assert!(matches!(fits(ATTRIBUTES, Some(&[7; 32]), NO_SCHEME), Err(ReleaseError::Policy { .. })));
+    assert!(matches!(
+        fits(ATTRIBUTES, Some(&[]), NO_SCHEME),
+        Err(ReleaseError::Policy { .. })
+    ));
+    assert!(matches!(
+        fits(ATTRIBUTES, Some(&[7; 32]), NO_SCHEME),
+        Err(ReleaseError::Policy { .. })
+    ));
     // The attestation key itself is none.
     let asking = asking();
     let public = asking.host.key.public(AK_ATTRIBUTES);
-    assert!(matches!(asking.with_public(public).check(), Err(ReleaseError::Attributes { .. })));
+    assert!(matches!(
+        asking.with_public(public).check(),
+        Err(ReleaseError::Attributes { .. })
+    ));
 }

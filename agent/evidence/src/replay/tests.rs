@@ -19,30 +19,21 @@ fn started() -> Host {
 
 #[test]
 fn empty_log_is_refused() {
-    assert_eq!(
-        replay(&Host::booted(BOOT, 1)).unwrap_err(),
-        ReplayError::Empty
-    );
+    assert_eq!(replay(&Host::booted(BOOT, 1)).unwrap_err(), ReplayError::Empty);
 }
 
 #[test]
 fn log_must_begin_with_the_agent() {
     let mut host = Host::booted(BOOT, 1);
     host.record(&[Event::Ready]);
-    assert_eq!(
-        replay(&host).unwrap_err(),
-        ReplayError::NoAgentStart { found: "ready" }
-    );
+    assert_eq!(replay(&host).unwrap_err(), ReplayError::NoAgentStart { found: "ready" });
 }
 
 #[test]
 fn pcr_extended_past_the_log_is_refused() {
     let mut host = started();
     host.extend(&[7; 32]);
-    assert!(matches!(
-        replay(&host).unwrap_err(),
-        ReplayError::PcrMismatch { .. }
-    ));
+    assert!(matches!(replay(&host).unwrap_err(), ReplayError::PcrMismatch { .. }));
 }
 
 #[test]
@@ -78,10 +69,7 @@ fn restart_names_its_predecessor() {
     ]);
     assert!(replay(&host).is_ok());
     host.record(&[Event::AgentStart(agent_start(BOOT))]);
-    assert_eq!(
-        replay(&host).unwrap_err(),
-        ReplayError::NoPredecessor { record: 3 }
-    );
+    assert_eq!(replay(&host).unwrap_err(), ReplayError::NoPredecessor { record: 3 });
 }
 
 #[test]
@@ -103,11 +91,7 @@ fn each_start_is_of_this_boot() {
 
 #[test]
 fn records_of_other_pcrs_banks_and_projects_are_refused() {
-    let event = [Event::Load(measurement(
-        LoadKind::Program,
-        "/bin/true",
-        Some(1),
-    ))];
+    let event = [Event::Load(measurement(LoadKind::Program, "/bin/true", Some(1)))];
     let banks = [Algorithm::Sha1, Algorithm::Sha256];
 
     let mut host = started();
@@ -127,10 +111,7 @@ fn records_of_other_pcrs_banks_and_projects_are_refused() {
 
     let mut host = started();
     let content = vec![80, 0, 0, 0, 1, 0];
-    let digests = banks
-        .iter()
-        .map(|bank| (*bank, bank.hash(&content)))
-        .collect();
+    let digests = banks.iter().map(|bank| (*bank, bank.hash(&content))).collect();
     host.append(Record {
         number: 1,
         register: Register::Pcr,
@@ -142,23 +123,14 @@ fn records_of_other_pcrs_banks_and_projects_are_refused() {
     let refused = replay(&host).unwrap_err();
     assert_eq!(
         refused,
-        ReplayError::Record(CelError::ContentType {
-            record: 1,
-            found: 80
-        })
+        ReplayError::Record(CelError::ContentType { record: 1, found: 80 })
     );
 }
 
 #[test]
 fn record_of_a_register_that_is_no_pcr_is_refused() {
     let mut host = started();
-    let mut record = Record::build(
-        1,
-        13,
-        &[Event::Ready],
-        &[Algorithm::Sha1, Algorithm::Sha256],
-    )
-    .unwrap();
+    let mut record = Record::build(1, 13, &[Event::Ready], &[Algorithm::Sha1, Algorithm::Sha256]).unwrap();
     record.register = Register::Ccmr;
     host.append(record);
     let refused = ReplayError::PcrIndex {

@@ -1,8 +1,6 @@
 //! Attestation keys: which keys may be one, and what they signed.
 
-use ring::signature::{
-    ECDSA_P256_SHA256_FIXED, RSA_PKCS1_2048_8192_SHA256, RsaPublicKeyComponents, UnparsedPublicKey,
-};
+use ring::signature::{ECDSA_P256_SHA256_FIXED, RSA_PKCS1_2048_8192_SHA256, RsaPublicKeyComponents, UnparsedPublicKey};
 
 use super::{Attributes, Name, Parameters, Public, Scheme, Signature, TpmError};
 use crate::digest::Algorithm;
@@ -25,9 +23,7 @@ pub enum AkError {
     #[error("the attestation key can decrypt; it must only sign")]
     Decrypts,
     /// Another scheme than ECDSA P-256 or RSASSA 2048, with SHA-256.
-    #[error(
-        "the attestation key signs with {found:?}; it must be ECDSA P-256 or RSASSA 2048, with SHA-256"
-    )]
+    #[error("the attestation key signs with {found:?}; it must be ECDSA P-256 or RSASSA 2048, with SHA-256")]
     Scheme {
         /// Its scheme.
         found: Option<Scheme>,
@@ -141,8 +137,7 @@ impl AttestationKey {
                     r,
                     s,
                 },
-            ) => UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, point)
-                .verify(message, &[*r, *s].concat()),
+            ) => UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, point).verify(message, &[*r, *s].concat()),
             (
                 KeyBytes::Rsa { modulus, exponent },
                 Signature::Rsassa {

@@ -27,11 +27,7 @@ pub struct PcrDigestError {
 ///
 /// # Errors
 /// [`PcrDigestError`] when a selected value is missing.
-pub fn pcr_digest(
-    hash: Algorithm,
-    selections: &[PcrSelection],
-    values: &Pcrs,
-) -> Result<Vec<u8>, PcrDigestError> {
+pub fn pcr_digest(hash: Algorithm, selections: &[PcrSelection], values: &Pcrs) -> Result<Vec<u8>, PcrDigestError> {
     let mut bytes = Vec::new();
     for selection in selections {
         let bank = values.get(&selection.bank);

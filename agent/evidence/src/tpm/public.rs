@@ -46,10 +46,7 @@ impl Public {
             ALG_RSA => read_rsa(&mut reader)?,
             ALG_ECC => read_ecc(&mut reader)?,
             id => {
-                return Err(TpmError::Unsupported {
-                    what: "key type",
-                    id,
-                });
+                return Err(TpmError::Unsupported { what: "key type", id });
             }
         };
         reader.finish()?;

@@ -27,26 +27,16 @@ fn check_quote(ak: &str, quote: &str, signature: &str) -> Attest {
     assert_eq!(ak.verify(&bytes(quote), &signature), Ok(()));
     let mut changed = bytes(quote);
     changed[60] ^= 1;
-    assert_eq!(
-        ak.verify(&changed, &signature),
-        Err(SignatureError::Invalid)
-    );
+    assert_eq!(ak.verify(&changed, &signature), Err(SignatureError::Invalid));
 
     let attest = Attest::parse(&bytes(quote)).unwrap();
     let Attested::Quote { selections, digest } = &attest.attested else {
         panic!("not a quote")
     };
-    assert_eq!(
-        &pcr_digest(Algorithm::Sha256, selections, &pcrs()).unwrap(),
-        digest
-    );
+    assert_eq!(&pcr_digest(Algorithm::Sha256, selections, &pcrs()).unwrap(), digest);
     assert_eq!(attest.extra_data, [0xab; 32]);
     assert_eq!(
-        (
-            attest.clock.reset_count,
-            attest.clock.restart_count,
-            attest.clock.safe
-        ),
+        (attest.clock.reset_count, attest.clock.restart_count, attest.clock.safe),
         (1, 0, true)
     );
     attest
@@ -108,11 +98,7 @@ fn names_are_the_tpms() {
         assert_eq!(public.name().digest().len(), 32);
     }
     assert_eq!("000b00".parse::<Name>(), Err(NameError));
-    assert_eq!(
-        Name::parse(&[0x80, 0, 0, 0]),
-        Err(NameError),
-        "a handle is no Name"
-    );
+    assert_eq!(Name::parse(&[0x80, 0, 0, 0]), Err(NameError), "a handle is no Name");
 }
 
 #[test]
@@ -158,17 +144,8 @@ fn public_areas_are_read_in_full() {
     else {
         panic!("not RSA")
     };
-    assert_eq!(
-        *symmetric,
-        Some(Symmetric {
-            bits: 128,
-            mode: 0x43
-        })
-    );
-    assert_eq!(
-        (*scheme, *bits, *exponent, modulus.len()),
-        (None, 2048, 65537, 256)
-    );
+    assert_eq!(*symmetric, Some(Symmetric { bits: 128, mode: 0x43 }));
+    assert_eq!((*scheme, *bits, *exponent, modulus.len()), (None, 2048, 65537, 256));
 
     let key = Public::parse(&bytes(vectors::RELEASE_KEY)).unwrap();
     let wanted = Attributes::FIXED_TPM
@@ -218,10 +195,7 @@ fn other_keys_are_no_attestation_keys() {
         found: Some(Scheme::Ecdsa(Algorithm::Sha384)),
     });
     assert_eq!(change(15, 0x0C), sha384);
-    let curve = Err(AkError::Public(TpmError::Unsupported {
-        what: "curve",
-        id: 4,
-    }));
+    let curve = Err(AkError::Public(TpmError::Unsupported { what: "curve", id: 4 }));
     assert_eq!(change(17, 4), curve);
 
     let mut rsa = bytes(vectors::RSA_AK);
@@ -247,19 +221,10 @@ fn every_prefix_is_refused_and_no_byte_panics() {
         }
         assert!(!parses(&[good, vec![0]].concat()), "a byte too many");
     };
-    for public in [
-        vectors::ECC_AK,
-        vectors::RSA_AK,
-        vectors::EK,
-        vectors::RELEASE_KEY,
-    ] {
+    for public in [vectors::ECC_AK, vectors::RSA_AK, vectors::EK, vectors::RELEASE_KEY] {
         check(public, &|bytes| Public::parse(bytes).is_ok());
     }
-    for attest in [
-        vectors::ECC_QUOTE,
-        vectors::RSA_QUOTE_TWO_BANKS,
-        vectors::CERTIFY,
-    ] {
+    for attest in [vectors::ECC_QUOTE, vectors::RSA_QUOTE_TWO_BANKS, vectors::CERTIFY] {
         check(attest, &|bytes| Attest::parse(bytes).is_ok());
     }
     for signature in [vectors::ECC_SIGNATURE, vectors::RSA_SIGNATURE] {
@@ -294,10 +259,7 @@ fn selected_pcr_without_value_is_named() {
         bank: Algorithm::Sha256,
         index: 23,
     };
-    assert_eq!(
-        pcr_digest(Algorithm::Sha256, &selections, &pcrs()),
-        Err(missing)
-    );
+    assert_eq!(pcr_digest(Algorithm::Sha256, &selections, &pcrs()), Err(missing));
     let selections = [PcrSelection {
         bank: Algorithm::Sha384,
         pcrs: vec![1],
@@ -306,8 +268,5 @@ fn selected_pcr_without_value_is_named() {
         bank: Algorithm::Sha384,
         index: 1,
     };
-    assert_eq!(
-        pcr_digest(Algorithm::Sha256, &selections, &pcrs()),
-        Err(missing)
-    );
+    assert_eq!(pcr_digest(Algorithm::Sha256, &selections, &pcrs()), Err(missing));
 }

@@ -9,8 +9,7 @@ pub(super) const ECC_AK: &str = concat!(
 );
 
 /// Its Name.
-pub(super) const ECC_NAME: &str =
-    "000bd186bd2da7386c99850b45d61ed4e223d5fc0bcc44abd31b0d4ea70adf0bee11";
+pub(super) const ECC_NAME: &str = "000bd186bd2da7386c99850b45d61ed4e223d5fc0bcc44abd31b0d4ea70adf0bee11";
 
 /// Quote of sha256:0-15 by it, `TPMS_ATTEST`.
 pub(super) const ECC_QUOTE: &str = concat!(
@@ -36,8 +35,7 @@ pub(super) const RSA_AK: &str = concat!(
 );
 
 /// Its Name.
-pub(super) const RSA_NAME: &str =
-    "000b4e2f2d1cb9721fe80a6afc37e544742a90f16eb9b08f4afb93e5c052f0ab0f80";
+pub(super) const RSA_NAME: &str = "000b4e2f2d1cb9721fe80a6afc37e544742a90f16eb9b08f4afb93e5c052f0ab0f80";
 
 /// Quote of sha256:0-15 by it.
 pub(super) const RSA_QUOTE: &str = concat!(
@@ -85,8 +83,7 @@ pub(super) const RELEASE_KEY: &str = concat!(
 );
 
 /// Its Name.
-pub(super) const RELEASE_NAME: &str =
-    "000b1f89ceb673804670991a2ac07ad294118e95a71d3337a31059c99bcf8a1b3e03";
+pub(super) const RELEASE_NAME: &str = "000b1f89ceb673804670991a2ac07ad294118e95a71d3337a31059c99bcf8a1b3e03";
 
 /// Its certification by the ECDSA AK, extraData 00ff55aa.
 pub(super) const CERTIFY: &str = concat!(
@@ -113,5 +110,4 @@ pub(super) const EK: &str = concat!(
 );
 
 /// Its Name.
-pub(super) const EK_NAME: &str =
-    "000b25e3c46da0e199fd6e272b632bcdfdfceed524316dc9b5501ce21b506389df83";
+pub(super) const EK_NAME: &str = "000b25e3c46da0e199fd6e272b632bcdfdfceed524316dc9b5501ce21b506389df83";

@@ -6,59 +6,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use assay_agent::measure::source::{EventSource, Refusal, SourceError};
-use assay_agent::measure::{Measurer, Settings};
-use assay_agent::tpm::Handle;
 use assay_evidence::binding::{Binding, Nonce};
 use assay_evidence::bundle::Bundle;
 use assay_evidence::credential::make_credential;
-use assay_evidence::digest::Sha256Digest;
-use assay_evidence::event::Mode;
 use assay_evidence::replay::HeldLog;
 use assay_evidence::tpm::{AttestationKey, Public};
 use assay_evidence::wire::{ActivateRequest, ActivateResponse, B64, Identity, LogPage, QuoteRequest};
-use verifier::{BOOT_ID, Connection, Host};
+use verifier::{BOOT_ID, Connection, Host, measure};
 
 const NONCE: Nonce = Nonce::new([7; 32]);
-
-/// Kernel programs that see nothing.
-struct Quiet;
-
-impl EventSource for Quiet {
-    fn read(
-        &mut self,
-        _: usize,
-        _: &mut dyn FnMut(&assay_ebpf::Record) -> Result<(), Refusal>,
-    ) -> Result<usize, SourceError> {
-        Ok(0)
-    }
-
-    fn lost(&mut self) -> Result<u64, SourceError> {
-        Ok(0)
-    }
-
-    fn as_fd(&self) -> Option<std::os::fd::BorrowedFd<'_>> {
-        None
-    }
-}
-
-/// Measures this very machine's running programs, then stops: a log as a host's is, with its records in the TPM.
-fn measure(tpm: &Handle, dir: &std::path::Path) {
-    let settings = Settings {
-        run_dir: dir.join("run"),
-        log_max_bytes: 64 * 1024 * 1024,
-        pcr: 13,
-        boot_id: BOOT_ID.to_owned(),
-        bpf_digest: Sha256Digest::of(b"no kernel programs"),
-        tier: 1,
-        mode: Mode::Observe,
-        fresh_hooks: true,
-    };
-    std::fs::create_dir(&settings.run_dir).unwrap();
-    let measurer = Measurer::open(settings, Box::new(Quiet), tpm.clone()).unwrap();
-    let control = measurer.control();
-    measurer.run(|| control.stop()).unwrap();
-}
 
 async fn quote(connection: &mut Connection, nonce: Nonce, log_from: u64) -> Bundle {
     let request = QuoteRequest { nonce, log_from, boot_log: true };

@@ -26,6 +26,9 @@ use crate::tpm::{self, RELEASE_HOLD, Release, TpmError};
 
 /// A challenge is answered at once, or the verifier is as good as unreachable.
 const CHALLENGE_TIMEOUT: Duration = Duration::from_secs(10);
+/// The verifier's codes for a challenge that expired, was used, or was lost with a restart or a reboot.
+const CHALLENGE_LOST: [&str; 2] = ["challenge-expired", "no-challenge"];
+
 /// Longest log that goes along in full, in bytes.
 const WHOLE_LOG: u64 = 4 * 1024 * 1024;
 
@@ -218,12 +221,12 @@ fn state_or_failure(error: TpmError) -> Result<Outcome, UnlockError> {
     if error.is_transient() { Ok(Outcome::StateChanged(chain(&error))) } else { Err(UnlockError::Tpm(error)) }
 }
 
-/// By status: the codes are for people who read logs, the classes of HTTP are enough to decide.
+/// By status, as HTTP's classes mean it; but a challenge that was lost on the way is no judgement on this host.
 fn outcome_of(error: ClientError) -> Result<Outcome, UnlockError> {
     match error {
+        ClientError::Status { code, .. } if CHALLENGE_LOST.contains(&code.as_str()) => Ok(Outcome::ChallengeLost),
         ClientError::Status { status, message, reasons, .. } => Ok(match status {
             StatusCode::NOT_FOUND => Outcome::KeyUnknown(message),
-            StatusCode::CONFLICT | StatusCode::GONE => Outcome::ChallengeLost,
             StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS => Outcome::Unreachable(message),
             status if status.is_client_error() => Outcome::Refused { message, reasons },
             _ => Outcome::Unreachable(message),

@@ -11,9 +11,13 @@ use std::time::Duration;
 use assay_agent::bundle::Source;
 use assay_agent::join::{self, Joined, Membership};
 use assay_agent::log_view::LogView;
+use assay_agent::measure::source::{EventSource, Refusal, SourceError};
+use assay_agent::measure::{Measurer, Settings};
 use assay_agent::serve::Server;
 use assay_agent::tpm::{Handle, TpmConfig};
 use assay_evidence::binding::{EXPORTER_LABEL, Exporter};
+use assay_evidence::digest::Sha256Digest;
+use assay_evidence::event::Mode;
 use assay_evidence::wire::{ErrorBody, JoinFile};
 use assay_tests::Swtpm;
 use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, date_time_ymd};
@@ -120,6 +124,47 @@ impl Host {
 
 pub fn tpm_config(swtpm: &Swtpm) -> TpmConfig {
     TpmConfig { tcti: swtpm.tcti(), pcr: 13, ak_handle: 0x8101_0A55, timeout: Duration::from_secs(30) }
+}
+
+/// Kernel programs that see nothing.
+struct Quiet;
+
+impl EventSource for Quiet {
+    fn read(
+        &mut self,
+        _: usize,
+        _: &mut dyn FnMut(&assay_ebpf::Record) -> Result<(), Refusal>,
+    ) -> Result<usize, SourceError> {
+        Ok(0)
+    }
+
+    fn lost(&mut self) -> Result<u64, SourceError> {
+        Ok(0)
+    }
+
+    fn as_fd(&self) -> Option<std::os::fd::BorrowedFd<'_>> {
+        None
+    }
+}
+
+/// Starts to measure this very machine and returns when it is READY: a log as a host's is, with its records in the TPM. The loop goes
+/// on as long as the test's TPM.
+pub fn measure(tpm: &Handle, dir: &Path) {
+    let settings = Settings {
+        run_dir: dir.join("run"),
+        log_max_bytes: 64 * 1024 * 1024,
+        pcr: 13,
+        boot_id: BOOT_ID.to_owned(),
+        bpf_digest: Sha256Digest::of(b"no kernel programs"),
+        tier: 1,
+        mode: Mode::Observe,
+        fresh_hooks: true,
+    };
+    std::fs::create_dir(&settings.run_dir).unwrap();
+    let measurer = Measurer::open(settings, Box::new(Quiet), tpm.clone()).unwrap();
+    let (ready, wait) = std::sync::mpsc::channel();
+    std::thread::spawn(move || measurer.run(|| ready.send(()).unwrap()));
+    wait.recv_timeout(Duration::from_secs(60)).expect("measuring did not get ready");
 }
 
 /// Joins a state folder to a CA and its verifiers.

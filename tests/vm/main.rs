@@ -1,8 +1,11 @@
 //! Tests that need a kernel: each restores its own machine with its own TPM. `cargo xtask test vm` runs them.
 
+mod agent;
 mod common;
 mod disks;
 mod faults;
 mod harness;
+mod kernel;
+mod log;
 mod measured;
 mod story;

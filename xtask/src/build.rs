@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::run::{Error, io, loud, output};
+use crate::run::{Error, cargo, io, loud, output};
 use crate::setup::{BpfCompiler, Tools};
 use crate::ui::note;
 use crate::workspace::{Key, artifacts, root, target};
@@ -93,6 +93,11 @@ fn programs(
     })
 }
 
+/// Runs a benchmark, optimised.
+pub fn bench(name: &str) -> Result<(), Error> {
+    loud(cargo().args(["bench", "-p", "assay-tests", "--bench", name]))
+}
+
 /// Builds the kernel programs, unless their sources and their compiler are those of the object that is there.
 fn bpf(compiler: &BpfCompiler) -> Result<PathBuf, Error> {
     let object = artifacts()?.join("assay-ebpf.o");
@@ -108,8 +113,7 @@ fn bpf(compiler: &BpfCompiler) -> Result<PathBuf, Error> {
     }
     note(&format!("building the kernel programs with {compiler}"));
     let target = target().join("bpf");
-    let mut command = Command::new("cargo");
-    command.current_dir(root());
+    let mut command = cargo();
     compiler.configure(&mut command);
     command
         .args([

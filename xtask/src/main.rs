@@ -64,6 +64,12 @@ enum Task {
         #[arg(long, requires = "script")]
         file: Vec<std::path::PathBuf>,
     },
+    /// Measure: `quote` gives the latency of quotes over mutual TLS, and the agent's memory
+    Bench {
+        /// Which benchmark
+        #[arg(default_value = "quote")]
+        name: String,
+    },
     /// Show the whole story in a virtual machine: measured, trusted, given a disk key, then refused after a rogue load
     Demo,
 }
@@ -96,6 +102,7 @@ fn main() -> ExitCode {
             cmdline,
             ..
         } => image::console(build_only, bare, cmdline),
+        Task::Bench { name } => setup::install().and_then(|_| build::bench(&name)),
         Task::Demo => demo::run(),
     };
     match result {

@@ -89,6 +89,21 @@ pub fn command<S: AsRef<OsStr>>(program: &str, arguments: impl IntoIterator<Item
     command
 }
 
+/// Cargo, as if started from the shell. `cargo xtask` is `cargo run`, which describes the package xtask in variables;
+/// build scripts that watch those (ring's does) would run again, and half the tree be compiled again, each time that
+/// `cargo build` and `cargo xtask` take turns.
+pub fn cargo() -> Command {
+    let mut command = Command::new("cargo");
+    command.current_dir(crate::workspace::root()).env_remove("CARGO");
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        if ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_", "CARGO_CRATE_"].iter().any(|start| text.starts_with(start)) {
+            command.env_remove(&name);
+        }
+    }
+    command
+}
+
 /// Runs it to the end and gives its standard output.
 pub fn output(command: &mut Command) -> Result<String, Error> {
     let result = command.output().map_err(|source| Error::Start {

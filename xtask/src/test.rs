@@ -8,7 +8,7 @@ use clap::ValueEnum;
 
 use crate::build::{self, Built, Profile};
 use crate::image;
-use crate::run::{Error, in_path, lines};
+use crate::run::{Error, cargo, in_path, lines};
 use crate::setup;
 use crate::ui::{heading, note, report};
 use crate::workspace::root;
@@ -70,8 +70,8 @@ impl Layer {
 
     /// Which tests belong to it: `tpm_`, `vectors_` and `vm_` start their names, or their modules', and the rest is unit.
     fn cargo(self, filter: Option<&str>) -> Command {
-        let mut command = Command::new("cargo");
-        command.current_dir(root()).arg("test");
+        let mut command = cargo();
+        command.arg("test");
         match self {
             Self::Vm => command.args(["-p", "assay-tests", "--test", "vm"]),
             _ => command.args(["--workspace", "--no-fail-fast"]),

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::Command;
 
-use crate::run::{Error, output, step};
+use crate::run::{Error, cargo, output, step};
 use crate::workspace::cache;
 
 /// The last release that opens the compiler's libLLVM by itself (up to LLVM 22). Later ones link one LLVM of the
@@ -28,7 +28,7 @@ pub fn find() -> Result<Option<PathBuf>, Error> {
 /// Builds it into the cache.
 pub fn install() -> Result<PathBuf, Error> {
     let folder = folder()?;
-    let mut command = Command::new("cargo");
+    let mut command = cargo();
     command
         .args([
             "install",

@@ -1,0 +1,173 @@
+//! A machine's runtime log, read byte by byte with `assay-evidence` and checked against the TPM: what the agent says about
+//! itself is not asked.
+
+use assay_evidence::cel::{self, CelError, Head, Record};
+use assay_evidence::digest::{Algorithm, Sha256Digest};
+use assay_evidence::event::{AgentStart, Event, LoadKind, Measurement, Violation};
+use assay_tests::HarnessError;
+use assay_tests::guest::Guest;
+use assay_tests::vm::Vm;
+
+use crate::common::{PATIENCE, pcr13};
+
+/// Where the agent writes its log by default.
+pub const LOG: &str = "/run/assay/log.cel";
+
+/// All whole records of a log, numbered without a gap and each with the digests of its content.
+pub struct Log {
+    pub records: Vec<Record>,
+    pub events: Vec<Event>,
+}
+
+impl Log {
+    /// Reads the log as it is now; a record that is being written does not count.
+    pub fn read(guest: &Guest, path: &str) -> Result<Self, HarnessError> {
+        let bytes = guest.get(path)?;
+        let (mut records, mut head, mut rest) = (Vec::new(), Head::new(), bytes.as_slice());
+        while !rest.is_empty() {
+            let (record, used) = match cel::read(rest) {
+                Err(CelError::Short(_)) => break,
+                other => other.expect("a log that can be read"),
+            };
+            record.check_digests().expect("digests of the content");
+            head.push(&record).expect("the next number");
+            records.push(record);
+            rest = rest.get(used..).unwrap_or_default();
+        }
+        let events = records
+            .iter()
+            .flat_map(|record| record.events().expect("events that can be read"))
+            .collect();
+        Ok(Self { records, events })
+    }
+
+    /// Waits until the log is as `is` wants it.
+    pub fn wait(guest: &Guest, path: &str, what: &str, is: impl Fn(&Self) -> bool) -> Result<Self, HarnessError> {
+        Guest::wait_for(&format!("the log never showed {what}"), PATIENCE, || {
+            // Until the agent has made it there is none.
+            Ok(Self::read(guest, path).ok().filter(|log| is(log)))
+        })
+    }
+
+    /// Waits until log and PCR agree, with nothing left to come.
+    pub fn settled(vm: &Vm, path: &str) -> Result<Self, HarnessError> {
+        // tpm2 is itself measured when it runs for the first time; only then can both stand still.
+        pcr13(vm)?;
+        Guest::wait_for("log and PCR 13 never agreed", PATIENCE, || {
+            let log = Self::read(vm.guest(), path)?;
+            Ok((pcr13(vm)? == log.pcr()).then_some(log))
+        })
+    }
+
+    /// What PCR 13 (SHA-256) shows if this log is all that was extended, in hex.
+    pub fn pcr(&self) -> String {
+        let first = self
+            .starts()
+            .into_iter()
+            .next()
+            .expect("a log begins with the agent's start");
+        let mut value = first
+            .pcr_start
+            .iter()
+            .find(|(bank, _)| *bank == Algorithm::Sha256)
+            .expect("a SHA-256 bank")
+            .1
+            .clone();
+        for record in &self.records {
+            value = Algorithm::Sha256.extend(&value, record.digest(Algorithm::Sha256).expect("a SHA-256 digest"));
+        }
+        value.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    /// Every start of an agent.
+    pub fn starts(&self) -> Vec<&AgentStart> {
+        self.events
+            .iter()
+            .filter_map(|event| {
+                if let Event::AgentStart(start) = event {
+                    Some(start)
+                } else {
+                    None
+                }
+            })
+            .collect()
+    }
+
+    /// Everything that the kernel programs recorded.
+    pub fn loads(&self) -> Vec<&Measurement> {
+        self.events
+            .iter()
+            .filter_map(|event| {
+                if let Event::Load(load) = event {
+                    Some(load)
+                } else {
+                    None
+                }
+            })
+            .collect()
+    }
+
+    /// Everything that the inventory found.
+    pub fn inventory(&self) -> Vec<&Measurement> {
+        self.events
+            .iter()
+            .filter_map(|event| {
+                if let Event::Inventory(found) = event {
+                    Some(found)
+                } else {
+                    None
+                }
+            })
+            .collect()
+    }
+
+    /// What was recorded of this path: kind, digest in hex, flags.
+    pub fn of(&self, path: &str) -> Vec<(LoadKind, String, u32)> {
+        self.loads()
+            .into_iter()
+            .filter(|load| load.path == path)
+            .map(short)
+            .collect()
+    }
+
+    /// All violations.
+    pub fn violations(&self) -> Vec<&Violation> {
+        self.events
+            .iter()
+            .filter_map(|event| {
+                if let Event::Violation(violation) = event {
+                    Some(violation)
+                } else {
+                    None
+                }
+            })
+            .collect()
+    }
+
+    /// How often this event is in it.
+    pub fn count(&self, wanted: &Event) -> usize {
+        self.events.iter().filter(|event| *event == wanted).count()
+    }
+
+    /// The kernel numbers its records: all of them are here, from the first to the last, each once.
+    pub fn assert_no_gap(&self) {
+        let mut numbers: Vec<u64> = self.loads().iter().filter_map(|load| load.seq).collect();
+        numbers.sort_unstable();
+        let expected: Vec<u64> = (0..numbers.len() as u64).collect();
+        assert!(
+            numbers == expected,
+            "the kernel's records have gaps or repetitions: {numbers:?}"
+        );
+    }
+}
+
+/// Kind, digest in hex, flags.
+pub fn short(load: &Measurement) -> (LoadKind, String, u32) {
+    (
+        load.kind,
+        load.digest
+            .map(|digest: Sha256Digest| digest.to_string())
+            .unwrap_or_default(),
+        load.flags,
+    )
+}

@@ -14,6 +14,7 @@ use assay_evidence::wire::QuoteRequest;
 use ring::rand::{SecureRandom, SystemRandom};
 use thiserror::Error;
 
+use crate::cli::chain;
 use crate::client::{Agent, ClientError};
 use crate::serve::shorten;
 use crate::store::{Host, HostState, Quoted, Verdict};
@@ -77,31 +78,28 @@ pub struct Evidence {
 impl Evidence {
     /// Asks for a quote, and for the log from where `held` ends, or all of it if `whole`.
     pub async fn ask(agent: &mut Agent, held: HeldLog, whole: bool) -> Result<Self, LookError> {
-        let identity = agent.identity().await?;
-        let same_boot = identity.boot_id == held.boot_id;
+        let boot_id = agent.identity().await?.boot_id;
         // The boot id is only a hint here: a wrong one makes the evidence fail.
+        let same_boot = boot_id == held.boot_id;
         let from = if same_boot && !whole { held.records } else { 0 };
-        match Self::quote(agent, held.clone(), from).await {
+        match quote(agent, from).await {
+            Ok((bundle, nonce)) => return Ok(Self::new(agent, bundle, nonce, held)),
             Err(LookError::Client(ClientError::Refused(refusal))) if refusal.code == LOG_TOO_LONG => {}
-            other => return other,
+            Err(error) => return Err(error),
         }
-        let paged = fetch_log(
-            agent,
-            if same_boot {
-                held.clone()
-            } else {
-                HeldLog {
-                    boot_id: identity.boot_id,
-                    ..HeldLog::none()
-                }
-            },
-        )
-        .await?;
-        let from = paged.records;
-        let mut evidence = Self::quote(agent, paged, from).await?;
-        if !same_boot && !held.is_none() {
-            evidence.follow_boot(held)?;
+        if same_boot {
+            let held = fetch_log(agent, held).await?;
+            let (bundle, nonce) = quote(agent, held.records).await?;
+            return Ok(Self::new(agent, bundle, nonce, held));
         }
+        let new = HeldLog {
+            boot_id,
+            ..HeldLog::none()
+        };
+        let new = fetch_log(agent, new).await?;
+        let (bundle, nonce) = quote(agent, new.records).await?;
+        let mut evidence = Self::new(agent, bundle, nonce, new);
+        evidence.follow_boot(held)?;
         Ok(evidence)
     }
 
@@ -110,25 +108,14 @@ impl Evidence {
         Self::ask(agent, HeldLog::none(), false).await
     }
 
-    async fn quote(agent: &mut Agent, held: HeldLog, log_from: u64) -> Result<Self, LookError> {
-        let nonce = fresh_nonce()?;
-        let asked = Instant::now();
-        let bundle = agent
-            .quote(&QuoteRequest {
-                nonce,
-                log_from,
-                boot_log: true,
-            })
-            .await?;
-        if asked.elapsed() > NONCE_LIFETIME {
-            return Err(LookError::Late);
-        }
-        Ok(Self {
+    fn new(agent: &Agent, bundle: Bundle, nonce: Nonce, held: HeldLog) -> Self {
+        let exporter = *agent.exporter();
+        Self {
             bundle,
             nonce,
-            exporter: *agent.exporter(),
+            exporter,
             held,
-        })
+        }
     }
 
     /// A new boot whose log came in pages: what was held of the boot before must still bear on the check, so that a
@@ -137,7 +124,7 @@ impl Evidence {
     fn follow_boot(&mut self, before: HeldLog) -> Result<(), LookError> {
         let attest = Attest::parse(self.bundle.quote.attest.as_ref()).map_err(LookError::Attest)?;
         let found = attest.clock.reset_count;
-        if found == before.reset_count {
+        if !before.is_none() && found == before.reset_count {
             return Err(QuoteError::BootWithoutReset {
                 held: before.boot_id,
                 found: self.bundle.boot_id.clone(),
@@ -169,6 +156,23 @@ impl Evidence {
     /// Whether it is the host's answer, and its log leads to the quoted values.
     pub fn replay(&self, host: &Host) -> Result<ReplayedLog, LookError> {
         Ok(self.verify(&attestation_key(host)?)?.replay()?)
+    }
+}
+
+/// Asks for a quote with a nonce of its own.
+async fn quote(agent: &mut Agent, log_from: u64) -> Result<(Bundle, Nonce), LookError> {
+    let nonce = fresh_nonce()?;
+    let asked = Instant::now();
+    let request = QuoteRequest {
+        nonce,
+        log_from,
+        boot_log: true,
+    };
+    let bundle = agent.quote(&request).await?;
+    if asked.elapsed() > NONCE_LIFETIME {
+        Err(LookError::Late)
+    } else {
+        Ok((bundle, nonce))
     }
 }
 
@@ -207,14 +211,19 @@ pub fn verdict(log: &ReplayedLog, policy: &str, appraisal: Option<&Appraisal>) -
         Some(appraisal) if appraisal.is_trusted() => (HostState::Trusted, Vec::new()),
         Some(appraisal) => (HostState::Untrusted, reasons(appraisal)),
     };
+    let boot_id = log.boot_id().to_owned();
     let quoted = Quoted {
-        boot_id: log.boot_id().to_owned(),
+        boot_id,
         reset_count: log.reset_count(),
         records: log.records(),
     };
+    let notes = appraisal
+        .map(|appraisal| shorten(appraisal.notes(), MAX_REASONS))
+        .unwrap_or_default();
     Verdict {
         state,
         reasons,
+        notes,
         quoted: Some(quoted),
     }
 }
@@ -222,6 +231,12 @@ pub fn verdict(log: &ReplayedLog, policy: &str, appraisal: Option<&Appraisal>) -
 /// Appraises by a policy, if there is one.
 pub fn appraise(log: &ReplayedLog, policy: Option<&Policy>) -> Option<Appraisal> {
     policy.map(|policy| log.appraise(policy))
+}
+
+/// An error as a reason: one line, whatever a host wrote into it.
+pub fn reason(error: &dyn std::error::Error) -> String {
+    let line = chain(error);
+    line.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
 /// One line for each failure.

@@ -10,7 +10,6 @@ use ring::rand::{SecureRandom, SystemRandom};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
-use crate::cli::chain;
 use crate::client::{Asker, Pin};
 use crate::config::Config;
 use crate::judge::{self, Evidence, LookError};
@@ -128,6 +127,7 @@ pub async fn look_from_start(
 fn conclude(store: &Store, host: &Host, asked: Result<Evidence, LookError>) -> Result<(), StoreError> {
     let verdict = match asked.and_then(|evidence| evidence.replay(host)) {
         Ok(log) => {
+            // Read anew at each look, so that a changed policy judges the whole log again.
             let policy = store.policy(&host.pinned.policy)?;
             let appraisal = judge::appraise(&log, policy.as_ref());
             let verdict = judge::verdict(&log, &host.pinned.policy, appraisal.as_ref());
@@ -153,7 +153,7 @@ pub fn write_down(store: &Store, host: &Host, verdict: &Verdict) -> Result<(), S
 
 /// The verdict on a host that gave no usable evidence. What was bad about it before it went silent stays known.
 fn without_log(host: &Host, error: &LookError) -> Verdict {
-    let mut reasons = vec![chain(error)];
+    let mut reasons = vec![judge::reason(error)];
     if error.state() == HostState::Unreachable {
         let before = host.reasons.iter();
         match host.state {
@@ -165,6 +165,7 @@ fn without_log(host: &Host, error: &LookError) -> Verdict {
     Verdict {
         state: error.state(),
         reasons,
+        notes: Vec::new(),
         quoted: None,
     }
 }

@@ -152,6 +152,9 @@ fn show(host: &Host) -> String {
     for reason in &host.reasons {
         let _infallible = writeln!(text, "  {reason}");
     }
+    for note in &host.notes {
+        let _infallible = writeln!(text, "  note: {note}");
+    }
     let unknown = || "-".to_owned();
     let _infallible = write!(
         text,

@@ -77,7 +77,8 @@ pub fn create(state: &StateDir, url: &ServiceUrl, listen: Option<SocketAddr>) ->
     create_private_dir(state.path()).map_err(|e| InitError::Directory(state.path().to_owned(), e))?;
     // The first file is also the lock: of two that start at once, one finds it there.
     let mut made = Made::default();
-    let authority = Authority::generate(url, OffsetDateTime::now_utc())?;
+    let now = OffsetDateTime::now_utc();
+    let authority = Authority::generate(url, now)?;
     made.write(&state.key("ca"), authority.certificate().key_pem.as_bytes())?;
     made.write(
         &state.certificate("ca"),
@@ -92,7 +93,7 @@ pub fn create(state: &StateDir, url: &ServiceUrl, listen: Option<SocketAddr>) ->
         let Issued {
             certificate_pem,
             key_pem,
-        } = authority.issue(role, &names, OffsetDateTime::now_utc())?;
+        } = authority.issue(role, &names, now)?;
         made.write(&state.key(role.file()), key_pem.as_bytes())?;
         made.write(&state.certificate(role.file()), certificate_pem.as_bytes())?;
     }

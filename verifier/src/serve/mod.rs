@@ -294,7 +294,7 @@ const CONNECTION_LIFETIME: Duration = Duration::from_secs(300);
 /// Strangers cost a handshake and one refused request; these are mostly hosts.
 const MAX_ESTABLISHED: usize = 256;
 const MAX_OF_ONE_KEY: usize = 8;
-const MAX_JUDGEMENTS: usize = 4;
+const MAX_JUDGEMENTS: usize = 16;
 /// Linux error numbers that `io::ErrorKind` has no stable name for.
 const ENFILE: i32 = 23;
 const EMFILE: i32 = 24;

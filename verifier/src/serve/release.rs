@@ -18,8 +18,7 @@ use hyper::StatusCode;
 use super::challenges::{Challenge, ChallengeError, LIFETIME, Purpose};
 use super::http::Refusal;
 use super::{Asking, Service};
-use crate::cli::chain;
-use crate::judge::{appraise, attestation_key, fresh_nonce, no_policy, reasons, verdict};
+use crate::judge::{appraise, attestation_key, fresh_nonce, no_policy, reason, reasons, verdict};
 use crate::keystore::{KeyStoreError, StoredKey};
 use crate::poll::write_down;
 use crate::store::{Host, HostState, StoreError, Verdict};
@@ -30,6 +29,15 @@ pub(super) async fn challenge(
     host: &Host,
     request: ChallengeRequest,
 ) -> Result<ChallengeResponse, Refusal> {
+    let (key_id, disk) = (request.key_id.clone(), request.disk_uuid);
+    let outcome = open_challenge(asking, host, request).await;
+    if let Err(refusal) = &outcome {
+        audit(&host.pinned.name, &key_id, disk, Some(refusal));
+    }
+    outcome
+}
+
+async fn open_challenge(asking: &Asking, host: &Host, request: ChallengeRequest) -> Result<ChallengeResponse, Refusal> {
     let service = asking.service.clone();
     let id = parse_key_id(&request.key_id)?;
     let disk = *request.disk_uuid.as_bytes();
@@ -83,47 +91,55 @@ fn is_current(service: &Service, host: &Host) -> bool {
 
 /// Answers `POST /v1/release`.
 pub(super) async fn release(asking: &Asking, host: Host, request: ReleaseRequest) -> Result<ReleaseResponse, Refusal> {
+    let (name, key_id, disk) = (host.pinned.name.clone(), request.key_id.clone(), request.disk_uuid);
+    let outcome = match take_challenge(asking, &request) {
+        Ok(challenge) => {
+            let (service, exporter) = (asking.service.clone(), asking.peer.exporter);
+            let judging = move || {
+                Judging {
+                    service: &service,
+                    host: &host,
+                    request: &request,
+                    challenge,
+                    exporter,
+                }
+                .judge()
+            };
+            on_pool(judging).await
+        }
+        Err(refusal) => Err(refusal),
+    };
+    audit(&name, &key_id, disk, outcome.as_ref().err());
+    outcome.map(|jwe| ReleaseResponse { jwe })
+}
+
+/// Whatever comes of this request, its nonce is used.
+fn take_challenge(asking: &Asking, request: &ReleaseRequest) -> Result<Challenge, Refusal> {
+    let disk = *request.disk_uuid.as_bytes();
     let purpose = Purpose {
         connection: asking.number,
         key_id: request.key_id.clone(),
-        disk: *request.disk_uuid.as_bytes(),
+        disk,
     };
-    // Taken first: whatever comes of this request, its nonce is used.
-    let taken = asking
-        .service
-        .challenges
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .take(&purpose, Instant::now());
-    let challenge = taken.map_err(|e| match e {
+    let mut open = asking.service.challenges.lock().unwrap_or_else(PoisonError::into_inner);
+    open.take(&purpose, Instant::now()).map_err(|e| match e {
         ChallengeError::Expired => Refusal::forbidden("challenge-expired", e.to_string()),
         ChallengeError::None | ChallengeError::TooMany => Refusal::forbidden("no-challenge", e.to_string()),
-    })?;
-    let (service, exporter) = (asking.service.clone(), asking.peer.exporter);
-    let (name, key_id, disk) = (host.pinned.name.clone(), request.key_id.clone(), request.disk_uuid);
-    let outcome = on_pool(move || {
-        Judging {
-            service: &service,
-            host: &host,
-            request: &request,
-            challenge,
-            exporter,
-        }
-        .judge()
     })
-    .await;
-    match &outcome {
-        Ok(_) => tracing::info!("release: host {name} key {key_id:?} disk {disk}: released"),
-        Err(refusal) => {
-            let first = refusal.reasons.first().map(String::as_str).unwrap_or_default();
-            tracing::info!(
-                "release: host {name} key {key_id:?} disk {disk}: refused, {}: {} {first}",
-                refusal.code,
-                refusal.message
-            );
+}
+
+/// The journal's line on a key request: who, which key, which disk, what became of it.
+fn audit(host: &str, key_id: &str, disk: Uuid, refusal: Option<&Refusal>) {
+    let key_id = shown(key_id);
+    match refusal {
+        None => tracing::info!("release: host {host} key {key_id:?} disk {disk}: released"),
+        Some(Refusal {
+            code, message, reasons, ..
+        }) => {
+            let first = reasons.first().map(String::as_str).unwrap_or_default();
+            tracing::info!("release: host {host} key {key_id:?} disk {disk}: refused, {code}: {message} {first}");
         }
     }
-    outcome.map(|jwe| ReleaseResponse { jwe })
 }
 
 /// Everything that one judgement takes. Blocks: it reads the database and hashes a log.
@@ -173,7 +189,8 @@ impl Judging<'_> {
             // The host signed it, freshly, for us: that its log does not lead there is the host's own fault.
             let verdict = Verdict {
                 state: HostState::Untrusted,
-                reasons: vec![chain(&e)],
+                reasons: vec![reason(&e)],
+                notes: Vec::new(),
                 quoted: None,
             };
             match write_down(&self.service.store, self.host, &verdict) {
@@ -246,7 +263,7 @@ impl Judging<'_> {
 }
 
 fn refused(code: &'static str, error: &dyn std::error::Error) -> Refusal {
-    Refusal::forbidden(code, "the evidence is refused").because(&[chain(error)])
+    Refusal::forbidden(code, "the evidence is refused").because(&[reason(error)])
 }
 
 fn parse_key_id(text: &str) -> Result<Uuid, Refusal> {
@@ -261,8 +278,13 @@ fn stored_key(service: &Service, id: Uuid) -> Result<StoredKey, Refusal> {
     })
 }
 
+/// A client's text, as much of it as a line takes.
+fn shown(text: &str) -> String {
+    text.chars().take(64).collect()
+}
+
 fn unknown_key(id: &str) -> Refusal {
-    let shown: String = id.chars().take(64).collect();
+    let shown = shown(id);
     Refusal::new(
         StatusCode::NOT_FOUND,
         "unknown-key",

@@ -72,6 +72,8 @@ pub struct Host {
     pub state: HostState,
     /// Why, one line each.
     pub reasons: Vec<String>,
+    /// What the state does not rest on, one line each.
+    pub notes: Vec<String>,
     /// Unix time of the last change of `state`.
     pub since: i64,
     /// Unix time of the last quote that verified.
@@ -92,6 +94,7 @@ impl Host {
             "address": self.pinned.address,
             "state": self.state,
             "reasons": self.reasons,
+            "notes": self.notes,
             "since": rfc3339(self.since),
             "last_quote": self.last_quote.map(rfc3339),
             "boot_id": self.boot_id,
@@ -122,6 +125,8 @@ pub struct Verdict {
     pub state: HostState,
     /// Why, one line each; empty when trusted.
     pub reasons: Vec<String>,
+    /// What the verdict does not rest on, such as a boot log that the host has not; one line each, no refusal.
+    pub notes: Vec<String>,
     /// The evidence behind it, where there was any that verified.
     pub quoted: Option<Quoted>,
 }
@@ -259,13 +264,17 @@ impl Store {
                 return Ok(None);
             }
             let changed = host.state != verdict.state;
-            let reasons =
-                serde_json::to_string(&verdict.reasons).map_err(|_| StoreError::Corrupt { what: "reason" })?;
+            let lines = |list| {
+                serde_json::to_string(list).map_err(|_| StoreError::Corrupt {
+                    what: "list of reasons",
+                })
+            };
+            let (reasons, notes) = (lines(&verdict.reasons)?, lines(&verdict.notes)?);
             let time = now();
             let since = if changed { time } else { host.since };
             t.execute(
-                "UPDATE hosts SET state = ?2, reasons = ?3, since = ?4 WHERE id = ?1",
-                params![host_id, verdict.state.name(), reasons, since],
+                "UPDATE hosts SET state = ?2, reasons = ?3, notes = ?4, since = ?5 WHERE id = ?1",
+                params![host_id, verdict.state.name(), reasons, notes, since],
             )
             .map_err(&failed)?;
             if let Some(quoted) = &verdict.quoted {
@@ -316,7 +325,7 @@ fn find(connection: &Connection, column: &str, value: &dyn rusqlite::ToSql) -> r
 
 const SELECT: &str =
     "SELECT id, name, address, ek_sha256, ek_public, ek_certificate, ak_public, ak_name, tls_spki_sha256, policy,
-    state, reasons, since, last_quote, boot_id, reset_count, records FROM hosts";
+    state, reasons, since, last_quote, boot_id, reset_count, records, notes FROM hosts";
 
 fn read_host(row: &Row<'_>) -> Result<Host, StoreError> {
     let failed = sql("read a host");
@@ -324,6 +333,7 @@ fn read_host(row: &Row<'_>) -> Result<Host, StoreError> {
     let state: String = row.get(10).map_err(&failed)?;
     let reasons: String = row.get(11).map_err(&failed)?;
     let records: i64 = row.get(16).map_err(&failed)?;
+    let notes: String = row.get(17).map_err(&failed)?;
     Ok(Host {
         id: row.get(0).map_err(&failed)?,
         pinned: NewHost {
@@ -339,6 +349,7 @@ fn read_host(row: &Row<'_>) -> Result<Host, StoreError> {
         },
         state: HostState::from_name(&state).ok_or_else(|| corrupt("host state"))?,
         reasons: serde_json::from_str(&reasons).map_err(|_| corrupt("list of reasons"))?,
+        notes: serde_json::from_str(&notes).map_err(|_| corrupt("list of notes"))?,
         since: row.get(12).map_err(&failed)?,
         last_quote: row.get(13).map_err(&failed)?,
         boot_id: row.get(14).map_err(&failed)?,

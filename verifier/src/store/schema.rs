@@ -20,6 +20,7 @@ CREATE TABLE hosts (
     enrolled INTEGER NOT NULL,
     state TEXT NOT NULL,
     reasons TEXT NOT NULL,
+    notes TEXT NOT NULL DEFAULT '[]',
     since INTEGER NOT NULL,
     last_quote INTEGER,
     boot_id TEXT,

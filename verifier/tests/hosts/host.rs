@@ -174,6 +174,24 @@ impl Machine {
     }
 }
 
+impl Machine {
+    /// Many programs run, all with one digest, until the log is longer than this.
+    pub fn run_until_longer(&self, bytes: u64, digest: Sha256Digest) {
+        let log = self.tpm().log().clone();
+        let mut number = 0_u32;
+        while log.snapshot().bytes < bytes {
+            for _ in 0..4096 {
+                let path = format!("/{number:0>500}");
+                self.running().kernel.queue(kind::PROGRAM, &path, digest);
+                number += 1;
+            }
+            while !self.running().kernel.is_empty() {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        }
+    }
+}
+
 impl Drop for Running {
     fn drop(&mut self) {
         if let Some(runtime) = self.runtime.take() {
@@ -196,6 +214,12 @@ impl Kernel {
         let seq = inner.0;
         inner.0 += 1;
         inner.1.push_back(record(seq, kind, path, digest));
+    }
+}
+
+impl Kernel {
+    fn is_empty(&self) -> bool {
+        self.0.lock().unwrap().1.is_empty()
     }
 }
 

@@ -129,3 +129,41 @@ fn a_policy_is_never_replaced_by_accident() {
     site.run(&["policy", "allow", &digest.to_string(), "--name", "other"])
         .refused(&["other"]);
 }
+
+#[test]
+fn a_log_longer_than_one_answer_is_fetched_in_pages() {
+    let mut site = Site::serving(0.2);
+    let mut machine = site.trusted_host("alpha");
+    let digest = machine.run_program("/root/new");
+    site.run(&["policy", "capture", "alpha", "--add"]).good();
+
+    // The verifier is away while this boot's log grows.
+    site.stop();
+    machine.run_until_longer(LONGER, digest);
+    site.serve();
+    let records = machine.tpm().log().snapshot().records;
+    let shown = site.wait_until("alpha", |shown| shown["records"].as_u64() >= Some(records));
+    assert_eq!(shown["state"], "trusted", "{shown:#}");
+
+    // And while the next one's does, of which it holds nothing.
+    site.stop();
+    machine.reboot(NEXT_BOOT);
+    machine.run_until_longer(LONGER, digest);
+    // A capture takes the same way.
+    site.run(&["policy", "capture", "alpha", "--add"]).good();
+    site.serve();
+    let shown = site.wait_until("alpha", |shown| shown["boot_id"] == NEXT_BOOT);
+    assert_eq!(shown["state"], "trusted", "{shown:#}");
+
+    // Without a TPM reset, it is no way around the check for one.
+    site.stop();
+    machine.stop();
+    machine.boot(BOOT);
+    machine.run_until_longer(LONGER, digest);
+    site.serve();
+    let shown = site.wait_for("alpha", "untrusted");
+    assert!(reasons(&shown)[0].contains("TPM was not reset"), "{shown:#}");
+}
+
+/// More than one bundle takes.
+const LONGER: u64 = 17 << 20;

@@ -118,8 +118,12 @@ impl Site {
 
     /// Kills the service and starts it anew.
     pub fn serve_again(&mut self) {
-        self.service = None;
+        self.stop();
         self.serve();
+    }
+
+    pub fn stop(&mut self) {
+        self.service = None;
     }
 
     /// What the service wrote to the journal.

@@ -93,6 +93,7 @@ fn older_evidence_does_not_overrule_newer() {
     let verdict = |state, quoted| Verdict {
         state,
         reasons: vec![],
+        notes: vec![],
         quoted,
     };
     let change = store

@@ -19,6 +19,7 @@ use crate::log_view::LogView;
 use crate::measure::kernel::{Kernel, KernelError, Origin, Preflight};
 use crate::measure::source::EventSource;
 use crate::measure::{Control, MeasureError, Measurer, Settings, host};
+use crate::memory;
 use crate::serve::{ServeError, Server};
 use crate::tpm::{self, TpmConfig, TpmError};
 use crate::unlock::Unlocker;
@@ -91,7 +92,10 @@ pub fn run(config: Config) -> Result<(), DaemonError> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .map_err(|source| DaemonError::SetUp { what: "async runtime", source })?;
+        .map_err(|source| DaemonError::SetUp {
+            what: "async runtime",
+            source,
+        })?;
     let result = runtime.block_on(run_with(&config, parts));
     // A disk that is being opened, or a TPM that hangs, must not keep the process.
     runtime.shutdown_timeout(LAST_MOMENT);
@@ -101,7 +105,11 @@ pub fn run(config: Config) -> Result<(), DaemonError> {
 /// The parts that `assay-agent run` uses: the TPM first, since without it nothing should be left in the kernel.
 fn real_parts(config: &Config) -> Result<Parts, DaemonError> {
     let preflight = Preflight::check(&config.bpf_dir)?;
-    tracing::info!(lsm = preflight.lsm, lockdown = preflight.lockdown, "this kernel can measure (tier 1)");
+    tracing::info!(
+        lsm = preflight.lsm,
+        lockdown = preflight.lockdown,
+        "this kernel can measure (tier 1)"
+    );
     let boot_id = host::boot_id()?;
     let tpm = tpm::Handle::open(tpm_config(&config.tpm), LogView::new(boot_id.clone()))?;
     let kernel = Kernel::start(&config.bpf_object, &config.bpf_dir)?;
@@ -116,7 +124,11 @@ fn real_parts(config: &Config) -> Result<Parts, DaemonError> {
         mode: config.measure.mode,
         fresh_hooks: kernel.origin() == Origin::Loaded,
     };
-    Ok(Parts { tpm, source: Box::new(kernel), settings })
+    Ok(Parts {
+        tpm,
+        source: Box::new(kernel),
+        settings,
+    })
 }
 
 /// Runs the agent with these parts until SIGTERM or SIGINT. Tests and benches bring a source without a kernel.
@@ -124,7 +136,13 @@ fn real_parts(config: &Config) -> Result<Parts, DaemonError> {
 /// # Errors
 /// Any [`DaemonError`].
 pub async fn run_with(config: &Config, parts: Parts) -> Result<(), DaemonError> {
-    let handler = |kind| signal(kind).map_err(|source| DaemonError::SetUp { what: "signal handler", source });
+    memory::give_back_early();
+    let handler = |kind| {
+        signal(kind).map_err(|source| DaemonError::SetUp {
+            what: "signal handler",
+            source,
+        })
+    };
     let (mut terminate, mut interrupt) = (handler(SignalKind::terminate())?, handler(SignalKind::interrupt())?);
 
     let tpm = parts.tpm.clone();
@@ -139,17 +157,30 @@ pub async fn run_with(config: &Config, parts: Parts) -> Result<(), DaemonError> 
     if stopped {
         return measuring.stop().await;
     }
-    tracing::info!(records = tpm.log().snapshot().records, "ready: every load from here on is in the log");
+    tracing::info!(
+        records = tpm.log().snapshot().records,
+        "ready: every load from here on is in the log"
+    );
 
     let source = Source::new(tpm.log().clone(), &config.tpm.tcti);
-    let unlocker = Unlocker::new(config.state_dir.clone(), config.unlock.timeout, tpm.clone(), source.clone())
-        .map_err(|source| DaemonError::SetUp { what: "disk thread", source })?;
+    let unlocker = Unlocker::new(
+        config.state_dir.clone(),
+        config.unlock.timeout,
+        tpm.clone(),
+        source.clone(),
+    )
+    .map_err(|source| DaemonError::SetUp {
+        what: "disk thread",
+        source,
+    })?;
     let status = status(config, tier, tpm.clone(), measuring.control.clone());
     let socket = SocketServer::bind(&config.socket(), unlocker, status).await?;
     let server = match Joined::load(&config.state_dir)? {
         Some(joined) => Some(bind(config, &joined, &tpm, &source).await?),
         None => {
-            tracing::warn!("this host has joined no verifier: it measures, and serves no quotes until `assay-agent join FILE`");
+            tracing::warn!(
+                "this host has joined no verifier: it measures, and serves no quotes until `assay-agent join FILE`"
+            );
             None
         }
     };
@@ -196,7 +227,10 @@ impl Measuring {
         std::thread::Builder::new()
             .name("measure".into())
             .spawn(run)
-            .map_err(|source| DaemonError::SetUp { what: "measuring thread", source })?;
+            .map_err(|source| DaemonError::SetUp {
+                what: "measuring thread",
+                source,
+            })?;
         Ok(Self { control, ready, ended })
     }
 
@@ -309,7 +343,12 @@ fn joined_status(config: &Config) -> Option<JoinedStatus> {
 }
 
 fn tpm_config(config: &config::Tpm) -> TpmConfig {
-    TpmConfig { tcti: config.tcti.clone(), pcr: config.pcr, ak_handle: config.ak_handle, timeout: config.timeout }
+    TpmConfig {
+        tcti: config.tcti.clone(),
+        pcr: config.pcr,
+        ak_handle: config.ak_handle,
+        timeout: config.timeout,
+    }
 }
 
 fn notify(state: &[(&str, &str)]) {

@@ -12,6 +12,7 @@ pub mod http;
 pub mod join;
 pub mod log_view;
 pub mod measure;
+pub mod memory;
 pub mod serve;
 pub mod tpm;
 pub mod unlock;

@@ -24,12 +24,7 @@ pub fn prepare(folder: &Path, verifier: &StateDir, listen: &str, tcti: &str) -> 
     fs::write(folder.join("agent.toml"), text)?;
     fs::create_dir(folder.join("run"))?;
     let file = verifier.join_file();
-    join::join(
-        &folder.join("agent"),
-        &file,
-        &join::Membership::read(&file)?,
-        false,
-    )?;
+    join::join(&folder.join("agent"), &file, &join::Membership::read(&file)?, false)?;
     Ok(())
 }
 
@@ -55,13 +50,7 @@ pub fn run(folder: &Path) -> Outcome<()> {
         fresh_hooks: true,
     };
     let source = Box::new(Paced::new(tpm.log().clone(), RECORDS));
-    let parts = Parts {
-        tpm,
-        source,
-        settings,
-    };
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
+    let parts = Parts { tpm, source, settings };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     Ok(runtime.block_on(daemon::run_with(&config, parts))?)
 }

@@ -39,9 +39,7 @@ type Outcome<T> = Result<T, Box<dyn Error + Send + Sync>>;
 fn main() -> Outcome<()> {
     let mut words = std::env::args().skip(1);
     match words.next().as_deref() {
-        Some("--attester") => {
-            attester::run(Path::new(&words.next().ok_or("--attester wants a folder")?))
-        }
+        Some("--attester") => attester::run(Path::new(&words.next().ok_or("--attester wants a folder")?)),
         // `--bench` is what cargo adds.
         _ => tokio::runtime::Builder::new_current_thread()
             .enable_all()
@@ -74,10 +72,7 @@ async fn measure() -> Outcome<()> {
             kept.quantile(0.5) / floor.quantile(0.5)
         );
     }
-    println!(
-        "agent memory with {RECORDS} log records: {} KiB resident",
-        attester.resident_kib()?
-    );
+    println!("agent memory with {RECORDS} log records: {}", attester.memory()?);
     println!("raw data: {}", raw_folder().display());
     Ok(())
 }
@@ -185,7 +180,9 @@ async fn quote(agent: &mut Agent, turn: usize) -> Outcome<u64> {
 
 /// Where the raw figures go.
 fn raw_folder() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).with_file_name("target").join("bench")
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .with_file_name("target")
+        .join("bench")
 }
 
 /// The agent, as a process of its own.
@@ -212,9 +209,7 @@ impl Attester {
             if let Some(status) = self.child.try_wait()? {
                 return Err(format!("the agent ended with {status}").into());
             }
-            if let Ok(mut agent) = asker
-                .connect(&self.address, Pin::FirstContact, TIMEOUT)
-                .await
+            if let Ok(mut agent) = asker.connect(&self.address, Pin::FirstContact, TIMEOUT).await
                 && quote(&mut agent, 0).await? >= RECORDS
             {
                 return Ok(());
@@ -244,7 +239,5 @@ impl Drop for Attester {
 }
 
 fn free_address() -> std::io::Result<String> {
-    Ok(std::net::TcpListener::bind("127.0.0.1:0")?
-        .local_addr()?
-        .to_string())
+    Ok(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string())
 }

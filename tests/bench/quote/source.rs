@@ -27,11 +27,7 @@ impl Paced {
 }
 
 impl EventSource for Paced {
-    fn read(
-        &mut self,
-        _: usize,
-        take: &mut dyn FnMut(&Record) -> Result<(), Refusal>,
-    ) -> Result<usize, SourceError> {
+    fn read(&mut self, _: usize, take: &mut dyn FnMut(&Record) -> Result<(), Refusal>) -> Result<usize, SourceError> {
         let records = self.log.snapshot().records;
         if records >= self.until || (self.next > 0 && records == self.seen) {
             return Ok(0);

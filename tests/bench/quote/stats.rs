@@ -43,8 +43,7 @@ impl Samples {
     pub fn save(&self, folder: &Path) -> std::io::Result<()> {
         std::fs::create_dir_all(folder)?;
         let name = self.name.replace(|c: char| !c.is_ascii_alphanumeric(), "-");
-        let mut file =
-            std::io::BufWriter::new(std::fs::File::create(folder.join(format!("{name}.ms")))?);
+        let mut file = std::io::BufWriter::new(std::fs::File::create(folder.join(format!("{name}.ms")))?);
         for value in &self.values {
             writeln!(file, "{value:.4}")?;
         }

@@ -1,0 +1,99 @@
+//! How others talk to the measuring loop: messages, and a pipe that wakes it from its poll.
+
+use std::io::{PipeReader, PipeWriter, Read as _, Write as _};
+use std::os::fd::{AsFd as _, BorrowedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, mpsc};
+
+use assay_evidence::event::Event;
+
+use super::MeasureError;
+use crate::tpm::TpmError;
+
+/// What the loop is told.
+pub(super) enum Message {
+    /// The record in flight is in the PCR, or not.
+    Extended(Result<(), TpmError>),
+    /// The inventory is taken.
+    Inventory(Result<Vec<Event>, MeasureError>),
+    /// Come to an end.
+    Stop,
+}
+
+/// Stops the loop from outside, and shows that it lives. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Control {
+    messages: mpsc::Sender<Message>,
+    wake: Arc<PipeWriter>,
+    beats: Arc<AtomicU64>,
+    lost: Arc<AtomicU64>,
+}
+
+/// The loop's end.
+pub(super) struct Mailbox {
+    messages: mpsc::Receiver<Message>,
+    woken: PipeReader,
+}
+
+pub(super) fn channel() -> std::io::Result<(Control, Mailbox)> {
+    let (woken, wake) = std::io::pipe()?;
+    let (sender, messages) = mpsc::channel();
+    let control = Control {
+        messages: sender,
+        wake: Arc::new(wake),
+        beats: Arc::default(),
+        lost: Arc::default(),
+    };
+    Ok((control, Mailbox { messages, woken }))
+}
+
+impl Control {
+    /// Asks the loop to put what it has and AGENT_STOP into log and PCR, and to return.
+    pub fn stop(&self) {
+        self.send(Message::Stop);
+    }
+
+    /// Turns of the loop so far. A number that stays the same for seconds means that measuring hangs.
+    #[must_use]
+    pub fn beats(&self) -> u64 {
+        self.beats.load(Ordering::Relaxed)
+    }
+
+    /// Measurements that the kernel could not deliver in this boot, as far as reported in the log.
+    #[must_use]
+    pub fn lost(&self) -> u64 {
+        self.lost.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn beat(&self) {
+        self.beats.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn set_lost(&self, lost: u64) {
+        self.lost.store(lost, Ordering::Relaxed);
+    }
+
+    pub(super) fn send(&self, message: Message) {
+        // Neither can fail while the loop lives, and without it there is nobody to tell.
+        drop(self.messages.send(message));
+        drop((&*self.wake).write(&[0]));
+    }
+}
+
+impl Mailbox {
+    /// The next message, if there is one.
+    pub(super) fn next(&self) -> Option<Message> {
+        self.messages.try_recv().ok()
+    }
+
+    /// Becomes readable when there are messages.
+    pub(super) fn as_fd(&self) -> BorrowedFd<'_> {
+        self.woken.as_fd()
+    }
+
+    /// Makes the descriptor unreadable again; to be called when it is readable.
+    pub(super) fn opened(&mut self) -> std::io::Result<()> {
+        // One read takes what there is, up to the buffer; the rest wakes again.
+        self.woken.read(&mut [0; 64]).map(drop)
+    }
+}

@@ -18,7 +18,9 @@ pub enum SourceError {
     #[error(transparent)]
     Log(#[from] LogViewError),
     /// More log than a bundle takes.
-    #[error("records {from} to {to} of the runtime log have {bytes} bytes, a bundle takes {MAX_LOG}: fetch the log with GET /v1/log first")]
+    #[error(
+        "records {from} to {to} of the runtime log have {bytes} bytes, a bundle takes {MAX_LOG}: fetch the log with GET /v1/log first"
+    )]
     LogTooLong {
         /// First record asked for.
         from: u64,
@@ -40,7 +42,10 @@ impl Source {
     /// The runtime log, and the firmware's log of the TPM that `tcti` reaches.
     #[must_use]
     pub fn new(log: LogView, tcti: &str) -> Self {
-        Self { log, boot_log: boot_log_path(tcti) }
+        Self {
+            log,
+            boot_log: boot_log_path(tcti),
+        }
     }
 
     /// The runtime log.
@@ -67,14 +72,29 @@ impl Source {
             return Err(SourceError::LogTooLong { from, to, bytes });
         }
         let data = self.log.read(from, to)?;
-        let values = (0u8..).zip(quote.pcrs).map(|(index, value)| (index, Hex(value.to_vec()))).collect();
+        let values = (0u8..)
+            .zip(quote.pcrs)
+            .map(|(index, value)| (index, Hex(value.to_vec())))
+            .collect();
         Ok(Bundle {
             version: VERSION,
             boot_id: self.log.boot_id().to_owned(),
-            quote: QuotePart { attest: B64(quote.attest), signature: B64(quote.signature) },
+            quote: QuotePart {
+                attest: B64(quote.attest),
+                signature: B64(quote.signature),
+            },
             pcrs: Pcrs::from([(Algorithm::Sha256, values)]),
-            log: LogPart { from, records: to, data: B64(data) },
-            boot_log: self.boot_log.as_deref().filter(|_| boot_log).and_then(read_boot_log).map(B64),
+            log: LogPart {
+                from,
+                records: to,
+                data: B64(data),
+            },
+            boot_log: self
+                .boot_log
+                .as_deref()
+                .filter(|_| boot_log)
+                .and_then(read_boot_log)
+                .map(B64),
             ima_log: None,
         })
     }

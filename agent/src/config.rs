@@ -181,7 +181,10 @@ impl Config {
     /// # Errors
     /// Any [`ConfigError`].
     pub fn from_file(path: &Path) -> Result<Self, ConfigError> {
-        let read = |source| ConfigError::Read { path: path.to_owned(), source };
+        let read = |source| ConfigError::Read {
+            path: path.to_owned(),
+            source,
+        };
         if std::fs::metadata(path).map_err(read)?.len() > MAX_FILE {
             return Err(ConfigError::TooLarge { path: path.to_owned() });
         }
@@ -271,13 +274,21 @@ impl Default for Raw {
 
 impl Default for RawTpm {
     fn default() -> Self {
-        Self { tcti: "device:/dev/tpmrm0".to_owned(), pcr: 13, ak_handle: 0x8101_0A55, timeout_s: 30 }
+        Self {
+            tcti: "device:/dev/tpmrm0".to_owned(),
+            pcr: 13,
+            ak_handle: 0x8101_0A55,
+            timeout_s: 30,
+        }
     }
 }
 
 impl Default for RawMeasure {
     fn default() -> Self {
-        Self { mode: "observe".to_owned(), log_max_mib: 64 }
+        Self {
+            mode: "observe".to_owned(),
+            log_max_mib: 64,
+        }
     }
 }
 
@@ -289,13 +300,20 @@ impl Default for RawUnlock {
 
 impl Default for RawLog {
     fn default() -> Self {
-        Self { level: "info".to_owned() }
+        Self {
+            level: "info".to_owned(),
+        }
     }
 }
 
 impl Raw {
     fn check(self, path: &Path) -> Result<Config, ConfigError> {
-        let range = |key, value: String, range| ConfigError::Range { path: path.to_owned(), key, value, range };
+        let range = |key, value: String, range| ConfigError::Range {
+            path: path.to_owned(),
+            key,
+            value,
+            range,
+        };
         let seconds = |key, value: u64| {
             if SECONDS.contains(&value) {
                 Ok(Duration::from_secs(value))
@@ -307,18 +325,36 @@ impl Raw {
             if value.is_absolute() {
                 Ok(value)
             } else {
-                Err(ConfigError::RelativePath { path: path.to_owned(), key, value })
+                Err(ConfigError::RelativePath {
+                    path: path.to_owned(),
+                    key,
+                    value,
+                })
             }
         };
         let ak_handle = u32::try_from(self.tpm.ak_handle)
             .ok()
             .filter(|handle| PERSISTENT_HANDLES.contains(handle))
-            .ok_or_else(|| range("tpm.ak_handle", format!("{:#x}", self.tpm.ak_handle), "0x81000000 to 0x81ffffff"))?;
+            .ok_or_else(|| {
+                range(
+                    "tpm.ak_handle",
+                    format!("{:#x}", self.tpm.ak_handle),
+                    "0x81000000 to 0x81ffffff",
+                )
+            })?;
         if !LOG_MIB.contains(&self.measure.log_max_mib) {
-            return Err(range("measure.log_max_mib", self.measure.log_max_mib.to_string(), "1 to 1024 MiB"));
+            return Err(range(
+                "measure.log_max_mib",
+                self.measure.log_max_mib.to_string(),
+                "1 to 1024 MiB",
+            ));
         }
         if self.tpm.tcti.is_empty() || self.tpm.tcti.contains('\0') {
-            return Err(range("tpm.tcti", format!("{:?}", self.tpm.tcti), "a TCTI such as \"device:/dev/tpmrm0\""));
+            return Err(range(
+                "tpm.tcti",
+                format!("{:?}", self.tpm.tcti),
+                "a TCTI such as \"device:/dev/tpmrm0\"",
+            ));
         }
         Ok(Config {
             listen: self.listen,
@@ -336,12 +372,13 @@ impl Raw {
                 mode: check_mode(self.measure.mode, path)?,
                 log_max: self.measure.log_max_mib.saturating_mul(1024 * 1024),
             },
-            unlock: Unlock { timeout: seconds("unlock.timeout_s", self.unlock.timeout_s)? },
-            log_level: self
-                .log
-                .level
-                .parse()
-                .map_err(|_| ConfigError::Level { path: path.to_owned(), value: self.log.level.clone() })?,
+            unlock: Unlock {
+                timeout: seconds("unlock.timeout_s", self.unlock.timeout_s)?,
+            },
+            log_level: self.log.level.parse().map_err(|_| ConfigError::Level {
+                path: path.to_owned(),
+                value: self.log.level.clone(),
+            })?,
         })
     }
 }
@@ -361,103 +398,43 @@ fn check_pcr(pcr: i64, path: &Path) -> Result<u8, ConfigError> {
         17..=22 => "it belongs to the dynamic launch (DRTM) and may be reset by it",
         _ => "a PC's TPM has no such register",
     };
-    Err(ConfigError::Pcr { path: path.to_owned(), pcr, reason })
+    Err(ConfigError::Pcr {
+        path: path.to_owned(),
+        pcr,
+        reason,
+    })
 }
 
 fn check_mode(mode: String, path: &Path) -> Result<Mode, ConfigError> {
     match mode.as_str() {
         "observe" => Ok(Mode::Observe),
-        "hold" | "enforce" => Err(ConfigError::ModeUnavailable { path: path.to_owned(), mode }),
-        _ => Err(ConfigError::ModeUnknown { path: path.to_owned(), mode }),
+        "hold" | "enforce" => Err(ConfigError::ModeUnavailable {
+            path: path.to_owned(),
+            mode,
+        }),
+        _ => Err(ConfigError::ModeUnknown {
+            path: path.to_owned(),
+            mode,
+        }),
     }
 }
 
 /// One line that names file, line and key; the parser's own display is a drawing over five lines.
 fn syntax(text: &str, path: &Path, error: &toml::de::Error) -> ConfigError {
     let before = error.span().map_or(0, |span| span.start);
-    let line = text.bytes().take(before).filter(|byte| *byte == b'\n').count().saturating_add(1);
-    ConfigError::Syntax { path: path.to_owned(), line, message: error.message().replace('\n', " ") }
+    let line = text
+        .bytes()
+        .take(before)
+        .filter(|byte| *byte == b'\n')
+        .count()
+        .saturating_add(1);
+    ConfigError::Syntax {
+        path: path.to_owned(),
+        line,
+        message: error.message().replace('\n', " "),
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn parse(text: &str) -> Result<Config, ConfigError> {
-        Config::parse(text, Path::new("agent.toml"))
-    }
-
-    #[test]
-    fn an_empty_file_gives_the_documented_defaults() {
-        let config = parse("").unwrap();
-        assert_eq!(config.listen.to_string(), "0.0.0.0:8443");
-        assert_eq!((config.tpm.pcr, config.tpm.ak_handle), (13, 0x8101_0A55));
-        assert_eq!(config.tpm.tcti, "device:/dev/tpmrm0");
-        assert_eq!(config.measure.log_max, 64 * 1024 * 1024);
-        assert_eq!(config.socket(), Path::new("/run/assay/agent.sock"));
-        assert_eq!(config.log_file(), Path::new("/run/assay/log.cel"));
-        assert_eq!(config.unlock.timeout, Duration::from_secs(60));
-    }
-
-    #[test]
-    fn the_shipped_file_parses_and_says_the_defaults() {
-        let shipped = include_str!("../../packaging/agent.toml");
-        assert_eq!(parse(shipped).unwrap(), parse("").unwrap());
-        // Everything in it is commented out or a default; with the comments taken away it must parse as well.
-        let uncommented: String = shipped
-            .lines()
-            .map(|line| line.strip_prefix("#").filter(|rest| !rest.starts_with(' ')).unwrap_or(line))
-            .flat_map(|line| [line, "\n"])
-            .collect();
-        assert_eq!(parse(&uncommented).unwrap(), parse("").unwrap());
-        assert!(uncommented.contains("\nlog_max_mib = 64"));
-    }
-
-    #[test]
-    fn an_unknown_key_is_named_with_file_and_line() {
-        let error = parse("listen = \"127.0.0.1:1\"\n\n[tpm]\npcrr = 13\n").unwrap_err();
-        let text = error.to_string();
-        assert!(text.starts_with("agent.toml:4: unknown field `pcrr`"), "{text}");
-        assert!(matches!(error, ConfigError::Syntax { line: 4, .. }));
-        assert!(matches!(parse("[unlok]\n").unwrap_err(), ConfigError::Syntax { line: 1, .. }));
-    }
-
-    #[test]
-    fn registers_of_others_are_refused_with_their_owner() {
-        for pcr in (0..=11).chain(15..=24).chain([-1, 4096]) {
-            let error = parse(&format!("[tpm]\npcr = {pcr}\n")).unwrap_err();
-            assert!(matches!(error, ConfigError::Pcr { .. }), "PCR {pcr}: {error}");
-        }
-        for pcr in 12..=14 {
-            assert_eq!(i64::from(parse(&format!("[tpm]\npcr = {pcr}\n")).unwrap().tpm.pcr), pcr);
-        }
-    }
-
-    #[test]
-    fn values_out_of_range_are_refused() {
-        for (text, key) in [
-            ("[tpm]\nak_handle = 0x80000000", "tpm.ak_handle"),
-            ("[tpm]\ntimeout_s = 0", "tpm.timeout_s"),
-            ("[tpm]\ntcti = \"\"", "tpm.tcti"),
-            ("[measure]\nlog_max_mib = 0", "measure.log_max_mib"),
-            ("[unlock]\ntimeout_s = 4000", "unlock.timeout_s"),
-        ] {
-            assert!(matches!(parse(text).unwrap_err(), ConfigError::Range { key: found, .. } if found == key), "{text}");
-        }
-        assert!(matches!(parse("run_dir = \"run\"").unwrap_err(), ConfigError::RelativePath { key: "run_dir", .. }));
-        assert!(matches!(parse("[log]\nlevel = \"loud\"").unwrap_err(), ConfigError::Level { .. }));
-    }
-
-    #[test]
-    fn modes_of_later_versions_are_refused_by_name() {
-        assert!(matches!(parse("[measure]\nmode = \"hold\"").unwrap_err(), ConfigError::ModeUnavailable { .. }));
-        assert!(matches!(parse("[measure]\nmode = \"enforce\"").unwrap_err(), ConfigError::ModeUnavailable { .. }));
-        assert!(matches!(parse("[measure]\nmode = \"off\"").unwrap_err(), ConfigError::ModeUnknown { .. }));
-    }
-
-    #[test]
-    fn a_named_file_must_exist() {
-        let error = Config::load(Some(Path::new("/nonexistent/agent.toml"))).unwrap_err();
-        assert!(matches!(error, ConfigError::Read { .. }));
-    }
-}
+#[path = "config_tests.rs"]
+mod tests;

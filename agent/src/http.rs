@@ -39,7 +39,12 @@ pub struct ApiError {
 impl ApiError {
     /// An error without single reasons.
     pub fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
-        Self { status, code, message: message.into(), reasons: Vec::new() }
+        Self {
+            status,
+            code,
+            message: message.into(),
+            reasons: Vec::new(),
+        }
     }
 
     /// The request itself is wrong: 400.
@@ -51,12 +56,20 @@ impl ApiError {
     #[must_use]
     pub fn not_found(path: &str) -> Self {
         let shown: String = path.chars().take(100).collect();
-        Self::new(StatusCode::NOT_FOUND, "not-found", format!("there is nothing at {shown:?}"))
+        Self::new(
+            StatusCode::NOT_FOUND,
+            "not-found",
+            format!("there is nothing at {shown:?}"),
+        )
     }
 
     /// Something failed on this side: 500, or 503 when asking again can help.
     pub fn failed(code: &'static str, error: &dyn std::error::Error, transient: bool) -> Self {
-        let status = if transient { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::INTERNAL_SERVER_ERROR };
+        let status = if transient {
+            StatusCode::SERVICE_UNAVAILABLE
+        } else {
+            StatusCode::INTERNAL_SERVER_ERROR
+        };
         Self::new(status, code, chain(error))
     }
 
@@ -115,7 +128,12 @@ where
             return Err(ApiError::new(StatusCode::REQUEST_TIMEOUT, "body-timeout", message));
         }
         Ok(Err(error)) if error.is::<LengthLimitError>() => return Err(too_large()),
-        Ok(Err(error)) => return Err(ApiError::bad_request("body-broken", format!("the request body broke off: {error}"))),
+        Ok(Err(error)) => {
+            return Err(ApiError::bad_request(
+                "body-broken",
+                format!("the request body broke off: {error}"),
+            ));
+        }
         Ok(Ok(collected)) => collected.to_bytes(),
     };
     serde_json::from_slice(&bytes)
@@ -144,8 +162,18 @@ pub fn accept_trouble(error: &std::io::Error) -> Option<Duration> {
     use nix::libc;
     match error.raw_os_error()? {
         // accept(2): pending network errors of the new connection; the next one is unharmed.
-        libc::ECONNABORTED | libc::ECONNRESET | libc::EPROTO | libc::ENETDOWN | libc::ENOPROTOOPT | libc::EHOSTDOWN
-        | libc::ENONET | libc::EHOSTUNREACH | libc::EOPNOTSUPP | libc::ENETUNREACH | libc::EPERM | libc::EINTR
+        libc::ECONNABORTED
+        | libc::ECONNRESET
+        | libc::EPROTO
+        | libc::ENETDOWN
+        | libc::ENOPROTOOPT
+        | libc::EHOSTDOWN
+        | libc::ENONET
+        | libc::EHOSTUNREACH
+        | libc::EOPNOTSUPP
+        | libc::ENETUNREACH
+        | libc::EPERM
+        | libc::EINTR
         | libc::EAGAIN => Some(Duration::ZERO),
         // Files or memory are short: without a pause this would be a loop at full speed.
         libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM => Some(Duration::from_millis(500)),
@@ -167,7 +195,9 @@ fn respond<T: Serialize>(status: StatusCode, body: &T) -> Response {
 fn build(status: StatusCode, body: Bytes) -> Response {
     let mut response = Response::new(Full::new(body));
     *response.status_mut() = status;
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+        .headers_mut()
+        .insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response
 }
 
@@ -184,7 +214,11 @@ mod tests {
 
     fn read(body: impl Into<Bytes>) -> Result<Wanted, ApiError> {
         let request = Request::new(Full::new(body.into()));
-        tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(read_json(request))
+        tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .build()
+            .unwrap()
+            .block_on(read_json(request))
     }
 
     #[test]
@@ -200,7 +234,10 @@ mod tests {
     #[test]
     fn a_long_body_is_refused_by_its_length() {
         let error = read(vec![b' '; MAX_BODY + 1]).unwrap_err();
-        assert_eq!((error.status, error.code), (StatusCode::PAYLOAD_TOO_LARGE, "body-too-large"));
+        assert_eq!(
+            (error.status, error.code),
+            (StatusCode::PAYLOAD_TOO_LARGE, "body-too-large")
+        );
         assert_eq!(read(vec![b' '; MAX_BODY]).unwrap_err().status, StatusCode::BAD_REQUEST);
     }
 
@@ -217,7 +254,10 @@ mod tests {
     #[test]
     fn causes_are_told_once() {
         let cause = std::io::Error::other("why");
-        let error = crate::config::ConfigError::Read { path: "/p".into(), source: cause };
+        let error = crate::config::ConfigError::Read {
+            path: "/p".into(),
+            source: cause,
+        };
         assert_eq!(chain(&error), "cannot read configuration /p: why");
     }
 }

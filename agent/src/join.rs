@@ -115,7 +115,9 @@ pub enum JoinError {
         wanted: Sha256Digest,
     },
     /// The state folder holds half a join.
-    #[error("{path} is missing or damaged, though this host has joined a verifier: run `assay-agent join FILE --force`")]
+    #[error(
+        "{path} is missing or damaged, though this host has joined a verifier: run `assay-agent join FILE --force`"
+    )]
     Damaged {
         /// The file.
         path: PathBuf,
@@ -144,10 +146,16 @@ impl Membership {
         let file: JoinFile =
             serde_json::from_slice(&text).map_err(|source| JoinError::Malformed { path: own(), source })?;
         if file.version != VERSION {
-            return Err(JoinError::Version { path: own(), version: file.version });
+            return Err(JoinError::Version {
+                path: own(),
+                version: file.version,
+            });
         }
         if file.verifiers.is_empty() || file.verifiers.len() > MAX_VERIFIERS {
-            return Err(JoinError::VerifierCount { path: own(), count: file.verifiers.len() });
+            return Err(JoinError::VerifierCount {
+                path: own(),
+                count: file.verifiers.len(),
+            });
         }
         for url in &file.verifiers {
             VerifierUrl::parse(url).map_err(|source| JoinError::VerifierUrl { path: own(), source })?;
@@ -213,7 +221,12 @@ impl Joined {
         let certificate = read_limited(&certificate_path).map_err(|_| damaged(&certificate_path))?;
         let certificate = CertificateDer::from_pem_slice(&certificate).map_err(|_| damaged(&certificate_path))?;
         let spki = spki_digest(&certificate).ok_or_else(|| damaged(&certificate_path))?;
-        Ok(Some(Self { membership, certificate, key, spki }))
+        Ok(Some(Self {
+            membership,
+            certificate,
+            key,
+            spki,
+        }))
     }
 
     /// The agent's self-signed certificate.
@@ -260,7 +273,10 @@ pub fn join(state_dir: &Path, source: &Path, wanted: &Membership, force: bool) -
     make_private_dir(state_dir)?;
     match fs::remove_file(state_dir.join(JOIN_FILE)) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            return Err(JoinError::Write { path: state_dir.join(JOIN_FILE), source: error });
+            return Err(JoinError::Write {
+                path: state_dir.join(JOIN_FILE),
+                source: error,
+            });
         }
         _ => {}
     }
@@ -278,7 +294,10 @@ fn spki_digest(certificate: &[u8]) -> Option<Sha256Digest> {
 
 fn check_ca(pem: &str, path: &Path) -> Result<(CertificateDer<'static>, Sha256Digest), JoinError> {
     let not_one = || JoinError::CaPem { path: path.to_owned() };
-    let refused = |reason| JoinError::Ca { path: path.to_owned(), reason };
+    let refused = |reason| JoinError::Ca {
+        path: path.to_owned(),
+        reason,
+    };
     let mut certificates = CertificateDer::pem_slice_iter(pem.as_bytes());
     let ca = certificates.next().ok_or_else(not_one)?.map_err(|_| not_one())?;
     if certificates.next().is_some() {
@@ -288,7 +307,12 @@ fn check_ca(pem: &str, path: &Path) -> Result<(CertificateDer<'static>, Sha256Di
     if !rest.is_empty() {
         return Err(refused("it is not X.509"));
     }
-    if !parsed.basic_constraints().ok().flatten().is_some_and(|constraints| constraints.value.ca) {
+    if !parsed
+        .basic_constraints()
+        .ok()
+        .flatten()
+        .is_some_and(|constraints| constraints.value.ca)
+    {
         return Err(refused("it is not a CA's (basicConstraints)"));
     }
     if !parsed.validity().is_valid() {
@@ -302,24 +326,37 @@ fn check_ca(pem: &str, path: &Path) -> Result<(CertificateDer<'static>, Sha256Di
 fn make_identity() -> Result<(Zeroizing<String>, String), rcgen::Error> {
     let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)?;
     let mut parameters = rcgen::CertificateParams::new(vec!["assay-agent".to_owned()])?;
-    parameters.distinguished_name.push(rcgen::DnType::CommonName, "assay-agent");
+    parameters
+        .distinguished_name
+        .push(rcgen::DnType::CommonName, "assay-agent");
     parameters.key_usages = vec![rcgen::KeyUsagePurpose::DigitalSignature];
-    parameters.extended_key_usages =
-        vec![rcgen::ExtendedKeyUsagePurpose::ServerAuth, rcgen::ExtendedKeyUsagePurpose::ClientAuth];
+    parameters.extended_key_usages = vec![
+        rcgen::ExtendedKeyUsagePurpose::ServerAuth,
+        rcgen::ExtendedKeyUsagePurpose::ClientAuth,
+    ];
     let certificate = parameters.self_signed(&key)?;
     Ok((Zeroizing::new(key.serialize_pem()), certificate.pem()))
 }
 
 fn json(wanted: &Membership, source: &Path) -> Result<Vec<u8>, JoinError> {
-    serde_json::to_vec_pretty(&wanted.file)
-        .map_err(|error| JoinError::Malformed { path: source.to_owned(), source: error })
+    serde_json::to_vec_pretty(&wanted.file).map_err(|error| JoinError::Malformed {
+        path: source.to_owned(),
+        source: error,
+    })
 }
 
 fn read_limited(path: &Path) -> Result<Vec<u8>, JoinError> {
-    let failed = |source| JoinError::Read { path: path.to_owned(), source };
+    let failed = |source| JoinError::Read {
+        path: path.to_owned(),
+        source,
+    };
     let mut data = Vec::new();
     // `take` and not the file's size, which a pipe or a growing file does not have.
-    File::open(path).map_err(failed)?.take(MAX_FILE + 1).read_to_end(&mut data).map_err(failed)?;
+    File::open(path)
+        .map_err(failed)?
+        .take(MAX_FILE + 1)
+        .read_to_end(&mut data)
+        .map_err(failed)?;
     if data.len() as u64 > MAX_FILE {
         return Err(JoinError::TooLarge { path: path.to_owned() });
     }
@@ -327,8 +364,15 @@ fn read_limited(path: &Path) -> Result<Vec<u8>, JoinError> {
 }
 
 fn make_private_dir(dir: &Path) -> Result<(), JoinError> {
-    let failed = |source| JoinError::Write { path: dir.to_owned(), source };
-    DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(failed)?;
+    let failed = |source| JoinError::Write {
+        path: dir.to_owned(),
+        source,
+    };
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)
+        .map_err(failed)?;
     fs::set_permissions(dir, std::os::unix::fs::PermissionsExt::from_mode(0o700)).map_err(failed)
 }
 
@@ -342,13 +386,20 @@ fn write_private(dir: &Path, name: &str, data: &[u8]) -> Result<(), JoinError> {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&temporary)?;
         file.write_all(data)?;
         file.sync_all()?;
         fs::rename(&temporary, &path)?;
         File::open(dir)?.sync_all()
     };
-    write().map_err(|source| JoinError::Write { path: path.clone(), source })
+    write().map_err(|source| JoinError::Write {
+        path: path.clone(),
+        source,
+    })
 }
 
 #[cfg(test)]

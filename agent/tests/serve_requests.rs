@@ -1,5 +1,12 @@
 //! What is asked: the four requests, and what is refused of them.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "a test says what it expects by panicking"
+)]
+
 mod verifier;
 
 use std::sync::Arc;
@@ -17,8 +24,14 @@ use verifier::{BOOT_ID, Connection, Host, measure};
 const NONCE: Nonce = Nonce::new([7; 32]);
 
 async fn quote(connection: &mut Connection, nonce: Nonce, log_from: u64) -> Bundle {
-    let request = QuoteRequest { nonce, log_from, boot_log: true };
-    let answer = connection.post("/v1/quote", &serde_json::to_string(&request).unwrap()).await;
+    let request = QuoteRequest {
+        nonce,
+        log_from,
+        boot_log: true,
+    };
+    let answer = connection
+        .post("/v1/quote", &serde_json::to_string(&request).unwrap())
+        .await;
     assert_eq!(answer.status, 200, "{answer:?}");
     Bundle::from_json(&answer.body).unwrap()
 }
@@ -34,22 +47,44 @@ fn a_quote_verifies_on_its_own_connection_and_no_other() {
     host.run(async {
         let mut connection = host.connect().await;
         let bundle = quote(&mut connection, NONCE, 0).await;
-        let binding = Binding::Quote { nonce: &NONCE, exporter: &connection.exporter };
-        let replayed = bundle.verify(&ak, &binding, &HeldLog::none()).unwrap().replay().unwrap();
+        let binding = Binding::Quote {
+            nonce: &NONCE,
+            exporter: &connection.exporter,
+        };
+        let replayed = bundle
+            .verify(&ak, &binding, &HeldLog::none())
+            .unwrap()
+            .replay()
+            .unwrap();
         assert!(replayed.records() >= 2, "AGENT_START and the inventory at least");
         assert_eq!(replayed.boot_id(), BOOT_ID);
 
         let other = host.connect().await;
-        let relayed = Binding::Quote { nonce: &NONCE, exporter: &other.exporter };
-        assert!(bundle.verify(&ak, &relayed, &HeldLog::none()).is_err(), "the quote is bound to its connection");
-        let replay = Binding::Quote { nonce: &Nonce::new([8; 32]), exporter: &connection.exporter };
-        assert!(bundle.verify(&ak, &replay, &HeldLog::none()).is_err(), "and to its nonce");
+        let relayed = Binding::Quote {
+            nonce: &NONCE,
+            exporter: &other.exporter,
+        };
+        assert!(
+            bundle.verify(&ak, &relayed, &HeldLog::none()).is_err(),
+            "the quote is bound to its connection"
+        );
+        let replay = Binding::Quote {
+            nonce: &Nonce::new([8; 32]),
+            exporter: &connection.exporter,
+        };
+        assert!(
+            bundle.verify(&ak, &replay, &HeldLog::none()).is_err(),
+            "and to its nonce"
+        );
 
         // The next poll costs only what is new, which is nothing.
         let held = replayed.to_held();
         let next = quote(&mut connection, NONCE, replayed.records()).await;
         assert_eq!((next.log.from, next.log.data.0.len()), (replayed.records(), 0));
-        let binding = Binding::Quote { nonce: &NONCE, exporter: &connection.exporter };
+        let binding = Binding::Quote {
+            nonce: &NONCE,
+            exporter: &connection.exporter,
+        };
         next.verify(&ak, &binding, &held).unwrap().replay().unwrap();
 
         // Who holds a longer log than there is, holds another boot's: it gets the whole.
@@ -90,14 +125,27 @@ fn the_attestation_key_is_activated_by_the_tpm_that_has_it() {
         let ek = Public::parse(&identity.ek_public.0).unwrap();
         let ak = Public::parse(&identity.ak_public.0).unwrap();
         let credential = make_credential(&ek, &ak.name(), b"known to the verifier only").unwrap();
-        let request = ActivateRequest { credential_blob: B64(credential.blob), secret: B64(credential.encrypted_secret) };
-        let answer = connection.post("/v1/activate", &serde_json::to_string(&request).unwrap()).await;
-        assert_eq!(answer.json::<ActivateResponse>().secret.0, b"known to the verifier only");
+        let request = ActivateRequest {
+            credential_blob: B64(credential.blob),
+            secret: B64(credential.encrypted_secret),
+        };
+        let answer = connection
+            .post("/v1/activate", &serde_json::to_string(&request).unwrap())
+            .await;
+        assert_eq!(
+            answer.json::<ActivateResponse>().secret.0,
+            b"known to the verifier only"
+        );
 
         // For another key than the AK: the TPM gives nothing out.
         let other = make_credential(&ek, &ek.name(), b"secret").unwrap();
-        let request = ActivateRequest { credential_blob: B64(other.blob), secret: B64(other.encrypted_secret) };
-        let answer = connection.post("/v1/activate", &serde_json::to_string(&request).unwrap()).await;
+        let request = ActivateRequest {
+            credential_blob: B64(other.blob),
+            secret: B64(other.encrypted_secret),
+        };
+        let answer = connection
+            .post("/v1/activate", &serde_json::to_string(&request).unwrap())
+            .await;
         let (status, code, _) = answer.error();
         assert_eq!((status, code.as_str()), (400, "credential-refused"));
     });
@@ -110,11 +158,26 @@ fn malformed_requests_are_named_and_the_connection_goes_on() {
         let mut connection = host.connect().await;
         let long = format!("{{\"credential_blob\":\"{}\",\"secret\":\"\"}}", "AAAA".repeat(1000));
         for (path, body, code, names) in [
-            ("/v1/quote", "{\"nonce\":\"AAAA\",\"log_from\":0}", "malformed-request", "32"),
-            ("/v1/quote", "{\"nonce\":\"?\",\"log_from\":0}", "malformed-request", "base64"),
+            (
+                "/v1/quote",
+                "{\"nonce\":\"AAAA\",\"log_from\":0}",
+                "malformed-request",
+                "32",
+            ),
+            (
+                "/v1/quote",
+                "{\"nonce\":\"?\",\"log_from\":0}",
+                "malformed-request",
+                "base64",
+            ),
             ("/v1/quote", "{\"log_from\":0}", "malformed-request", "`nonce`"),
             ("/v1/quote", "{\"nonse\":\"AAAA\"}", "malformed-request", "`nonse`"),
-            ("/v1/quote", "{\"nonce\":\"BwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwc=\",\"log_from\":-1}", "malformed-request", "-1"),
+            (
+                "/v1/quote",
+                "{\"nonce\":\"BwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwc=\",\"log_from\":-1}",
+                "malformed-request",
+                "-1",
+            ),
             ("/v1/quote", "", "malformed-request", "EOF"),
             ("/v1/activate", "{}", "malformed-request", "`credential_blob`"),
             ("/v1/activate", long.as_str(), "credential-too-long", "2048"),
@@ -133,7 +196,11 @@ fn malformed_requests_are_named_and_the_connection_goes_on() {
         assert!(wrong.head.contains("allow: post"), "{}", wrong.head);
         assert_eq!(wrong.error().0, 405);
         assert_eq!(connection.post("/v1/identity", "{}").await.error().0, 405);
-        assert_eq!(connection.get("/v1/identity").await.status, 200, "all on one connection");
+        assert_eq!(
+            connection.get("/v1/identity").await.status,
+            200,
+            "all on one connection"
+        );
     });
 }
 
@@ -142,23 +209,40 @@ fn a_body_of_10_mib_is_refused_by_its_length_or_as_soon_as_it_is_too_long() {
     let host = Host::start();
     host.run(async {
         let mut connection = host.connect().await;
-        connection.send(b"POST /v1/quote HTTP/1.1\r\nhost: a\r\ncontent-length: 10485760\r\n\r\n").await.unwrap();
+        connection
+            .send(b"POST /v1/quote HTTP/1.1\r\nhost: a\r\ncontent-length: 10485760\r\n\r\n")
+            .await
+            .unwrap();
         let (status, code, _) = connection.receive().await.unwrap().error();
-        assert_eq!((status, code.as_str()), (413, "body-too-large"), "before a byte of it was sent");
+        assert_eq!(
+            (status, code.as_str()),
+            (413, "body-too-large"),
+            "before a byte of it was sent"
+        );
 
         // A client that sends all before it reads still sees the answer.
         let mut connection = host.connect().await;
-        connection.send(b"POST /v1/quote HTTP/1.1\r\nhost: a\r\ncontent-length: 10485760\r\n\r\n").await.unwrap();
+        connection
+            .send(b"POST /v1/quote HTTP/1.1\r\nhost: a\r\ncontent-length: 10485760\r\n\r\n")
+            .await
+            .unwrap();
         connection.send(&vec![b' '; 10 * 1024 * 1024]).await.unwrap();
         assert_eq!(connection.receive().await.unwrap().error().0, 413);
 
         let mut connection = host.connect().await;
-        connection.send(b"POST /v1/quote HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n").await.unwrap();
+        connection
+            .send(b"POST /v1/quote HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n")
+            .await
+            .unwrap();
         let chunk = [b"8000\r\n".as_slice(), &[b' '; 0x8000], b"\r\n"].concat();
         for _ in 0..3 {
             connection.send(&chunk).await.unwrap();
         }
-        assert_eq!(connection.receive().await.unwrap().error().0, 413, "chunks without a declared length");
+        assert_eq!(
+            connection.receive().await.unwrap().error().0,
+            413,
+            "chunks without a declared length"
+        );
         let mut after = host.connect().await;
         assert_eq!(after.get("/v1/identity").await.status, 200);
     });
@@ -200,7 +284,10 @@ fn the_identity_does_not_wait_for_quotes() {
             times
         };
         let (quotes, times) = tokio::join!(asking, timing);
-        assert!(quotes.iter().all(|count| *count > 0), "every client got quotes: {quotes:?}");
+        assert!(
+            quotes.iter().all(|count| *count > 0),
+            "every client got quotes: {quotes:?}"
+        );
         // A debug build, clients and server on one thread, other tests beside it: a bound for "does not queue behind the TPM",
         // where 8 quotes are waiting. The figure itself is measured by the benchmark.
         let median = times[times.len() / 2];

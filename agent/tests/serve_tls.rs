@@ -1,5 +1,12 @@
 //! Who may ask: TLS 1.3 with a certificate of the joined CA, and nobody else.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "a test says what it expects by panicking"
+)]
+
 mod verifier;
 
 use rcgen::{ExtendedKeyUsagePurpose, date_time_ymd};
@@ -8,8 +15,14 @@ use verifier::{Ca, Client, Connection, Host};
 
 /// In TLS 1.3 a client learns only from its first read that its certificate was refused.
 async fn is_served(host: &Host, client: Option<Client>) -> bool {
-    let Ok(mut connection) = Connection::open(host, client).await else { return false };
-    if connection.send(b"GET /v1/identity HTTP/1.1\r\nhost: a\r\n\r\n").await.is_err() {
+    let Ok(mut connection) = Connection::open(host, client).await else {
+        return false;
+    };
+    if connection
+        .send(b"GET /v1/identity HTTP/1.1\r\nhost: a\r\n\r\n")
+        .await
+        .is_err()
+    {
         return false;
     }
     connection.receive().await.is_ok_and(|answer| answer.status == 200)
@@ -19,16 +32,35 @@ async fn is_served(host: &Host, client: Option<Client>) -> bool {
 fn only_certificates_of_the_joined_ca_that_are_valid_now_are_served() {
     let host = Host::start();
     host.run(async {
-        assert!(is_served(&host, Some(host.ca.client())).await, "the verifier's own certificate");
+        assert!(
+            is_served(&host, Some(host.ca.client())).await,
+            "the verifier's own certificate"
+        );
         assert!(!is_served(&host, None).await, "no certificate");
-        assert!(!is_served(&host, Some(host.ca.expired_client())).await, "an expired certificate");
-        let early = host.ca.issue(|parameters| parameters.not_before = date_time_ymd(2999, 1, 1));
-        assert!(!is_served(&host, Some(early)).await, "a certificate that is not valid yet");
-        let server = host.ca.issue(|parameters| parameters.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth]);
+        assert!(
+            !is_served(&host, Some(host.ca.expired_client())).await,
+            "an expired certificate"
+        );
+        let early = host
+            .ca
+            .issue(|parameters| parameters.not_before = date_time_ymd(2999, 1, 1));
+        assert!(
+            !is_served(&host, Some(early)).await,
+            "a certificate that is not valid yet"
+        );
+        let server = host
+            .ca
+            .issue(|parameters| parameters.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth]);
         assert!(!is_served(&host, Some(server)).await, "a server's certificate");
         // Same name, other key.
-        assert!(!is_served(&host, Some(Ca::new("verifier").client())).await, "a foreign CA's certificate");
-        assert!(is_served(&host, Some(host.ca.client())).await, "and the server is none the worse for it");
+        assert!(
+            !is_served(&host, Some(Ca::new("verifier").client())).await,
+            "a foreign CA's certificate"
+        );
+        assert!(
+            is_served(&host, Some(host.ca.client())).await,
+            "and the server is none the worse for it"
+        );
     });
 }
 

@@ -1,6 +1,13 @@
 //! A disk key, from the sealed image to the point where device-mapper takes over (which is tested in a virtual machine): a real
 //! TPM, a real LUKS2 image, TLS, and a key broker that judges with `assay-evidence`.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "a test says what it expects by panicking"
+)]
+
 mod broker;
 mod verifier;
 
@@ -41,17 +48,31 @@ impl Host {
         let joined = join_to(ca, &[&broker.url()], &state);
         broker.enrol(&tpm.identity().ak_public);
         seal(&dir.path().join("disk"), &broker.url(), joined.membership.ca_spki());
-        let config = format!("state_dir = {state:?}\nrun_dir = {:?}\n[unlock]\ntimeout_s = 2\n", dir.path());
+        let config = format!(
+            "state_dir = {state:?}\nrun_dir = {:?}\n[unlock]\ntimeout_s = 2\n",
+            dir.path()
+        );
         std::fs::write(dir.path().join("agent.toml"), config).unwrap();
 
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .unwrap();
         let source = Source::new(log.clone(), &swtpm.tcti());
         let unlocker = Unlocker::new(state, Duration::from_secs(2), tpm.clone(), source).unwrap();
         let status = Arc::new(move || status(&tpm, &log));
         let socket = dir.path().join("agent.sock");
-        let server = runtime.block_on(SocketServer::bind(&socket, unlocker.clone(), status)).unwrap();
+        let server = runtime
+            .block_on(SocketServer::bind(&socket, unlocker.clone(), status))
+            .unwrap();
         runtime.spawn(async move { server.run().await.map(|_| ()) });
-        Self { dir, unlocker, runtime, _swtpm: swtpm }
+        Self {
+            dir,
+            unlocker,
+            runtime,
+            _swtpm: swtpm,
+        }
     }
 
     fn image(&self) -> PathBuf {
@@ -102,14 +123,37 @@ fn seal(image: &std::path::Path, url: &str, ca_spki: Sha256Digest) {
         "verifier_spki_sha256": ca_spki.to_string(), "key_id": KEY_ID, "policy": "default"});
     std::fs::write(path("token"), token.to_string()).unwrap();
     let image = image.display().to_string();
-    let format = ["luksFormat", "--batch-mode", "--type", "luks2", "--uuid", DISK, "--sector-size", "512"];
-    let cheap = ["--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "1000", "--luks2-keyslots-size", "256k"];
+    let format = [
+        "luksFormat",
+        "--batch-mode",
+        "--type",
+        "luks2",
+        "--uuid",
+        DISK,
+        "--sector-size",
+        "512",
+    ];
+    let cheap = [
+        "--pbkdf",
+        "pbkdf2",
+        "--pbkdf-force-iterations",
+        "1000",
+        "--luks2-keyslots-size",
+        "256k",
+    ];
     for arguments in [
         [format.as_slice(), &cheap, &[&image, &path("key")]].concat(),
         vec!["token", "import", "--json-file", &path("token"), &image],
     ] {
-        let output = Command::new("cryptsetup").args(&arguments).output().expect("`cargo xtask setup` installs cryptsetup");
-        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        let output = Command::new("cryptsetup")
+            .args(&arguments)
+            .output()
+            .expect("`cargo xtask setup` installs cryptsetup");
+        assert!(
+            output.status.success(),
+            "{arguments:?}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
     }
 }
 
@@ -120,7 +164,11 @@ fn a_trusted_host_gets_its_key() {
     let broker = Broker::start(Mood::Judge);
     let host = Host::start(&broker, &broker.ca());
     let name = format!("assay-test-{}", std::process::id());
-    let request = UnlockRequest { image: host.image(), name: Some(name.clone()), timeout_s: None };
+    let request = UnlockRequest {
+        image: host.image(),
+        name: Some(name.clone()),
+        timeout_s: None,
+    };
     match host.runtime.block_on(host.unlocker.unlock(request)) {
         Ok(device) => {
             assert!(device.exists());
@@ -152,7 +200,10 @@ fn an_unknown_key_is_an_error_of_its_own() {
     let host = Host::start(&broker, &broker.ca());
     let (code, text) = host.unlock();
     assert_eq!(code, 1, "{text}");
-    assert!(text.contains("no verifier has this key") && text.contains(KEY_ID), "{text}");
+    assert!(
+        text.contains("no verifier has this key") && text.contains(KEY_ID),
+        "{text}"
+    );
 }
 
 #[test]
@@ -172,7 +223,10 @@ fn an_unreachable_verifier_is_tried_until_the_deadline() {
     let start = Instant::now();
     let (code, text) = host.unlock();
     assert_eq!(code, 4, "{text}");
-    assert!(start.elapsed() >= Duration::from_secs(2), "it tried for as long as it was told to");
+    assert!(
+        start.elapsed() >= Duration::from_secs(2),
+        "it tried for as long as it was told to"
+    );
     assert!(start.elapsed() < Duration::from_secs(20), "and gave up then");
     assert!(text.contains("within 2 s") && text.contains("127.0.0.1"), "{text}");
 }
@@ -210,7 +264,11 @@ fn images_that_are_not_ours_are_refused_before_anyone_is_asked() {
     let output = host.agent(&["unlock", host.image().to_str().unwrap(), "--name", "../sda"]);
     assert!(String::from_utf8(output.stderr).unwrap().contains("is not a name"));
     let output = host.agent(&["lock", "never-opened"]);
-    assert!(String::from_utf8(output.stderr).unwrap().contains("no open disk is called"));
+    assert!(
+        String::from_utf8(output.stderr)
+            .unwrap()
+            .contains("no open disk is called")
+    );
     assert_eq!(broker.asked(), 0);
 }
 
@@ -228,8 +286,11 @@ fn status_and_log_can_be_read() {
     assert!(text.lines().next().unwrap().contains("agent-start"), "{text}");
     assert!(text.contains("inventory") && text.contains("ready"), "{text}");
     let json = host.agent(&["log", "--json"]).stdout;
-    let lines: Vec<serde_json::Value> =
-        String::from_utf8(json).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let lines: Vec<serde_json::Value> = String::from_utf8(json)
+        .unwrap()
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
     assert_eq!(lines[0]["recnum"], 0);
     assert_eq!(lines[0]["pcr"], 13);
 
@@ -251,7 +312,11 @@ fn without_an_agent_the_commands_say_how_to_start_it() {
     let config = dir.path().join("agent.toml");
     std::fs::write(&config, format!("run_dir = {:?}\n", dir.path())).unwrap();
     let run = |arguments: &[&str]| {
-        let output = Command::new(env!("CARGO_BIN_EXE_assay-agent")).arg("--config").arg(&config).args(arguments).output();
+        let output = Command::new(env!("CARGO_BIN_EXE_assay-agent"))
+            .arg("--config")
+            .arg(&config)
+            .args(arguments)
+            .output();
         let output = output.unwrap();
         (output.status.code(), String::from_utf8(output.stderr).unwrap())
     };

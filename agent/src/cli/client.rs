@@ -64,21 +64,33 @@ pub(super) fn post<Q: Serialize, A: DeserializeOwned>(socket: &Path, path: &str,
 }
 
 fn ask<A: DeserializeOwned>(socket: &Path, method: Method, path: &str, body: Bytes) -> Result<A, CliError> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(CliError::Runtime)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(CliError::Runtime)?;
     let (success, bytes) = runtime.block_on(exchange(socket, method, path, body))?;
     if success {
         return Ok(serde_json::from_slice(&bytes).map_err(ClientError::Malformed)?);
     }
     let ErrorBody { error, reasons } = serde_json::from_slice(&bytes).map_err(ClientError::Malformed)?;
-    Err(CliError::Refused { code: error.code, message: error.message, reasons })
+    Err(CliError::Refused {
+        code: error.code,
+        message: error.message,
+        reasons,
+    })
 }
 
 /// No time limit: the daemon has its own for each thing it does.
 async fn exchange(socket: &Path, method: Method, path: &str, body: Bytes) -> Result<(bool, Bytes), ClientError> {
     let stream = UnixStream::connect(socket)
         .await
-        .map_err(|source| ClientError::Connect { path: socket.to_owned(), source })?;
-    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(ClientError::Broken)?;
+        .map_err(|source| ClientError::Connect {
+            path: socket.to_owned(),
+            source,
+        })?;
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
+        .await
+        .map_err(ClientError::Broken)?;
     let driver = tokio::spawn(async move { drop(connection.await) });
     let request = Request::builder()
         .method(method)
@@ -88,7 +100,11 @@ async fn exchange(socket: &Path, method: Method, path: &str, body: Bytes) -> Res
         .map_err(ClientError::Request)?;
     let response = sender.send_request(request).await.map_err(ClientError::Broken)?;
     let success = response.status().is_success();
-    let bytes = Limited::new(response.into_body(), MAX_ANSWER).collect().await.map_err(ClientError::Answer)?.to_bytes();
+    let bytes = Limited::new(response.into_body(), MAX_ANSWER)
+        .collect()
+        .await
+        .map_err(ClientError::Answer)?
+        .to_bytes();
     driver.abort();
     Ok((success, bytes))
 }

@@ -32,7 +32,9 @@ pub(super) fn run(config: &Config, file: &Path, force: bool) -> Result<(), CliEr
     }
     let name = host_name();
     let port = config.listen.port();
-    say(&format!("next, on the verifier: assay-verifier host add {name} {name}:{port} --ek-sha256 {ek_sha256}"))
+    say(&format!(
+        "next, on the verifier: assay-verifier host add {name} {name}:{port} --ek-sha256 {ek_sha256}"
+    ))
 }
 
 /// From the running agent, which owns the TPM; or from the TPM itself where none runs.

@@ -10,11 +10,18 @@ use super::{CliError, printable};
 
 /// Prints the log, one line an event, or one line of JSON a record.
 pub(super) fn run(path: &Path, json: bool) -> Result<(), CliError> {
-    let bytes = std::fs::read(path).map_err(|source| CliError::Read { path: path.to_owned(), source })?;
+    let bytes = std::fs::read(path).map_err(|source| CliError::Read {
+        path: path.to_owned(),
+        source,
+    })?;
     let mut out = std::io::BufWriter::new(std::io::stdout().lock());
     let mut offset = 0;
     while let Some(rest) = bytes.get(offset..).filter(|rest| !rest.is_empty()) {
-        let damaged = |source| CliError::Log { path: path.to_owned(), offset, source };
+        let damaged = |source| CliError::Log {
+            path: path.to_owned(),
+            offset,
+            source,
+        };
         let (record, length) = match cel::read(rest) {
             // The agent is writing the last record just now.
             Err(CelError::Short(_)) => break,
@@ -23,7 +30,9 @@ pub(super) fn run(path: &Path, json: bool) -> Result<(), CliError> {
         if json {
             writeln!(out, "{}", cel::to_json(&record)).map_err(CliError::Output)?;
         } else {
-            print_record(&mut out, &record).map_err(damaged)?.map_err(CliError::Output)?;
+            print_record(&mut out, &record)
+                .map_err(damaged)?
+                .map_err(CliError::Output)?;
         }
         offset = offset.saturating_add(length);
     }
@@ -61,12 +70,17 @@ fn describe_start(start: &AgentStart) -> String {
         start.boot_id,
         start.agent_digest,
         start.bpf_digest,
-        start.predecessor.map(|seq| format!(" restarted after kernel record {seq}")).unwrap_or_default(),
+        start
+            .predecessor
+            .map(|seq| format!(" restarted after kernel record {seq}"))
+            .unwrap_or_default(),
     )
 }
 
 fn describe_measurement(measurement: &Measurement) -> String {
-    let digest = measurement.digest.map_or_else(|| "not hashed".to_owned(), |digest| format!("sha256:{digest}"));
+    let digest = measurement
+        .digest
+        .map_or_else(|| "not hashed".to_owned(), |digest| format!("sha256:{digest}"));
     format!(
         "{:<17} {digest} {} ({} pid {} uid {})",
         measurement.kind.name(),

@@ -222,7 +222,11 @@ fn say(line: &str) -> Result<(), CliError> {
 fn printable(text: &str) -> String {
     text.chars()
         .flat_map(|c| {
-            let shown: String = if c.is_control() { c.escape_default().collect() } else { c.into() };
+            let shown: String = if c.is_control() {
+                c.escape_default().collect()
+            } else {
+                c.into()
+            };
             shown.chars().collect::<Vec<_>>()
         })
         .collect()
@@ -230,8 +234,15 @@ fn printable(text: &str) -> String {
 
 /// Events to standard error: with times for people, without for the journal, which has its own.
 fn start_logging(level: tracing::Level) {
-    let subscriber = tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr).with_target(false);
-    if std::io::stderr().is_terminal() { subscriber.init() } else { subscriber.without_time().init() }
+    let subscriber = tracing_subscriber::fmt()
+        .with_max_level(level)
+        .with_writer(std::io::stderr)
+        .with_target(false);
+    if std::io::stderr().is_terminal() {
+        subscriber.init()
+    } else {
+        subscriber.without_time().init()
+    }
 }
 
 #[cfg(test)]
@@ -249,14 +260,21 @@ mod tests {
     fn a_timeout_must_be_a_possible_one() {
         assert!(Arguments::try_parse_from(["assay-agent", "unlock", "disk", "--timeout", "5"]).is_ok());
         for bad in ["0", "-1", "3601", "soon"] {
-            assert!(Arguments::try_parse_from(["assay-agent", "unlock", "disk", "--timeout", bad]).is_err(), "{bad}");
+            assert!(
+                Arguments::try_parse_from(["assay-agent", "unlock", "disk", "--timeout", bad]).is_err(),
+                "{bad}"
+            );
         }
         assert!(Arguments::try_parse_from(["assay-agent"]).is_err());
     }
 
     #[test]
     fn refusals_have_their_exit_codes() {
-        let refused = |code: &str| CliError::Refused { code: code.into(), message: String::new(), reasons: vec![] };
+        let refused = |code: &str| CliError::Refused {
+            code: code.into(),
+            message: String::new(),
+            reasons: vec![],
+        };
         assert_eq!(refused("key-refused").exit_code(), 3);
         assert_eq!(refused("verifier-unreachable").exit_code(), 4);
         assert_eq!(refused("not-luks").exit_code(), 1);

@@ -20,10 +20,22 @@ fn lines(status: &Status) -> Vec<(&'static str, String)> {
     let mut lines = vec![
         ("agent", format!("version {}, process {}", status.version, status.pid)),
         ("boot", status.boot_id.clone()),
-        ("measuring", format!("tier {}, mode {}, PCR {}", status.tier, status.mode, status.pcr)),
-        ("log", format!("{} records, {} bytes, head {}", status.records, status.log_bytes, status.log_head)),
+        (
+            "measuring",
+            format!("tier {}, mode {}, PCR {}", status.tier, status.mode, status.pcr),
+        ),
+        (
+            "log",
+            format!(
+                "{} records, {} bytes, head {}",
+                status.records, status.log_bytes, status.log_head
+            ),
+        ),
         ("lost", format!("{} kernel records", status.lost)),
-        ("tpm", format!("{}, firmware {}", status.tpm_manufacturer, status.tpm_firmware)),
+        (
+            "tpm",
+            format!("{}, firmware {}", status.tpm_manufacturer, status.tpm_firmware),
+        ),
         ("ek", format!("sha256:{}", status.ek_sha256)),
     ];
     match &status.joined {

@@ -72,9 +72,15 @@ impl Server {
     pub async fn bind(listen: SocketAddr, joined: &Joined, tpm: Handle, source: Source) -> Result<Self, ServeError> {
         let config = tls::server_config(joined).map_err(ServeError::Tls)?;
         let routes = Routes::new(tpm, source).map_err(ServeError::Identity)?;
-        let listener =
-            TcpListener::bind(listen).await.map_err(|source| ServeError::Bind { address: listen, source })?;
-        Ok(Self { listener, acceptor: TlsAcceptor::from(config), routes: Arc::new(routes) })
+        let listener = TcpListener::bind(listen).await.map_err(|source| ServeError::Bind {
+            address: listen,
+            source,
+        })?;
+        Ok(Self {
+            listener,
+            acceptor: TlsAcceptor::from(config),
+            routes: Arc::new(routes),
+        })
     }
 
     /// The address that is listened on; tells the port when port 0 was asked for.
@@ -94,9 +100,10 @@ impl Server {
         let handshakes = Arc::new(Semaphore::new(MAX_HANDSHAKES));
         loop {
             // Permits before accept: who finds no slot waits in the kernel's backlog. The semaphores are never closed.
-            let (Ok(slot), Ok(handshake)) =
-                (Arc::clone(&slots).acquire_owned().await, Arc::clone(&handshakes).acquire_owned().await)
-            else {
+            let (Ok(slot), Ok(handshake)) = (
+                Arc::clone(&slots).acquire_owned().await,
+                Arc::clone(&handshakes).acquire_owned().await,
+            ) else {
                 return Err(ServeError::Accept(io::ErrorKind::BrokenPipe.into()));
             };
             match self.listener.accept().await {
@@ -108,7 +115,9 @@ impl Server {
                     });
                 }
                 Err(error) => {
-                    let Some(pause) = accept_trouble(&error) else { return Err(ServeError::Accept(error)) };
+                    let Some(pause) = accept_trouble(&error) else {
+                        return Err(ServeError::Accept(error));
+                    };
                     if pause.is_zero() {
                         tracing::debug!("a connection went away before it was accepted: {error}");
                     } else {

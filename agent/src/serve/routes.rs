@@ -41,7 +41,12 @@ impl Routes {
             tpm_firmware: known.firmware.clone(),
         };
         let identity = Bytes::from(serde_json::to_vec(&identity)?);
-        Ok(Self { tpm, source, identity, large: Semaphore::new(MAX_LARGE) })
+        Ok(Self {
+            tpm,
+            source,
+            identity,
+            large: Semaphore::new(MAX_LARGE),
+        })
     }
 
     pub(super) async fn answer<B>(&self, request: Request<B>, exporter: Exporter) -> Response
@@ -79,13 +84,18 @@ impl Routes {
         B: Body,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
-        let ActivateRequest { credential_blob, secret } = read_json(request).await?;
+        let ActivateRequest {
+            credential_blob,
+            secret,
+        } = read_json(request).await?;
         if credential_blob.0.len() > MAX_CREDENTIAL || secret.0.len() > MAX_CREDENTIAL {
             let message = format!("credential_blob and secret may have {MAX_CREDENTIAL} bytes each");
             return Err(ApiError::bad_request("credential-too-long", message));
         }
         match self.tpm.activate(credential_blob.0, secret.0).await {
-            Ok(opened) => Ok(http::ok(&ActivateResponse { secret: B64(opened.to_vec()) })),
+            Ok(opened) => Ok(http::ok(&ActivateResponse {
+                secret: B64(opened.to_vec()),
+            })),
             // A credential for another TPM is the asker's mistake (or this host's swapped TPM), not a failure here.
             Err(error @ TpmError::Refused { .. }) => Err(ApiError::bad_request("credential-refused", chain(&error))),
             Err(error) => Err(error.into()),
@@ -97,16 +107,30 @@ impl Routes {
         B: Body,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
-        let QuoteRequest { nonce, log_from, boot_log } = read_json(request).await?;
+        let QuoteRequest {
+            nonce,
+            log_from,
+            boot_log,
+        } = read_json(request).await?;
         let digest = move |log: &crate::log_view::Snapshot| {
-            Binding::Quote { nonce: &nonce, exporter: &exporter }.digest(log.records, &log.head)
+            Binding::Quote {
+                nonce: &nonce,
+                exporter: &exporter,
+            }
+            .digest(log.records, &log.head)
         };
         let quote = self.tpm.quote(digest).await?;
-        let bytes = self.source.log().length(Source::start(&quote, log_from), quote.log.records)?;
+        let bytes = self
+            .source
+            .log()
+            .length(Source::start(&quote, log_from), quote.log.records)?;
         let source = self.source.clone();
         let make = move || -> Result<Bytes, ApiError> {
             let bundle = source.bundle(quote, log_from, boot_log)?;
-            bundle.to_json().map(Bytes::from).map_err(|error| ApiError::failed("no-bundle", &error, false))
+            bundle
+                .to_json()
+                .map(Bytes::from)
+                .map_err(|error| ApiError::failed("no-bundle", &error, false))
         };
         if bytes <= SMALL {
             return make().map(http::ok_bytes);
@@ -119,18 +143,28 @@ impl Routes {
         let log = self.source.log().clone();
         self.large(move || {
             let page = log.page(from, MAX_PAGE)?;
-            let page = LogPage { from: page.from, count: page.count, data: B64(page.data) };
-            serde_json::to_vec(&page).map(Bytes::from).map_err(|error| ApiError::failed("no-page", &error, false))
+            let page = LogPage {
+                from: page.from,
+                count: page.count,
+                data: B64(page.data),
+            };
+            serde_json::to_vec(&page)
+                .map(Bytes::from)
+                .map_err(|error| ApiError::failed("no-page", &error, false))
         })
         .await
     }
 
     /// Makes a large answer off the async thread, a few at a time: memory is the limit, not time.
-    async fn large(&self, make: impl FnOnce() -> Result<Bytes, ApiError> + Send + 'static) -> Result<Response, ApiError> {
+    async fn large(
+        &self,
+        make: impl FnOnce() -> Result<Bytes, ApiError> + Send + 'static,
+    ) -> Result<Response, ApiError> {
         let permit = self.large.acquire().await;
         let made = tokio::task::spawn_blocking(make).await;
         drop(permit);
-        made.map_err(|error| ApiError::failed("worker-failed", &error, true))?.map(http::ok_bytes)
+        made.map_err(|error| ApiError::failed("worker-failed", &error, true))?
+            .map(http::ok_bytes)
     }
 }
 
@@ -138,7 +172,10 @@ impl Routes {
 fn parse_from(query: Option<&str>) -> Result<u64, ApiError> {
     let refuse = |what: &str| {
         let shown: String = query.unwrap_or("").chars().take(100).collect();
-        ApiError::bad_request("bad-from", format!("{what}: {shown:?}; ask for /v1/log?from=N with N a record number"))
+        ApiError::bad_request(
+            "bad-from",
+            format!("{what}: {shown:?}; ask for /v1/log?from=N with N a record number"),
+        )
     };
     let mut from = None;
     for pair in query.unwrap_or("").split('&').filter(|pair| !pair.is_empty()) {
@@ -146,7 +183,13 @@ fn parse_from(query: Option<&str>) -> Result<u64, ApiError> {
             Some(("from", number)) if from.is_none() => {
                 // `parse` alone would take a leading plus sign.
                 let digits = !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit());
-                from = Some(number.parse().ok().filter(|_| digits).ok_or_else(|| refuse("from is not a number"))?);
+                from = Some(
+                    number
+                        .parse()
+                        .ok()
+                        .filter(|_| digits)
+                        .ok_or_else(|| refuse("from is not a number"))?,
+                );
             }
             Some(("from", _)) => return Err(refuse("from is given twice")),
             _ => return Err(refuse("the query has something that is not from=")),
@@ -165,7 +208,9 @@ impl From<TpmError> for ApiError {
 impl From<LogViewError> for ApiError {
     fn from(error: LogViewError) -> Self {
         match &error {
-            LogViewError::OutOfRange { .. } => Self::new(StatusCode::RANGE_NOT_SATISFIABLE, "no-such-record", chain(&error)),
+            LogViewError::OutOfRange { .. } => {
+                Self::new(StatusCode::RANGE_NOT_SATISFIABLE, "no-such-record", chain(&error))
+            }
             LogViewError::Read(_) => Self::failed("log-unreadable", &error, false),
         }
     }
@@ -203,7 +248,11 @@ mod tests {
             Some("from=1&to=2"),
         ] {
             let error = parse_from(query).unwrap_err();
-            assert_eq!((error.status, error.code), (StatusCode::BAD_REQUEST, "bad-from"), "{query:?}");
+            assert_eq!(
+                (error.status, error.code),
+                (StatusCode::BAD_REQUEST, "bad-from"),
+                "{query:?}"
+            );
         }
     }
 }

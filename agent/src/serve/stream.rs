@@ -64,7 +64,13 @@ pub struct Guarded<S> {
 impl<S> Guarded<S> {
     /// Wraps a stream; `activity` is shared with whoever handles its requests.
     pub fn new(inner: S, activity: Activity) -> Self {
-        Self { inner, activity, timer: Box::pin(tokio::time::sleep(IDLE)), in_header: false, lingering: None }
+        Self {
+            inner,
+            activity,
+            timer: Box::pin(tokio::time::sleep(IDLE)),
+            in_header: false,
+            lingering: None,
+        }
     }
 
     fn set(&mut self, after: Duration) {
@@ -186,7 +192,11 @@ mod tests {
         };
         let read = async { while stream.read_u8().await.is_ok() {} };
         tokio::select! { () = trickle => {}, () = read => {} }
-        assert!(start.elapsed() < HEADER + Duration::from_secs(3), "{:?}", start.elapsed());
+        assert!(
+            start.elapsed() < HEADER + Duration::from_secs(3),
+            "{:?}",
+            start.elapsed()
+        );
     }
 
     #[tokio::test(start_paused = true)]
@@ -198,7 +208,10 @@ mod tests {
         stream.read_u8().await.unwrap();
         let guard = activity.begin();
         let slow = tokio::time::timeout(HEADER * 3, stream.read_u8()).await;
-        assert!(slow.is_err(), "the header timer must not run while the request is worked on");
+        assert!(
+            slow.is_err(),
+            "the header timer must not run while the request is worked on"
+        );
         drop(guard);
     }
 }

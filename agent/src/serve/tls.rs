@@ -52,5 +52,7 @@ pub fn server_config(joined: &Joined) -> Result<Arc<ServerConfig>, TlsError> {
 /// # Errors
 /// When the handshake is not over.
 pub fn exporter(connection: &ServerConnection) -> Result<Exporter, rustls::Error> {
-    connection.export_keying_material([0; 32], EXPORTER_LABEL, None).map(Exporter::new)
+    connection
+        .export_keying_material([0; 32], EXPORTER_LABEL, None)
+        .map(Exporter::new)
 }

@@ -115,22 +115,36 @@ impl Connection {
     /// [`ClientError::Connect`] or [`ClientError::Timeout`].
     pub async fn open(url: &VerifierUrl, tls: Arc<ClientConfig>, limit: Duration) -> Result<Self, ClientError> {
         let limit = limit.min(CONNECT_TIMEOUT);
-        tokio::time::timeout(limit, Self::connect(url, tls)).await.unwrap_or(Err(ClientError::Timeout(limit)))
+        tokio::time::timeout(limit, Self::connect(url, tls))
+            .await
+            .unwrap_or(Err(ClientError::Timeout(limit)))
     }
 
     async fn connect(url: &VerifierUrl, tls: Arc<ClientConfig>) -> Result<Self, ClientError> {
-        let tcp = TcpStream::connect((url.host(), url.port())).await.map_err(ClientError::Connect)?;
+        let tcp = TcpStream::connect((url.host(), url.port()))
+            .await
+            .map_err(ClientError::Connect)?;
         tcp.set_nodelay(true).map_err(ClientError::Connect)?;
-        let stream = TlsConnector::from(tls).connect(url.server_name(), tcp).await.map_err(ClientError::Connect)?;
+        let stream = TlsConnector::from(tls)
+            .connect(url.server_name(), tcp)
+            .await
+            .map_err(ClientError::Connect)?;
         let exporter = stream
             .get_ref()
             .1
             .export_keying_material([0; 32], EXPORTER_LABEL, None)
             .map_err(|error| ClientError::Connect(io::Error::other(error)))?;
-        let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(ClientError::Broken)?;
+        let (sender, connection) = http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(ClientError::Broken)?;
         // Its error reaches us through the request that it fails.
         let driver = tokio::spawn(async move { drop(connection.await) });
-        Ok(Self { authority: url.authority(), exporter: Exporter::new(exporter), sender, driver })
+        Ok(Self {
+            authority: url.authority(),
+            exporter: Exporter::new(exporter),
+            sender,
+            driver,
+        })
     }
 
     /// Keying material that names this connection.
@@ -151,7 +165,9 @@ impl Connection {
     ) -> Result<A, ClientError> {
         let body = serde_json::to_vec(request).map_err(ClientError::Encode)?;
         let exchange = self.exchange(path, Bytes::from(body));
-        let bytes = tokio::time::timeout(limit, exchange).await.unwrap_or(Err(ClientError::Timeout(limit)))?;
+        let bytes = tokio::time::timeout(limit, exchange)
+            .await
+            .unwrap_or(Err(ClientError::Timeout(limit)))?;
         serde_json::from_slice(&bytes).map_err(|source| ClientError::Malformed { path, source })
     }
 
@@ -163,14 +179,27 @@ impl Connection {
             .map_err(ClientError::Request)?;
         let response = self.sender.send_request(request).await.map_err(ClientError::Broken)?;
         let status = response.status();
-        let bytes = Limited::new(response.into_body(), MAX_ANSWER).collect().await.map_err(ClientError::Answer)?.to_bytes();
+        let bytes = Limited::new(response.into_body(), MAX_ANSWER)
+            .collect()
+            .await
+            .map_err(ClientError::Answer)?
+            .to_bytes();
         if status.is_success() {
             return Ok(bytes);
         }
         let (code, message, reasons) = match serde_json::from_slice::<ErrorBody>(&bytes) {
             Ok(body) => (body.error.code, body.error.message, body.reasons),
-            Err(_) => ("no-code".to_owned(), "the verifier gave no reason".to_owned(), Vec::new()),
+            Err(_) => (
+                "no-code".to_owned(),
+                "the verifier gave no reason".to_owned(),
+                Vec::new(),
+            ),
         };
-        Err(ClientError::Status { status, code, message, reasons })
+        Err(ClientError::Status {
+            status,
+            code,
+            message,
+            reasons,
+        })
     }
 }

@@ -7,9 +7,7 @@ use assay_evidence::binding::Binding;
 use assay_evidence::jwe::{self, JweError};
 use assay_evidence::tpm::Name;
 use assay_evidence::uuid::Uuid;
-use assay_evidence::wire::{
-    B64, ChallengeRequest, ChallengeResponse, ReleaseKey, ReleaseRequest, ReleaseResponse,
-};
+use assay_evidence::wire::{B64, ChallengeRequest, ChallengeResponse, ReleaseKey, ReleaseRequest, ReleaseResponse};
 use hyper::StatusCode;
 use rustls::ClientConfig;
 use zeroize::Zeroizing;
@@ -69,11 +67,23 @@ impl Exchange {
         let tls = client::tls_config(joined).map_err(UnlockError::Tls)?;
         let parsed = verifiers.into_iter().map(|url| match VerifierUrl::parse(&url) {
             Ok(parsed) => Ok((url, parsed)),
-            Err(source) => Err(JoinError::VerifierUrl { path: "join.json".into(), source }),
+            Err(source) => Err(JoinError::VerifierUrl {
+                path: "join.json".into(),
+                source,
+            }),
         });
         let verifiers = parsed.collect::<Result<_, _>>()?;
         let (tpm, source, disks) = parts;
-        Ok(Self { verifiers, tls, tpm, source, disks, header, name, progress: Progress::default() })
+        Ok(Self {
+            verifiers,
+            tls,
+            tpm,
+            source,
+            disks,
+            header,
+            name,
+            progress: Progress::default(),
+        })
     }
 
     /// Runs to the end: the disk is open, or the reason why not.
@@ -102,7 +112,9 @@ impl Exchange {
             };
             match &outcome {
                 Outcome::Done => {}
-                trouble => tracing::info!(image = %self.header.image.display(), ?trouble, "unlock: a step did not succeed"),
+                trouble => {
+                    tracing::info!(image = %self.header.image.display(), ?trouble, "unlock: a step did not succeed")
+                }
             }
             step = machine.next(outcome, start.elapsed());
         }
@@ -110,7 +122,9 @@ impl Exchange {
 
     async fn connect(&mut self, place: usize, left: Duration) -> Result<Outcome, UnlockError> {
         self.progress = Progress::default();
-        let Some((_, url)) = self.verifiers.get(place) else { return Ok(out_of_order()) };
+        let Some((_, url)) = self.verifiers.get(place) else {
+            return Ok(out_of_order());
+        };
         // The very last try still gets the time that a handshake takes.
         match Connection::open(url, Arc::clone(&self.tls), left.max(Duration::from_secs(1))).await {
             Ok(connection) => self.progress.connection = Some(connection),
@@ -120,9 +134,17 @@ impl Exchange {
     }
 
     async fn challenge(&mut self) -> Result<Outcome, UnlockError> {
-        let request = ChallengeRequest { key_id: self.header.token.key_id().to_owned(), disk_uuid: self.disk() };
-        let Some(connection) = &mut self.progress.connection else { return Ok(out_of_order()) };
-        match connection.post("/v1/release/challenge", &request, CHALLENGE_TIMEOUT).await {
+        let request = ChallengeRequest {
+            key_id: self.header.token.key_id().to_owned(),
+            disk_uuid: self.disk(),
+        };
+        let Some(connection) = &mut self.progress.connection else {
+            return Ok(out_of_order());
+        };
+        match connection
+            .post("/v1/release/challenge", &request, CHALLENGE_TIMEOUT)
+            .await
+        {
             Ok(challenge) => self.progress.challenge = Some(challenge),
             Err(error) => return outcome_of(error),
         }
@@ -143,7 +165,13 @@ impl Exchange {
         let key_id = self.header.token.key_id().to_owned();
         let attested = release
             .attest(move |log| {
-                let binding = Binding::Release { nonce: &nonce, exporter: &exporter, key_name: &key_name, disk, key_id: &key_id };
+                let binding = Binding::Release {
+                    nonce: &nonce,
+                    exporter: &exporter,
+                    key_name: &key_name,
+                    disk,
+                    key_id: &key_id,
+                };
                 binding.digest(log.records, &log.head)
             })
             .await;
@@ -163,14 +191,23 @@ impl Exchange {
         let from = if whole { 0 } else { challenge.log_from };
         let bundle = blocking(move || source.bundle(evidence.quote, from, true)).await??;
         let key_id = self.header.token.key_id().to_owned();
-        let request = ReleaseRequest { key_id, disk_uuid: self.disk(), bundle, release_key };
+        let request = ReleaseRequest {
+            key_id,
+            disk_uuid: self.disk(),
+            bundle,
+            release_key,
+        };
         self.progress.proof = Some((release, request));
         Ok(Outcome::Done)
     }
 
     async fn release(&mut self) -> Result<Outcome, UnlockError> {
-        let Some((release, request)) = self.progress.proof.take() else { return Ok(out_of_order()) };
-        let Some(connection) = &mut self.progress.connection else { return Ok(out_of_order()) };
+        let Some((release, request)) = self.progress.proof.take() else {
+            return Ok(out_of_order());
+        };
+        let Some(connection) = &mut self.progress.connection else {
+            return Ok(out_of_order());
+        };
         // Later than this the release key is gone.
         match connection.post("/v1/release", &request, RELEASE_HOLD).await {
             Ok(response) => self.progress.wrapped = Some((release, response)),
@@ -180,7 +217,9 @@ impl Exchange {
     }
 
     async fn unwrap(&mut self) -> Result<Outcome, UnlockError> {
-        let Some((release, response)) = self.progress.wrapped.take() else { return Ok(out_of_order()) };
+        let Some((release, response)) = self.progress.wrapped.take() else {
+            return Ok(out_of_order());
+        };
         let jwe = response.jwe;
         // The header is authenticated together with the key: after unwrapping, this id is what the verifier wrote.
         let answered = jwe.untrusted_key_id();
@@ -189,7 +228,11 @@ impl Exchange {
             blocking(move || jwe::unwrap(&jwe, |point| release.ecdh_blocking(point.x, point.y).map(|z| *z))).await?;
         match unwrapped {
             Ok(key) if answered.as_deref() == Some(self.header.token.key_id()) => self.progress.key = Some(key),
-            Ok(_) => return Err(UnlockError::OtherKey { wanted: self.header.token.key_id().to_owned() }),
+            Ok(_) => {
+                return Err(UnlockError::OtherKey {
+                    wanted: self.header.token.key_id().to_owned(),
+                });
+            }
             Err(JweError::Ecdh(error)) => return state_or_failure(error),
             Err(error) => return Err(UnlockError::NotAKey(error.into())),
         }
@@ -197,7 +240,9 @@ impl Exchange {
     }
 
     async fn activate(&mut self) -> Result<Outcome, UnlockError> {
-        let Some(key) = self.progress.key.take() else { return Ok(out_of_order()) };
+        let Some(key) = self.progress.key.take() else {
+            return Ok(out_of_order());
+        };
         self.disks.open(self.header.clone(), self.name.clone(), key).await?;
         Ok(Outcome::Done)
     }
@@ -209,7 +254,9 @@ impl Exchange {
 
 /// Files and the TPM's blocking calls stay off the async thread.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, UnlockError> {
-    tokio::task::spawn_blocking(work).await.map_err(|error| UnlockError::NotAKey(error.into()))
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|error| UnlockError::NotAKey(error.into()))
 }
 
 /// The machine never asks for a step whose input is missing; if it did, starting over is right.
@@ -218,14 +265,23 @@ fn out_of_order() -> Outcome {
 }
 
 fn state_or_failure(error: TpmError) -> Result<Outcome, UnlockError> {
-    if error.is_transient() { Ok(Outcome::StateChanged(chain(&error))) } else { Err(UnlockError::Tpm(error)) }
+    if error.is_transient() {
+        Ok(Outcome::StateChanged(chain(&error)))
+    } else {
+        Err(UnlockError::Tpm(error))
+    }
 }
 
 /// By status, as HTTP's classes mean it; but a challenge that was lost on the way is no judgement on this host.
 fn outcome_of(error: ClientError) -> Result<Outcome, UnlockError> {
     match error {
         ClientError::Status { code, .. } if CHALLENGE_LOST.contains(&code.as_str()) => Ok(Outcome::ChallengeLost),
-        ClientError::Status { status, message, reasons, .. } => Ok(match status {
+        ClientError::Status {
+            status,
+            message,
+            reasons,
+            ..
+        } => Ok(match status {
             StatusCode::NOT_FOUND => Outcome::KeyUnknown(message),
             StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS => Outcome::Unreachable(message),
             status if status.is_client_error() => Outcome::Refused { message, reasons },

@@ -34,7 +34,9 @@ pub enum DiskError {
         source: std::io::Error,
     },
     /// The image has no LUKS2 header.
-    #[error("{image} is not a LUKS2 image: seal it with `assay-verifier image seal` (LUKS1 and qcow2 are not supported)")]
+    #[error(
+        "{image} is not a LUKS2 image: seal it with `assay-verifier image seal` (LUKS1 and qcow2 are not supported)"
+    )]
     NotLuks {
         /// The image.
         image: PathBuf,
@@ -52,7 +54,9 @@ pub enum DiskError {
         source: LibcryptErr,
     },
     /// Something in the image is not encrypted as it must be.
-    #[error("{image}: its {part} is encrypted with {cipher:?}, only {CIPHER} is opened: the image is damaged or a trap")]
+    #[error(
+        "{image}: its {part} is encrypted with {cipher:?}, only {CIPHER} is opened: the image is damaged or a trap"
+    )]
     Cipher {
         /// The image.
         image: PathBuf,
@@ -85,13 +89,17 @@ pub enum DiskError {
         name: String,
     },
     /// Not a name for a mapping.
-    #[error("{name:?} is not a name for an open disk: use up to {MAX_NAME} letters, digits, '-', '_' and '.', beginning with a letter or digit")]
+    #[error(
+        "{name:?} is not a name for an open disk: use up to {MAX_NAME} letters, digits, '-', '_' and '.', beginning with a letter or digit"
+    )]
     BadName {
         /// The name, cut to a printable length.
         name: String,
     },
     /// libcryptsetup would not open it.
-    #[error("{image} could not be opened as /dev/mapper/{name}; is the kernel module dm_crypt available (modprobe dm_crypt)?")]
+    #[error(
+        "{image} could not be opened as /dev/mapper/{name}; is the kernel module dm_crypt available (modprobe dm_crypt)?"
+    )]
     Activate {
         /// The image.
         image: PathBuf,
@@ -157,12 +165,22 @@ impl Header {
     /// [`DiskError::Open`], [`DiskError::NotLuks`], [`DiskError::Header`], [`DiskError::Cipher`], [`DiskError::Token`].
     pub fn read(image: &Path) -> Result<Self, DiskError> {
         let mut device = load(image)?;
-        let failed = |source| DiskError::Header { image: image.to_owned(), source };
+        let failed = |source| DiskError::Header {
+            image: image.to_owned(),
+            source,
+        };
         let uuid = *device.status_handle().get_uuid().map_err(failed)?.as_bytes();
         let metadata = device.status_handle().dump_json().map_err(failed)?;
         check_ciphers(&metadata, image)?;
-        let token = find_token(&metadata).map_err(|source| DiskError::Token { image: image.to_owned(), source })?;
-        Ok(Self { image: image.to_owned(), uuid, token })
+        let token = find_token(&metadata).map_err(|source| DiskError::Token {
+            image: image.to_owned(),
+            source,
+        })?;
+        Ok(Self {
+            image: image.to_owned(),
+            uuid,
+            token,
+        })
     }
 
     /// The mapping's name when none is asked for: `assay-` and the first eight digits of the UUID.
@@ -180,7 +198,10 @@ impl Header {
 pub fn check_free(header: &Header, name: &str) -> Result<(), DiskError> {
     check_name(name)?;
     if let Some(open) = open_mapping(Path::new("/sys/class/block"), &header.uuid) {
-        return Err(DiskError::AlreadyOpen { image: header.image.clone(), name: open });
+        return Err(DiskError::AlreadyOpen {
+            image: header.image.clone(),
+            name: open,
+        });
     }
     match libcryptsetup_rs::status(None, name) {
         Ok(CryptStatusInfo::Active | CryptStatusInfo::Busy) => Err(DiskError::NameTaken { name: name.to_owned() }),
@@ -195,17 +216,24 @@ pub fn check_free(header: &Header, name: &str) -> Result<(), DiskError> {
 pub fn open(header: &Header, name: &str, passphrase: &[u8]) -> Result<(), DiskError> {
     check_free(header, name)?;
     let mut device = load(&header.image)?;
-    match device.activate_handle().activate_by_passphrase(Some(name), None, passphrase, CryptActivate::empty()) {
+    match device
+        .activate_handle()
+        .activate_by_passphrase(Some(name), None, passphrase, CryptActivate::empty())
+    {
         Ok(_) => Ok(()),
         Err(LibcryptErr::IOError(error)) if error.raw_os_error() == Some(nix::libc::EPERM) => {
-            Err(DiskError::WrongKey { image: header.image.clone() })
+            Err(DiskError::WrongKey {
+                image: header.image.clone(),
+            })
         }
         Err(LibcryptErr::IOError(error)) if error.raw_os_error() == Some(nix::libc::EEXIST) => {
             Err(DiskError::NameTaken { name: name.to_owned() })
         }
-        Err(source) => {
-            Err(DiskError::Activate { image: header.image.clone(), name: name.to_owned(), source })
-        }
+        Err(source) => Err(DiskError::Activate {
+            image: header.image.clone(),
+            name: name.to_owned(),
+            source,
+        }),
     }
 }
 
@@ -222,16 +250,25 @@ pub fn close(name: &str) -> Result<(), DiskError> {
         }
         _ => return Err(not_open()),
     };
-    let ours = device.status_handle().dump_json().is_ok_and(|metadata| find_token(&metadata).is_ok());
+    let ours = device
+        .status_handle()
+        .dump_json()
+        .is_ok_and(|metadata| find_token(&metadata).is_ok());
     if !ours {
         return Err(DiskError::NotOurs { name: name.to_owned() });
     }
-    device.activate_handle().deactivate(name, CryptDeactivate::empty()).map_err(|source| match source {
-        LibcryptErr::IOError(error) if error.raw_os_error() == Some(nix::libc::EBUSY) => {
-            DiskError::Busy { name: name.to_owned() }
-        }
-        source => DiskError::Deactivate { name: name.to_owned(), source },
-    })
+    device
+        .activate_handle()
+        .deactivate(name, CryptDeactivate::empty())
+        .map_err(|source| match source {
+            LibcryptErr::IOError(error) if error.raw_os_error() == Some(nix::libc::EBUSY) => {
+                DiskError::Busy { name: name.to_owned() }
+            }
+            source => DiskError::Deactivate {
+                name: name.to_owned(),
+                source,
+            },
+        })
 }
 
 /// Checks a mapping's name; device-mapper itself takes nearly anything.
@@ -244,7 +281,13 @@ pub fn check_name(name: &str) -> Result<(), DiskError> {
         && name.starts_with(|c: char| c.is_ascii_alphanumeric())
         && name.chars().all(inner)
         && name != "control";
-    if good { Ok(()) } else { Err(DiskError::BadName { name: name.chars().take(80).collect() }) }
+    if good {
+        Ok(())
+    } else {
+        Err(DiskError::BadName {
+            name: name.chars().take(80).collect(),
+        })
+    }
 }
 
 type Job = Box<dyn FnOnce() + Send>;
@@ -313,15 +356,24 @@ impl DiskThread {
 
 fn load(image: &Path) -> Result<CryptDevice, DiskError> {
     // libcryptsetup answers "not a block device" to a file that is missing; ask the system first.
-    let open = |source| DiskError::Open { image: image.to_owned(), source };
+    let open = |source| DiskError::Open {
+        image: image.to_owned(),
+        source,
+    };
     let kind = std::fs::metadata(image).map_err(open)?.file_type();
     if kind.is_dir() {
         return Err(open(std::io::ErrorKind::IsADirectory.into()));
     }
     std::fs::File::open(image).map_err(open)?;
-    let not_luks = |source| DiskError::NotLuks { image: image.to_owned(), source };
+    let not_luks = |source| DiskError::NotLuks {
+        image: image.to_owned(),
+        source,
+    };
     let mut device = CryptInit::init(image).map_err(not_luks)?;
-    device.context_handle().load::<()>(Some(EncryptionFormat::Luks2), None).map_err(not_luks)?;
+    device
+        .context_handle()
+        .load::<()>(Some(EncryptionFormat::Luks2), None)
+        .map_err(not_luks)?;
     Ok(device)
 }
 
@@ -329,22 +381,31 @@ fn load(image: &Path) -> Result<CryptDevice, DiskError> {
 fn check_ciphers(metadata: &Value, image: &Path) -> Result<(), DiskError> {
     let entries = |what: &str| metadata.get(what).and_then(Value::as_object).into_iter().flatten();
     let segments = entries("segments").map(|(id, segment)| (format!("data segment {id}"), segment));
-    let slots = entries("keyslots")
-        .map(|(id, slot)| (format!("key slot {id}"), slot.get("area").unwrap_or(&Value::Null)));
+    let slots =
+        entries("keyslots").map(|(id, slot)| (format!("key slot {id}"), slot.get("area").unwrap_or(&Value::Null)));
     let parts: Vec<_> = segments.chain(slots).collect();
     for (part, value) in parts {
         let cipher = value.get("encryption").and_then(Value::as_str).unwrap_or("nothing");
         if cipher != CIPHER {
             let cipher = cipher.chars().take(80).collect();
-            return Err(DiskError::Cipher { image: image.to_owned(), part, cipher });
+            return Err(DiskError::Cipher {
+                image: image.to_owned(),
+                part,
+                cipher,
+            });
         }
     }
     Ok(())
 }
 
 fn find_token(metadata: &Value) -> Result<LuksToken, TokenError> {
-    let tokens: Vec<Value> =
-        metadata.get("tokens").and_then(Value::as_object).into_iter().flatten().map(|(_, token)| token.clone()).collect();
+    let tokens: Vec<Value> = metadata
+        .get("tokens")
+        .and_then(Value::as_object)
+        .into_iter()
+        .flatten()
+        .map(|(_, token)| token.clone())
+        .collect();
     LuksToken::find(&tokens)
 }
 

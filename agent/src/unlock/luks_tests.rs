@@ -16,8 +16,13 @@ struct Image {
 
 impl Image {
     fn empty() -> Self {
-        let image = Self { dir: tempfile::tempdir().unwrap() };
-        std::fs::File::create(image.path()).unwrap().set_len(16 * 1024 * 1024).unwrap();
+        let image = Self {
+            dir: tempfile::tempdir().unwrap(),
+        };
+        std::fs::File::create(image.path())
+            .unwrap()
+            .set_len(16 * 1024 * 1024)
+            .unwrap();
         image
     }
 
@@ -25,8 +30,24 @@ impl Image {
         let image = Self::empty();
         let key = image.dir.path().join("key");
         std::fs::write(&key, PASSPHRASE).unwrap();
-        let mut arguments = vec!["luksFormat", "--batch-mode", "--type", "luks2", "--uuid", UUID, "--sector-size", "512"];
-        arguments.extend(["--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "1000", "--luks2-keyslots-size", "256k"]);
+        let mut arguments = vec![
+            "luksFormat",
+            "--batch-mode",
+            "--type",
+            "luks2",
+            "--uuid",
+            UUID,
+            "--sector-size",
+            "512",
+        ];
+        arguments.extend([
+            "--pbkdf",
+            "pbkdf2",
+            "--pbkdf-force-iterations",
+            "1000",
+            "--luks2-keyslots-size",
+            "256k",
+        ]);
         arguments.extend(extra);
         let (path, key) = (image.path(), key.display().to_string());
         arguments.extend([path.to_str().unwrap(), &key]);
@@ -37,7 +58,13 @@ impl Image {
     fn token(&self, json: &str) -> &Self {
         let file = self.dir.path().join("token");
         std::fs::write(&file, json).unwrap();
-        cryptsetup(&["token", "import", "--json-file", file.to_str().unwrap(), self.path().to_str().unwrap()]);
+        cryptsetup(&[
+            "token",
+            "import",
+            "--json-file",
+            file.to_str().unwrap(),
+            self.path().to_str().unwrap(),
+        ]);
         self
     }
 
@@ -47,8 +74,15 @@ impl Image {
 }
 
 fn cryptsetup(arguments: &[&str]) {
-    let output = Command::new("cryptsetup").args(arguments).output().expect("cryptsetup: `cargo xtask setup` installs it");
-    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    let output = Command::new("cryptsetup")
+        .args(arguments)
+        .output()
+        .expect("cryptsetup: `cargo xtask setup` installs it");
+    assert!(
+        output.status.success(),
+        "{arguments:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
 }
 
 #[test]
@@ -61,7 +95,9 @@ fn a_sealed_image_says_which_key_it_wants() {
     // The passphrase opens it; only the kernel's part is missing here.
     let mut device = load(&image.path()).unwrap();
     let mut check = |passphrase: &str| {
-        device.activate_handle().activate_by_passphrase(None, None, passphrase.as_bytes(), CryptActivate::empty())
+        device
+            .activate_handle()
+            .activate_by_passphrase(None, None, passphrase.as_bytes(), CryptActivate::empty())
     };
     assert!(check(PASSPHRASE).is_ok());
     assert!(check("wrong").is_err());
@@ -71,7 +107,10 @@ fn a_sealed_image_says_which_key_it_wants() {
 fn what_is_not_luks2_is_refused_by_name() {
     let missing = Header::read(Path::new("/nonexistent/disk")).unwrap_err();
     assert!(matches!(missing, DiskError::Open { .. }));
-    assert!(matches!(Header::read(Path::new("/tmp")), Err(DiskError::Open { .. })), "a folder");
+    assert!(
+        matches!(Header::read(Path::new("/tmp")), Err(DiskError::Open { .. })),
+        "a folder"
+    );
     let plain = Image::empty();
     let error = Header::read(&plain.path()).unwrap_err();
     assert!(matches!(error, DiskError::NotLuks { .. }));
@@ -111,15 +150,24 @@ fn a_cipher_that_hides_nothing_is_refused() {
         let mut metadata = good.clone();
         *metadata.pointer_mut(place).unwrap() = cipher.into();
         let error = check_ciphers(&metadata, &image.path()).unwrap_err();
-        assert!(matches!(&error, DiskError::Cipher { cipher: found, .. } if found == cipher), "{error}");
+        assert!(
+            matches!(&error, DiskError::Cipher { cipher: found, .. } if found == cipher),
+            "{error}"
+        );
     }
     // A linear segment (as during reencryption) has no cipher at all.
     let mut linear = good.clone();
     linear["segments"]["0"].as_object_mut().unwrap().remove("encryption");
-    assert!(matches!(check_ciphers(&linear, &image.path()), Err(DiskError::Cipher { .. })));
+    assert!(matches!(
+        check_ciphers(&linear, &image.path()),
+        Err(DiskError::Cipher { .. })
+    ));
     let mut reencrypting = good;
     reencrypting["keyslots"]["1"] = serde_json::json!({"type": "reencrypt", "area": {"type": "none"}});
-    assert!(matches!(check_ciphers(&reencrypting, &image.path()), Err(DiskError::Cipher { .. })));
+    assert!(matches!(
+        check_ciphers(&reencrypting, &image.path()),
+        Err(DiskError::Cipher { .. })
+    ));
 }
 
 #[test]
@@ -145,7 +193,10 @@ fn an_open_disk_is_found_by_its_uuid() {
     mapping("dm-0", "LVM-abc\n", "root\n");
     mapping("dm-1", "CRYPT-LUKS2-6f9619ff8b864011b42d00cf4fc964ff-vm1\n", "vm1\n");
     std::fs::create_dir(block.path().join("sda")).unwrap();
-    let uuid: [u8; 16] = hex::decode("6f9619ff8b864011b42d00cf4fc964ff").unwrap().try_into().unwrap();
+    let uuid: [u8; 16] = hex::decode("6f9619ff8b864011b42d00cf4fc964ff")
+        .unwrap()
+        .try_into()
+        .unwrap();
     assert_eq!(open_mapping(block.path(), &uuid).as_deref(), Some("vm1"));
     assert_eq!(open_mapping(block.path(), &[0; 16]), None);
 }

@@ -127,11 +127,27 @@ impl Machine {
     /// Starts an unlock that asks these verifiers in turn, until `within` has passed. Gives the first step.
     #[must_use]
     pub fn start(verifiers: &[String], within: Duration) -> (Self, Step) {
-        let verifiers =
-            verifiers.iter().map(|name| Verifier { name: name.clone(), last: None, key_unknown: false }).collect();
-        let mut machine =
-            Self { state: State::Connecting, verifiers, current: 0, within, wait: FIRST_WAIT, state_changes: 0 };
-        let step = if machine.verifiers.is_empty() { machine.unreachable() } else { Step::Connect(0) };
+        let verifiers = verifiers
+            .iter()
+            .map(|name| Verifier {
+                name: name.clone(),
+                last: None,
+                key_unknown: false,
+            })
+            .collect();
+        let mut machine = Self {
+            state: State::Connecting,
+            verifiers,
+            current: 0,
+            within,
+            wait: FIRST_WAIT,
+            state_changes: 0,
+        };
+        let step = if machine.verifiers.is_empty() {
+            machine.unreachable()
+        } else {
+            Step::Connect(0)
+        };
         (machine, step)
     }
 
@@ -179,7 +195,13 @@ impl Machine {
             return self.unreachable();
         }
         let candidate = |(place, verifier): (usize, &Verifier)| (!verifier.key_unknown).then_some(place);
-        if let Some(next) = self.verifiers.iter().enumerate().skip(self.current.saturating_add(1)).find_map(candidate) {
+        if let Some(next) = self
+            .verifiers
+            .iter()
+            .enumerate()
+            .skip(self.current.saturating_add(1))
+            .find_map(candidate)
+        {
             self.current = next;
             self.state = State::Connecting;
             return Step::Connect(next);
@@ -204,7 +226,10 @@ impl Machine {
 
     fn unreachable(&mut self) -> Step {
         let attempts = self.verifiers.iter().map(Verifier::describe).collect();
-        self.refuse(Refusal::Unreachable { within: self.within, attempts })
+        self.refuse(Refusal::Unreachable {
+            within: self.within,
+            attempts,
+        })
     }
 
     fn refuse(&mut self, refusal: Refusal) -> Step {
@@ -243,7 +268,14 @@ mod tests {
         let steps: Vec<Step> = (0..6).map(|_| machine.next(Outcome::Done, SOON)).collect();
         assert_eq!(
             steps,
-            [Step::Challenge, Step::Prove, Step::Release, Step::Unwrap, Step::Activate, Step::Done]
+            [
+                Step::Challenge,
+                Step::Prove,
+                Step::Release,
+                Step::Unwrap,
+                Step::Activate,
+                Step::Done
+            ]
         );
     }
 
@@ -264,8 +296,13 @@ mod tests {
             }
         };
         assert_eq!(now, WITHIN, "it tries until the deadline, and no longer");
-        assert!(waits.windows(2).rev().skip(1).all(|pair| pair[0] <= pair[1]), "{waits:?}");
-        assert!(matches!(&refusal, Refusal::Unreachable { attempts, .. } if attempts == &["https://v0:1: connection refused"]));
+        assert!(
+            waits.windows(2).rev().skip(1).all(|pair| pair[0] <= pair[1]),
+            "{waits:?}"
+        );
+        assert!(
+            matches!(&refusal, Refusal::Unreachable { attempts, .. } if attempts == &["https://v0:1: connection refused"])
+        );
         assert!(refusal.to_string().contains("within 60 s"));
     }
 
@@ -284,10 +321,16 @@ mod tests {
         for _ in 0..3 {
             machine.next(Outcome::Done, SOON);
         }
-        let refused = Outcome::Refused { message: "untrusted".into(), reasons: vec!["program /x".into()] };
+        let refused = Outcome::Refused {
+            message: "untrusted".into(),
+            reasons: vec!["program /x".into()],
+        };
         assert_eq!(
             machine.next(refused, SOON),
-            Step::Refuse(Refusal::Refused { message: "untrusted".into(), reasons: vec!["program /x".into()] })
+            Step::Refuse(Refusal::Refused {
+                message: "untrusted".into(),
+                reasons: vec!["program /x".into()]
+            })
         );
     }
 
@@ -295,9 +338,16 @@ mod tests {
     fn an_unknown_key_is_asked_of_the_other_verifiers_only() {
         let mut machine = start(2);
         machine.next(Outcome::Done, SOON);
-        assert_eq!(machine.next(Outcome::KeyUnknown("no key".into()), SOON), Step::Connect(1));
+        assert_eq!(
+            machine.next(Outcome::KeyUnknown("no key".into()), SOON),
+            Step::Connect(1)
+        );
         assert!(matches!(machine.next(down(), SOON), Step::Wait(_)));
-        assert_eq!(machine.next(Outcome::Done, SOON), Step::Connect(1), "v0 is not asked again");
+        assert_eq!(
+            machine.next(Outcome::Done, SOON),
+            Step::Connect(1),
+            "v0 is not asked again"
+        );
         machine.next(Outcome::Done, SOON);
         let step = machine.next(Outcome::KeyUnknown("none here".into()), SOON);
         assert!(matches!(step, Step::Refuse(Refusal::KeyUnknown { messages }) if messages.len() == 2));
@@ -317,7 +367,10 @@ mod tests {
             }
         };
         assert_eq!(changes, 5);
-        assert!(matches!(last, Step::Refuse(Refusal::StateKeepsChanging { attempts: 5, .. })));
+        assert!(matches!(
+            last,
+            Step::Refuse(Refusal::StateKeepsChanging { attempts: 5, .. })
+        ));
     }
 
     #[test]

@@ -53,7 +53,9 @@ pub enum UnlockError {
     #[error("the TPM could not vouch for this host")]
     Tpm(#[source] TpmError),
     /// The runtime log cannot be sent.
-    #[error("the evidence could not be put together; if the log is too long, wait until the verifier has polled this host")]
+    #[error(
+        "the evidence could not be put together; if the log is too long, wait until the verifier has polled this host"
+    )]
     Evidence(#[source] SourceError),
     /// The path is not absolute: the daemon's folder is not the caller's.
     #[error("{0} is not an absolute path")]
@@ -88,7 +90,13 @@ impl Unlocker {
     /// # Errors
     /// When the system has no thread to give.
     pub fn new(state_dir: PathBuf, default_timeout: Duration, tpm: Handle, source: Source) -> std::io::Result<Self> {
-        Ok(Self { state_dir, default_timeout, tpm, source, disks: DiskThread::start()? })
+        Ok(Self {
+            state_dir,
+            default_timeout,
+            tpm,
+            source,
+            disks: DiskThread::start()?,
+        })
     }
 
     /// Opens a sealed image and returns its device.
@@ -106,7 +114,10 @@ impl Unlocker {
         let verifiers = header
             .token
             .allowed_verifiers(membership.verifiers(), &membership.ca_spki())
-            .map_err(|source| UnlockError::Foreign { image: request.image, source })?;
+            .map_err(|source| UnlockError::Foreign {
+                image: request.image,
+                source,
+            })?;
         let name = request.name.unwrap_or_else(|| header.default_name());
         self.disks.check_free(header.clone(), name.clone()).await?;
         let within = request.timeout_s.map_or(self.default_timeout, Duration::from_secs);

@@ -76,7 +76,10 @@ impl SocketServer {
     /// # Errors
     /// [`SocketError::InUse`] when a daemon still answers on it, [`SocketError::Bind`].
     pub async fn bind(path: &Path, unlocker: Unlocker, status: StatusSource) -> Result<Self, SocketError> {
-        let failed = |source| SocketError::Bind { path: path.to_owned(), source };
+        let failed = |source| SocketError::Bind {
+            path: path.to_owned(),
+            source,
+        };
         match UnixStream::connect(path).await {
             Ok(_) => return Err(SocketError::InUse(path.to_owned())),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -84,7 +87,11 @@ impl SocketServer {
         }
         let listener = UnixListener::bind(path).map_err(failed)?;
         fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(failed)?;
-        Ok(Self { listener, path: path.to_owned(), app: Arc::new(App { unlocker, status }) })
+        Ok(Self {
+            listener,
+            path: path.to_owned(),
+            app: Arc::new(App { unlocker, status }),
+        })
     }
 
     /// Serves until accepting fails for good.
@@ -152,8 +159,14 @@ impl App {
 
     async fn unlock(&self, request: Request<Incoming>) -> Result<Response, ApiError> {
         let request: UnlockRequest = http::read_json(request).await?;
-        if request.timeout_s.is_some_and(|seconds| !TIMEOUT_RANGE.contains(&seconds)) {
-            return Err(ApiError::bad_request("bad-timeout", "timeout_s must be between 1 and 3600 seconds"));
+        if request
+            .timeout_s
+            .is_some_and(|seconds| !TIMEOUT_RANGE.contains(&seconds))
+        {
+            return Err(ApiError::bad_request(
+                "bad-timeout",
+                "timeout_s must be between 1 and 3600 seconds",
+            ));
         }
         let image = request.image.clone();
         // A task of its own: a hook that is killed must not leave an exchange half done.
@@ -179,7 +192,9 @@ impl App {
 /// Root, or the user that the daemon itself runs as.
 fn allowed(stream: &UnixStream) -> bool {
     let own = nix::unistd::geteuid().as_raw();
-    stream.peer_cred().is_ok_and(|peer| peer.uid() == 0 || peer.uid() == own)
+    stream
+        .peer_cred()
+        .is_ok_and(|peer| peer.uid() == 0 || peer.uid() == own)
 }
 
 impl From<UnlockError> for ApiError {

@@ -26,7 +26,10 @@ impl VerifierUrl {
     /// # Errors
     /// [`UrlError`] for anything but scheme https, a host name or address, and perhaps a port.
     pub fn parse(url: &str) -> Result<Self, UrlError> {
-        let refuse = |reason| UrlError { url: url.chars().take(100).collect(), reason };
+        let refuse = |reason| UrlError {
+            url: url.chars().take(100).collect(),
+            reason,
+        };
         let uri: hyper::Uri = url.parse().map_err(|_| refuse("it is not a URL"))?;
         if uri.scheme_str() != Some("https") {
             return Err(refuse("the scheme is not https"));
@@ -39,8 +42,13 @@ impl VerifierUrl {
             return Err(refuse("it has a user name"));
         }
         // An IPv6 address is written in brackets, which are no part of it.
-        let host = authority.host().trim_start_matches('[').trim_end_matches(']').to_owned();
-        let name = ServerName::try_from(host.clone()).map_err(|_| refuse("its host is neither a name nor an address"))?;
+        let host = authority
+            .host()
+            .trim_start_matches('[')
+            .trim_end_matches(']')
+            .to_owned();
+        let name =
+            ServerName::try_from(host.clone()).map_err(|_| refuse("its host is neither a name nor an address"))?;
         // `authority.port()` would pass over a port that is out of range.
         let port = match authority.as_str().strip_prefix(authority.host()) {
             Some("") => 443,
@@ -90,7 +98,10 @@ mod tests {
         let url = VerifierUrl::parse("https://verifier.example:8444").unwrap();
         assert_eq!((url.host(), url.port()), ("verifier.example", 8444));
         let url = VerifierUrl::parse("https://[2001:db8::1]:8444/").unwrap();
-        assert_eq!((url.host(), url.authority().as_str()), ("2001:db8::1", "[2001:db8::1]:8444"));
+        assert_eq!(
+            (url.host(), url.authority().as_str()),
+            ("2001:db8::1", "[2001:db8::1]:8444")
+        );
         assert_eq!(VerifierUrl::parse("https://192.0.2.1").unwrap().port(), 443);
     }
 

@@ -66,13 +66,26 @@ impl Broker {
             .with_no_client_auth()
             .with_single_cert(chain, key)
             .unwrap();
-        let inner =
-            Arc::new(Inner { mood, ak: Mutex::default(), asked: AtomicUsize::new(0), released: AtomicUsize::new(0) });
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let inner = Arc::new(Inner {
+            mood,
+            ak: Mutex::default(),
+            asked: AtomicUsize::new(0),
+            released: AtomicUsize::new(0),
+        });
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .unwrap();
         let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
         let port = listener.local_addr().unwrap().port();
         runtime.spawn(serve(listener, TlsAcceptor::from(Arc::new(config)), Arc::clone(&inner)));
-        Self { ca, port, inner, runtime: Some(runtime) }
+        Self {
+            ca,
+            port,
+            inner,
+            runtime: Some(runtime),
+        }
     }
 
     pub fn ca(&self) -> Arc<Ca> {
@@ -105,8 +118,14 @@ impl Broker {
 async fn serve(listener: TcpListener, acceptor: TlsAcceptor, inner: Arc<Inner>) {
     loop {
         let (tcp, _) = listener.accept().await.unwrap();
-        let Ok(stream) = acceptor.accept(tcp).await else { continue };
-        let exporter = stream.get_ref().1.export_keying_material([0; 32], EXPORTER_LABEL, None).unwrap();
+        let Ok(stream) = acceptor.accept(tcp).await else {
+            continue;
+        };
+        let exporter = stream
+            .get_ref()
+            .1
+            .export_keying_material([0; 32], EXPORTER_LABEL, None)
+            .unwrap();
         let (exporter, inner) = (Exporter::new(exporter), Arc::clone(&inner));
         let served = AtomicU8::new(0);
         let service = service_fn(move |request: Request<Incoming>| {
@@ -128,10 +147,20 @@ impl Inner {
     fn answer(&self, path: &str, body: &[u8], nonce: Nonce, exporter: Exporter) -> Response<Full<Bytes>> {
         if path == "/v1/release/challenge" {
             let request: ChallengeRequest = serde_json::from_slice(body).unwrap();
-            assert_eq!((request.key_id.as_str(), request.disk_uuid.to_string().as_str()), (KEY_ID, DISK));
+            assert_eq!(
+                (request.key_id.as_str(), request.disk_uuid.to_string().as_str()),
+                (KEY_ID, DISK)
+            );
             return match self.mood {
                 Mood::NoSuchKey => json(404, &ErrorBody::new("unknown-key", format!("there is no key {KEY_ID}"))),
-                _ => json(200, &ChallengeResponse { nonce, log_from: 0, expires_in_s: 30 }),
+                _ => json(
+                    200,
+                    &ChallengeResponse {
+                        nonce,
+                        log_from: 0,
+                        expires_in_s: 30,
+                    },
+                ),
             };
         }
         assert_eq!(path, "/v1/release");
@@ -144,16 +173,31 @@ impl Inner {
         let ak = self.ak.lock().unwrap().clone().unwrap();
         let key_name = Public::parse(&request.release_key.public.0).unwrap().name();
         let disk = *request.disk_uuid.as_bytes();
-        let binding =
-            Binding::Release { nonce: &nonce, exporter: &exporter, key_name: &key_name, disk, key_id: &request.key_id };
-        let log = request.bundle.verify(&ak, &binding, &HeldLog::none()).unwrap().replay().unwrap();
+        let binding = Binding::Release {
+            nonce: &nonce,
+            exporter: &exporter,
+            key_name: &key_name,
+            disk,
+            key_id: &request.key_id,
+        };
+        let log = request
+            .bundle
+            .verify(&ak, &binding, &HeldLog::none())
+            .unwrap()
+            .replay()
+            .unwrap();
         let target = check_release_key(&log, &ak, &binding, &request.release_key).unwrap();
         let appraisal = log.appraise(&Policy::capture("default", &log).unwrap());
         let secret = Secret::new(PASSPHRASE.as_bytes().to_vec());
         let jwe = match self.mood {
             Mood::OtherKey => {
                 let public = Public::parse(&request.release_key.public.0).unwrap();
-                assay_evidence::jwe::wrap(&release_point(&public), "00000000-0000-4000-8000-000000000000", PASSPHRASE.as_bytes()).unwrap()
+                assay_evidence::jwe::wrap(
+                    &release_point(&public),
+                    "00000000-0000-4000-8000-000000000000",
+                    PASSPHRASE.as_bytes(),
+                )
+                .unwrap()
             }
             _ => release(&appraisal, &target, &request.key_id, &secret).unwrap(),
         };

@@ -45,7 +45,10 @@ impl Ca {
         parameters.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         parameters.distinguished_name.push(rcgen::DnType::CommonName, name);
         let pem = parameters.self_signed(&key).unwrap().pem();
-        Self { issuer: Issuer::new(parameters, key), pem }
+        Self {
+            issuer: Issuer::new(parameters, key),
+            pem,
+        }
     }
 
     /// A certificate for the other side, changed as the test wants it.
@@ -55,7 +58,10 @@ impl Ca {
         parameters.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
         change(&mut parameters);
         let certificate = parameters.signed_by(&key, &self.issuer).unwrap();
-        Client { chain: vec![certificate.der().clone()], key: PrivateKeyDer::Pkcs8(key.serialize_der().into()) }
+        Client {
+            chain: vec![certificate.der().clone()],
+            key: PrivateKeyDer::Pkcs8(key.serialize_der().into()),
+        }
     }
 
     pub fn client(&self) -> Client {
@@ -102,13 +108,25 @@ impl Host {
         fill(&tpm, state.path());
         let joined = join_to(&ca, &["https://127.0.0.1:8444"], state.path());
         // As the daemon: one thread, so that what one request costs is seen by the others.
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
         let source = Source::new(log, &swtpm.tcti());
         let listen = "127.0.0.1:0".parse().unwrap();
-        let server = runtime.block_on(Server::bind(listen, &joined, tpm.clone(), source)).unwrap();
+        let server = runtime
+            .block_on(Server::bind(listen, &joined, tpm.clone(), source))
+            .unwrap();
         let address = server.local_addr().unwrap();
         runtime.spawn(async move { panic!("the server ended: {:?}", server.run().await.map(|_| ()).err()) });
-        Self { address, tpm, ca, state, _swtpm: swtpm, runtime }
+        Self {
+            address,
+            tpm,
+            ca,
+            state,
+            _swtpm: swtpm,
+            runtime,
+        }
     }
 
     /// Runs a test's client beside the server.
@@ -123,7 +141,12 @@ impl Host {
 }
 
 pub fn tpm_config(swtpm: &Swtpm) -> TpmConfig {
-    TpmConfig { tcti: swtpm.tcti(), pcr: 13, ak_handle: 0x8101_0A55, timeout: Duration::from_secs(30) }
+    TpmConfig {
+        tcti: swtpm.tcti(),
+        pcr: 13,
+        ak_handle: 0x8101_0A55,
+        timeout: Duration::from_secs(30),
+    }
 }
 
 /// Kernel programs that see nothing.
@@ -164,13 +187,18 @@ pub fn measure(tpm: &Handle, dir: &Path) {
     let measurer = Measurer::open(settings, Box::new(Quiet), tpm.clone()).unwrap();
     let (ready, wait) = std::sync::mpsc::channel();
     std::thread::spawn(move || measurer.run(|| ready.send(()).unwrap()));
-    wait.recv_timeout(Duration::from_secs(60)).expect("measuring did not get ready");
+    wait.recv_timeout(Duration::from_secs(60))
+        .expect("measuring did not get ready");
 }
 
 /// Joins a state folder to a CA and its verifiers.
 pub fn join_to(ca: &Ca, verifiers: &[&str], state: &Path) -> Joined {
     let verifiers = verifiers.iter().map(|url| (*url).to_owned()).collect();
-    let file = JoinFile { version: 1, verifiers, ca_pem: ca.pem.clone() };
+    let file = JoinFile {
+        version: 1,
+        verifiers,
+        ca_pem: ca.pem.clone(),
+    };
     let path = state.join("given.json");
     std::fs::write(&path, serde_json::to_vec(&file).unwrap()).unwrap();
     join::join(state, &path, &Membership::read(&path).unwrap(), false).unwrap();
@@ -224,16 +252,25 @@ impl Connection {
         let tls = stream.get_ref().1;
         let exporter = Exporter::new(tls.export_keying_material([0; 32], EXPORTER_LABEL, None).unwrap());
         let server_certificate = tls.peer_certificates().unwrap()[0].clone().into_owned();
-        Ok(Self { stream, exporter, server_certificate })
+        Ok(Self {
+            stream,
+            exporter,
+            server_certificate,
+        })
     }
 
     pub async fn get(&mut self, path: &str) -> Answer {
-        self.send(format!("GET {path} HTTP/1.1\r\nhost: a\r\n\r\n").as_bytes()).await.unwrap();
+        self.send(format!("GET {path} HTTP/1.1\r\nhost: a\r\n\r\n").as_bytes())
+            .await
+            .unwrap();
         self.receive().await.unwrap()
     }
 
     pub async fn post(&mut self, path: &str, body: &str) -> Answer {
-        let head = format!("POST {path} HTTP/1.1\r\nhost: a\r\ncontent-length: {}\r\n\r\n", body.len());
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nhost: a\r\ncontent-length: {}\r\n\r\n",
+            body.len()
+        );
         self.send(format!("{head}{body}").as_bytes()).await.unwrap();
         self.receive().await.unwrap()
     }
@@ -256,7 +293,9 @@ impl Connection {
                 read => bytes.extend_from_slice(&chunk[..read]),
             }
         };
-        let head = String::from_utf8(bytes[..head_end].to_vec()).unwrap().to_ascii_lowercase();
+        let head = String::from_utf8(bytes[..head_end].to_vec())
+            .unwrap()
+            .to_ascii_lowercase();
         let length: usize = head
             .lines()
             .find_map(|line| line.strip_prefix("content-length: "))

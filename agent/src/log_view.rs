@@ -25,7 +25,11 @@ impl Snapshot {
     /// A log without records.
     #[must_use]
     pub fn empty() -> Self {
-        Self { records: 0, head: Sha256Digest::from([0; 32]), bytes: 0 }
+        Self {
+            records: 0,
+            head: Sha256Digest::from([0; 32]),
+            bytes: 0,
+        }
     }
 }
 
@@ -89,8 +93,15 @@ impl LogView {
     /// A view of a log that has no record yet, of the boot with this id (`/proc/sys/kernel/random/boot_id`).
     #[must_use]
     pub fn new(boot_id: String) -> Self {
-        let state = State { file: None, ends: Vec::new(), head: Snapshot::empty().head };
-        Self(Arc::new(Shared { boot_id, state: Mutex::new(state) }))
+        let state = State {
+            file: None,
+            ends: Vec::new(),
+            head: Snapshot::empty().head,
+        };
+        Self(Arc::new(Shared {
+            boot_id,
+            state: Mutex::new(state),
+        }))
     }
 
     /// Boot id of the boot that the log belongs to.
@@ -141,7 +152,10 @@ impl LogView {
     pub fn length(&self, from: u64, to: u64) -> Result<u64, LogViewError> {
         let state = self.lock();
         let records = state.ends.len() as u64;
-        let length = state.start_of(to).zip(state.start_of(from)).and_then(|(end, start)| end.checked_sub(start));
+        let length = state
+            .start_of(to)
+            .zip(state.start_of(from))
+            .and_then(|(end, start)| end.checked_sub(start));
         length.ok_or(LogViewError::OutOfRange { from, to, records })
     }
 
@@ -153,16 +167,30 @@ impl LogView {
         let to = {
             let state = self.lock();
             let records = state.ends.len() as u64;
-            let start = state.start_of(from).ok_or(LogViewError::OutOfRange { from, to: records, records })?;
-            let fit = state.ends.partition_point(|end| *end <= start.saturating_add(max_bytes)) as u64;
+            let start = state.start_of(from).ok_or(LogViewError::OutOfRange {
+                from,
+                to: records,
+                records,
+            })?;
+            let fit = state
+                .ends
+                .partition_point(|end| *end <= start.saturating_add(max_bytes)) as u64;
             fit.max(from.saturating_add(1)).min(records)
         };
-        Ok(Page { from, count: to - from, data: self.read(from, to)? })
+        Ok(Page {
+            from,
+            count: to - from,
+            data: self.read(from, to)?,
+        })
     }
 
     /// Ties the view to the log's file and the records that are in it and in the TPM already.
     pub(crate) fn attach(&self, file: File, ends: Vec<u64>, head: Sha256Digest) {
-        *self.lock() = State { file: Some(Arc::new(file)), ends, head };
+        *self.lock() = State {
+            file: Some(Arc::new(file)),
+            ends,
+            head,
+        };
     }
 
     /// One more record is in the log and in the TPM.
@@ -216,17 +244,44 @@ mod tests {
         assert_eq!(view.read(3, 3).unwrap(), b"");
         assert_eq!(view.length(1, 3).unwrap(), 4);
         assert!(view.length(2, 1).is_err());
-        assert!(matches!(view.read(0, 4), Err(LogViewError::OutOfRange { records: 3, .. })));
+        assert!(matches!(
+            view.read(0, 4),
+            Err(LogViewError::OutOfRange { records: 3, .. })
+        ));
         assert!(matches!(view.read(2, 1), Err(LogViewError::OutOfRange { .. })));
-        assert!(matches!(view.read(u64::MAX, u64::MAX), Err(LogViewError::OutOfRange { .. })));
+        assert!(matches!(
+            view.read(u64::MAX, u64::MAX),
+            Err(LogViewError::OutOfRange { .. })
+        ));
     }
 
     #[test]
     fn pages_hold_whole_records_and_at_least_one() {
         let view = view(&[b"aa", b"bbb", b"c"]);
-        assert_eq!(view.page(0, 5).unwrap(), Page { from: 0, count: 2, data: b"aabbb".to_vec() });
-        assert_eq!(view.page(1, 1).unwrap(), Page { from: 1, count: 1, data: b"bbb".to_vec() });
-        assert_eq!(view.page(3, 9).unwrap(), Page { from: 3, count: 0, data: Vec::new() });
+        assert_eq!(
+            view.page(0, 5).unwrap(),
+            Page {
+                from: 0,
+                count: 2,
+                data: b"aabbb".to_vec()
+            }
+        );
+        assert_eq!(
+            view.page(1, 1).unwrap(),
+            Page {
+                from: 1,
+                count: 1,
+                data: b"bbb".to_vec()
+            }
+        );
+        assert_eq!(
+            view.page(3, 9).unwrap(),
+            Page {
+                from: 3,
+                count: 0,
+                data: Vec::new()
+            }
+        );
         assert!(view.page(4, 9).is_err());
     }
 
@@ -236,6 +291,13 @@ mod tests {
         assert_eq!(view.snapshot(), Snapshot::empty());
         let head = Sha256Digest::from([7; 32]);
         view.advance(Advance { end: 9, head });
-        assert_eq!(view.snapshot(), Snapshot { records: 1, head, bytes: 9 });
+        assert_eq!(
+            view.snapshot(),
+            Snapshot {
+                records: 1,
+                head,
+                bytes: 9
+            }
+        );
     }
 }

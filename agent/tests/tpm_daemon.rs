@@ -2,7 +2,12 @@
 //!
 //! Signals are the process's, so the cases run one after the other in one test.
 
-#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "tests say what they expect by panicking")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "tests say what they expect by panicking"
+)]
 
 mod common;
 
@@ -15,8 +20,8 @@ use assay_agent::config::Config;
 use assay_agent::daemon::{DaemonError, Parts, run_with};
 use assay_agent::tpm::Handle;
 use assay_evidence::event::Event;
-use assay_tests::proxy::TpmProxy;
 use assay_tests::Swtpm;
+use assay_tests::proxy::TpmProxy;
 use common::{Queue, open_for, settings, wait_for};
 use nix::sys::signal::{Signal, raise};
 
@@ -32,16 +37,25 @@ fn config(dir: &Path) -> Config {
 /// Runs the daemon in a thread of its own, as `assay-agent run` does.
 fn start(dir: &Path, tpm: &Handle, queue: &Queue) -> std::thread::JoinHandle<Result<(), DaemonError>> {
     let config = config(dir);
-    let parts = Parts { tpm: tpm.clone(), source: Box::new(queue.clone()), settings: settings(dir, true) };
+    let parts = Parts {
+        tpm: tpm.clone(),
+        source: Box::new(queue.clone()),
+        settings: settings(dir, true),
+    };
     std::thread::spawn(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
         runtime.block_on(run_with(&config, parts))
     })
 }
 
 fn status(dir: &Path) -> Option<serde_json::Value> {
     let mut stream = UnixStream::connect(config(dir).socket()).ok()?;
-    stream.write_all(b"GET /v1/status HTTP/1.1\r\nHost: agent.sock\r\nConnection: close\r\n\r\n").ok()?;
+    stream
+        .write_all(b"GET /v1/status HTTP/1.1\r\nHost: agent.sock\r\nConnection: close\r\n\r\n")
+        .ok()?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer).ok()?;
     serde_json::from_str(answer.split_once("\r\n\r\n")?.1).ok()
@@ -49,7 +63,11 @@ fn status(dir: &Path) -> Option<serde_json::Value> {
 
 fn events(dir: &Path) -> Vec<Event> {
     let bytes = std::fs::read(dir.join("log.cel")).unwrap();
-    assay_evidence::cel::read_all(&bytes).unwrap().iter().flat_map(|record| record.events().unwrap()).collect()
+    assay_evidence::cel::read_all(&bytes)
+        .unwrap()
+        .iter()
+        .flat_map(|record| record.events().unwrap())
+        .collect()
 }
 
 #[test]
@@ -64,7 +82,10 @@ fn tpm_daemon_stops_in_order_on_sigterm_and_ends_when_a_part_does() {
     wait_for("the events", || tpm.log().snapshot().records > records);
     let now = status(dir.path()).unwrap();
     assert_eq!(now["records"], tpm.log().snapshot().records);
-    assert_eq!((now["pcr"].as_u64(), now["lost"].as_u64(), now.get("joined")), (Some(13), Some(0), None));
+    assert_eq!(
+        (now["pcr"].as_u64(), now["lost"].as_u64(), now.get("joined")),
+        (Some(13), Some(0), None)
+    );
     raise(Signal::SIGTERM).unwrap();
     daemon.join().unwrap().unwrap();
     assert_eq!(events(dir.path()).last(), Some(&Event::AgentStop));
@@ -84,11 +105,18 @@ fn tpm_daemon_stops_in_order_on_sigterm_and_ends_when_a_part_does() {
     // So does a log that can no longer be written.
     let tpm = open_for(swtpm.tcti(), Duration::from_secs(20)).unwrap();
     let dir = tempfile::tempdir().unwrap();
-    let mut parts = Parts { tpm, source: Box::new(queue.clone()), settings: settings(dir.path(), true) };
+    let mut parts = Parts {
+        tpm,
+        source: Box::new(queue.clone()),
+        settings: settings(dir.path(), true),
+    };
     parts.settings.log_max_bytes = 1 << 20;
     let (config, filler) = (config(dir.path()), queue.clone());
     let daemon = std::thread::spawn(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
         runtime.block_on(run_with(&config, parts))
     });
     wait_for("the local socket", || status(dir.path()).is_some());

@@ -1,14 +1,19 @@
 //! The TPM layer against a real TPM: keys, quotes, credentials, release keys, and TPMs that misbehave.
 
-#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "tests say what they expect by panicking")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "tests say what they expect by panicking"
+)]
 
 mod common;
 
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
-use assay_agent::tpm::{Handle, TpmConfig, TpmError};
 use assay_agent::log_view::LogView;
+use assay_agent::tpm::{Handle, TpmConfig, TpmError};
 use assay_evidence::binding::{Binding, Exporter, Nonce};
 use assay_evidence::credential::make_credential;
 use assay_evidence::digest::{Algorithm, Sha256Digest};
@@ -16,13 +21,21 @@ use assay_evidence::replay::HeldLog;
 use assay_evidence::tpm::{Attest, EccPoint, Name, Parameters, Public, Signature};
 use assay_evidence::wire::{B64, ReleaseKey};
 use assay_evidence::{jwe, release};
-use assay_tests::proxy::{CC_QUOTE, TpmProxy};
 use assay_tests::Swtpm;
+use assay_tests::proxy::{CC_QUOTE, TpmProxy};
 use common::{AK_HANDLE, EXPORTER, NONCE, Queue, Running, ak, open, open_for, settings};
 
 fn tpm2(tcti: &str, arguments: &[&str]) -> Output {
-    let output = Command::new("tpm2").args(arguments).env("TPM2TOOLS_TCTI", tcti).output().expect("run tpm2");
-    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    let output = Command::new("tpm2")
+        .args(arguments)
+        .env("TPM2TOOLS_TCTI", tcti)
+        .output()
+        .expect("run tpm2");
+    assert!(
+        output.status.success(),
+        "{arguments:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     output
 }
 
@@ -43,7 +56,9 @@ async fn tpm_quotes_are_signed_by_the_attestation_key_over_the_bytes_given() {
     let swtpm = Swtpm::start().unwrap();
     let tpm = open(swtpm.tcti());
     let quote = tpm.quote(|_| [7; 32]).await.unwrap();
-    ak(&tpm).verify(&quote.attest, &Signature::parse(&quote.signature).unwrap()).unwrap();
+    ak(&tpm)
+        .verify(&quote.attest, &Signature::parse(&quote.signature).unwrap())
+        .unwrap();
     assert_eq!(Attest::parse(&quote.attest).unwrap().extra_data, [7; 32]);
 
     // The established tool's opinion on the same bytes.
@@ -56,10 +71,30 @@ async fn tpm_quotes_are_signed_by_the_attestation_key_over_the_bytes_given() {
     let public = &tpm.identity().ak_public;
     let mut sized = u16::try_from(public.len()).unwrap().to_be_bytes().to_vec();
     sized.extend_from_slice(public);
-    let (key, attest, signature) = (put("ak", &sized), put("attest", &quote.attest), put("sig", &quote.signature));
+    let (key, attest, signature) = (
+        put("ak", &sized),
+        put("attest", &quote.attest),
+        put("sig", &quote.signature),
+    );
     let check = |qualification: &str| {
-        let arguments = ["-u", &key, "-m", &attest, "-s", &signature, "-g", "sha256", "-q", qualification];
-        Command::new("tpm2_checkquote").args(arguments).output().unwrap().status.success()
+        let arguments = [
+            "-u",
+            &key,
+            "-m",
+            &attest,
+            "-s",
+            &signature,
+            "-g",
+            "sha256",
+            "-q",
+            qualification,
+        ];
+        Command::new("tpm2_checkquote")
+            .args(arguments)
+            .output()
+            .unwrap()
+            .status
+            .success()
     };
     assert!(check(&"07".repeat(32)));
     assert!(!check(&"08".repeat(32)));
@@ -86,17 +121,28 @@ async fn tpm_a_credential_opens_only_for_the_right_key() {
     let ek = Public::parse(&tpm.identity().ek_public).unwrap();
     let secret = [0x5e; 32];
     let credential = make_credential(&ek, ak(&tpm).name(), &secret).unwrap();
-    let opened = tpm.activate(credential.blob.clone(), credential.encrypted_secret.clone()).await.unwrap();
+    let opened = tpm
+        .activate(credential.blob.clone(), credential.encrypted_secret.clone())
+        .await
+        .unwrap();
     assert_eq!(**opened, secret);
 
     let another = make_credential(&ek, &Name::new(Algorithm::Sha256, b"another key"), &secret).unwrap();
-    assert!(matches!(tpm.activate(another.blob, another.encrypted_secret).await, Err(TpmError::Refused { .. })));
+    assert!(matches!(
+        tpm.activate(another.blob, another.encrypted_secret).await,
+        Err(TpmError::Refused { .. })
+    ));
     let cut = credential.blob[..credential.blob.len() - 1].to_vec();
-    assert!(matches!(tpm.activate(cut, credential.encrypted_secret).await, Err(TpmError::Nonsense { .. })));
+    assert!(matches!(
+        tpm.activate(cut, credential.encrypted_secret).await,
+        Err(TpmError::Nonsense { .. })
+    ));
     // Nothing stays behind in the TPM: sessions and transient keys are few.
     for _ in 0..10 {
         let credential = make_credential(&ek, ak(&tpm).name(), &secret).unwrap();
-        tpm.activate(credential.blob, credential.encrypted_secret).await.unwrap();
+        tpm.activate(credential.blob, credential.encrypted_secret)
+            .await
+            .unwrap();
     }
 }
 
@@ -109,19 +155,36 @@ fn tpm_the_attestation_key_stays_and_a_strangers_key_is_not_used() {
     let second = open(swtpm.tcti());
     assert_eq!(second.identity().ak_public, identity.ak_public);
     assert_eq!(second.identity().ek_public, identity.ek_public);
-    assert_eq!((identity.manufacturer.as_str(), identity.ek_certificate.is_none()), ("IBM", true));
+    assert_eq!(
+        (identity.manufacturer.as_str(), identity.ek_certificate.is_none()),
+        ("IBM", true)
+    );
     drop(second);
 
     let dir = tempfile::tempdir().unwrap();
     let context = dir.path().join("key.ctx").to_string_lossy().into_owned();
     let handle = format!("{:#x}", AK_HANDLE + 1);
-    tpm2(&swtpm.tcti(), &["createprimary", "-Q", "-C", "o", "-G", "ecc", "-c", &context]);
-    tpm2(&swtpm.tcti(), &["evictcontrol", "-Q", "-C", "o", "-c", &context, &handle]);
+    tpm2(
+        &swtpm.tcti(),
+        &["createprimary", "-Q", "-C", "o", "-G", "ecc", "-c", &context],
+    );
+    tpm2(
+        &swtpm.tcti(),
+        &["evictcontrol", "-Q", "-C", "o", "-c", &context, &handle],
+    );
     // Without a resource manager the tools leave their objects in the TPM's few slots.
     tpm2(&swtpm.tcti(), &["flushcontext", "-t"]);
-    let config = TpmConfig { ak_handle: AK_HANDLE + 1, ..common::config(swtpm.tcti(), Duration::from_secs(20)) };
-    let Err(error) = Handle::open(config, LogView::new("b".into())) else { panic!("a foreign key was taken") };
-    assert!(matches!(error, TpmError::ForeignKey { .. }) && error.to_string().contains(&handle), "{error}");
+    let config = TpmConfig {
+        ak_handle: AK_HANDLE + 1,
+        ..common::config(swtpm.tcti(), Duration::from_secs(20))
+    };
+    let Err(error) = Handle::open(config, LogView::new("b".into())) else {
+        panic!("a foreign key was taken")
+    };
+    assert!(
+        matches!(error, TpmError::ForeignKey { .. }) && error.to_string().contains(&handle),
+        "{error}"
+    );
 }
 
 #[test]
@@ -153,16 +216,32 @@ async fn tpm_a_release_key_opens_in_its_state_and_holds_extends_back() {
         let name = name.clone();
         move |records, head: &Sha256Digest| {
             let (nonce, exporter) = (Nonce::new(NONCE), Exporter::new(EXPORTER));
-            let binding = Binding::Release { nonce: &nonce, exporter: &exporter, key_name: &name, disk, key_id };
+            let binding = Binding::Release {
+                nonce: &nonce,
+                exporter: &exporter,
+                key_name: &name,
+                disk,
+                key_id,
+            };
             binding.digest(records, head)
         }
     };
     let evidence = key.attest(move |log| digest(log.records, &log.head)).await.unwrap();
     let (nonce, exporter) = (Nonce::new(NONCE), Exporter::new(EXPORTER));
-    let binding = Binding::Release { nonce: &nonce, exporter: &exporter, key_name: &name, disk, key_id };
+    let binding = Binding::Release {
+        nonce: &nonce,
+        exporter: &exporter,
+        key_name: &name,
+        disk,
+        key_id,
+    };
     let source = assay_agent::bundle::Source::new(tpm.log().clone(), "swtpm:");
     let bundle = source.bundle(evidence.quote, 0, false).unwrap();
-    let log = bundle.verify(&ak(&tpm), &binding, &HeldLog::none()).unwrap().replay().unwrap();
+    let log = bundle
+        .verify(&ak(&tpm), &binding, &HeldLog::none())
+        .unwrap()
+        .replay()
+        .unwrap();
     let claim = ReleaseKey {
         public: B64(key.public().to_vec()),
         certify_attest: B64(evidence.certify_attest),
@@ -173,7 +252,11 @@ async fn tpm_a_release_key_opens_in_its_state_and_holds_extends_back() {
     let records = tpm.log().snapshot().records;
     queue.push(0..3);
     std::thread::sleep(Duration::from_millis(300));
-    assert_eq!(tpm.log().snapshot().records, records, "extends wait while the key lives");
+    assert_eq!(
+        tpm.log().snapshot().records,
+        records,
+        "extends wait while the key lives"
+    );
 
     let point = point(key.public());
     let wrapped = jwe::wrap(&point, key_id, b"passphrase").unwrap();
@@ -202,7 +285,9 @@ async fn tpm_a_release_key_that_nobody_uses_expires() {
     waiting.await.unwrap().expect("the extend goes on after the deadline");
     assert!(started.elapsed() >= Duration::from_secs(9), "and waited for it");
     let point = point(key.public());
-    let used = tokio::task::spawn_blocking(move || key.ecdh_blocking(point.x, point.y)).await.unwrap();
+    let used = tokio::task::spawn_blocking(move || key.ecdh_blocking(point.x, point.y))
+        .await
+        .unwrap();
     assert!(matches!(used, Err(TpmError::ReleaseExpired(_))));
     second.await.unwrap().expect("the second caller gets its turn");
 }
@@ -214,10 +299,15 @@ async fn tpm_a_release_key_is_dead_when_a_pcr_moved() {
     // PCR 16 is outside the policy and does not count; PCR 10 moves behind the agent's back, as IMA's does.
     for (pcr, alive) in [(16, true), (10, false)] {
         let key = tpm.release_begin().await.unwrap();
-        tpm2(&swtpm.tcti(), &["pcrextend", &format!("{pcr}:sha256={}", "ab".repeat(32))]);
+        tpm2(
+            &swtpm.tcti(),
+            &["pcrextend", &format!("{pcr}:sha256={}", "ab".repeat(32))],
+        );
         assert_eq!(key.attest(|_| [1; 32]).await.is_ok(), alive);
         let point = point(key.public());
-        let used = tokio::task::spawn_blocking(move || key.ecdh_blocking(point.x, point.y)).await.unwrap();
+        let used = tokio::task::spawn_blocking(move || key.ecdh_blocking(point.x, point.y))
+            .await
+            .unwrap();
         match (alive, used) {
             (true, Ok(z)) => assert_eq!(z.len(), 32),
             (false, Err(TpmError::PcrsMoving { .. })) => {}
@@ -237,8 +327,14 @@ async fn tpm_busy_answers_are_retried_until_the_deadline() {
     proxy.retry_next(u32::MAX);
     let started = Instant::now();
     let error = tpm.quote(|_| [0; 32]).await.unwrap_err();
-    assert!(matches!(error, TpmError::Busy { .. }) && error.is_transient(), "{error}");
-    assert!(error.to_string().contains("TPM2_Quote") && error.to_string().contains("timeout_s"), "{error}");
+    assert!(
+        matches!(error, TpmError::Busy { .. }) && error.is_transient(),
+        "{error}"
+    );
+    assert!(
+        error.to_string().contains("TPM2_Quote") && error.to_string().contains("timeout_s"),
+        "{error}"
+    );
     assert!(started.elapsed() < Duration::from_secs(4));
     proxy.retry_next(0);
     tpm.quote(|_| [0; 32]).await.expect("and all is well again");
@@ -252,7 +348,16 @@ async fn tpm_that_stops_answering_is_a_timeout_with_a_name() {
     proxy.hang();
     let started = Instant::now();
     let error = tpm.quote(|_| [0; 32]).await.unwrap_err();
-    assert!(matches!(error, TpmError::Timeout { operation: "TPM2_Quote", .. }), "{error}");
+    assert!(
+        matches!(
+            error,
+            TpmError::Timeout {
+                operation: "TPM2_Quote",
+                ..
+            }
+        ),
+        "{error}"
+    );
     assert!(matches!(tpm.ping().await, Err(TpmError::Timeout { .. })));
     assert!(started.elapsed() < Duration::from_secs(6));
     proxy.resume();
@@ -262,16 +367,35 @@ async fn tpm_that_stops_answering_is_a_timeout_with_a_name() {
 #[test]
 fn tpm_bad_configuration_is_named() {
     let error = |tcti: &str, pcr: u8, ak_handle: u32| {
-        let config = TpmConfig { tcti: tcti.into(), pcr, ak_handle, timeout: Duration::from_secs(1) };
-        let Err(error) = Handle::open(config, LogView::new("b".into())) else { panic!("{tcti} opened") };
+        let config = TpmConfig {
+            tcti: tcti.into(),
+            pcr,
+            ak_handle,
+            timeout: Duration::from_secs(1),
+        };
+        let Err(error) = Handle::open(config, LogView::new("b".into())) else {
+            panic!("{tcti} opened")
+        };
         error
     };
     let absent = error("device:/dev/no-such-tpm", 13, AK_HANDLE);
     assert!(matches!(absent, TpmError::Absent { .. }), "{absent}");
-    assert!(absent.to_string().contains("/dev/no-such-tpm") && absent.to_string().contains("agent.toml"), "{absent}");
-    assert!(matches!(error("carrier-pigeon", 13, AK_HANDLE), TpmError::BadTcti { .. }));
-    assert!(matches!(error("swtpm:host=127.0.0.1,port=1", 13, AK_HANDLE), TpmError::Absent { .. }));
-    assert!(matches!(error("device:/dev/no-such-tpm", 16, AK_HANDLE), TpmError::BadPcr { pcr: 16 }));
+    assert!(
+        absent.to_string().contains("/dev/no-such-tpm") && absent.to_string().contains("agent.toml"),
+        "{absent}"
+    );
+    assert!(matches!(
+        error("carrier-pigeon", 13, AK_HANDLE),
+        TpmError::BadTcti { .. }
+    ));
+    assert!(matches!(
+        error("swtpm:host=127.0.0.1,port=1", 13, AK_HANDLE),
+        TpmError::Absent { .. }
+    ));
+    assert!(matches!(
+        error("device:/dev/no-such-tpm", 16, AK_HANDLE),
+        TpmError::BadPcr { pcr: 16 }
+    ));
 }
 
 #[tokio::test]

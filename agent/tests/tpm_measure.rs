@@ -1,6 +1,11 @@
 //! Measuring against a real TPM: batches, restarts, crashes, and what a verifier makes of the result.
 
-#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "tests say what they expect by panicking")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "tests say what they expect by panicking"
+)]
 
 mod common;
 
@@ -8,8 +13,8 @@ use std::time::Duration;
 
 use assay_agent::measure::{MeasureError, Measurer};
 use assay_evidence::event::{Event, Violation};
-use assay_tests::proxy::{CC_PCR_EXTEND, TpmProxy};
 use assay_tests::Swtpm;
+use assay_tests::proxy::{CC_PCR_EXTEND, TpmProxy};
 use common::{Queue, Running, attest, names, open, open_boot, seqs, settings, wait_for};
 
 #[tokio::test]
@@ -28,7 +33,10 @@ async fn tpm_log_and_pcr_agree_through_start_events_and_stop() {
     assert_eq!(log.pcr_start(), [0; 32]);
     let own = std::env::current_exe().unwrap();
     let own = own.to_string_lossy();
-    assert!(log.events().any(|(_, event)| matches!(event, Event::Inventory(found) if found.path == own)));
+    assert!(
+        log.events()
+            .any(|(_, event)| matches!(event, Event::Inventory(found) if found.path == own))
+    );
 
     running.stop().unwrap();
     let log = attest(&tpm).await.unwrap();
@@ -71,7 +79,10 @@ async fn tpm_lost_records_are_a_violation_in_the_log() {
     wait_for("the loss to be seen", || running.control.lost() == 7);
     running.settle(&queue);
     let log = attest(&tpm).await.unwrap();
-    assert!(log.events().any(|(_, event)| *event == Event::Violation(Violation::Lost { count: 7 })));
+    assert!(
+        log.events()
+            .any(|(_, event)| *event == Event::Violation(Violation::Lost { count: 7 }))
+    );
     running.stop().unwrap();
 
     // A successor does not report the same loss again, and adds what came since.
@@ -117,7 +128,10 @@ async fn tpm_a_restart_goes_on_with_the_same_log() {
     // Hooks that had to be loaded anew were away in between: that is said.
     let running = Running::start(settings(dir.path(), true), &queue, &tpm);
     let log = attest(&tpm).await.unwrap();
-    assert!(log.events().any(|(_, event)| matches!(event, Event::Violation(Violation::HooksMissing { .. }))));
+    assert!(
+        log.events()
+            .any(|(_, event)| matches!(event, Event::Violation(Violation::HooksMissing { .. })))
+    );
     running.stop().unwrap();
 }
 
@@ -136,12 +150,18 @@ async fn tpm_nothing_is_missing_or_doubled_after_a_crash() {
     proxy.hang();
     queue.push(4..6);
     let path = dir.path().join("log.cel");
-    wait_for("a record that is not extended", || std::fs::metadata(&path).unwrap().len() > before.bytes);
+    wait_for("a record that is not extended", || {
+        std::fs::metadata(&path).unwrap().len() > before.bytes
+    });
     queue.push(6..20);
     wait_for("the kernel's queue to be empty", || queue.is_empty());
     drop(proxy);
     assert!(matches!(running.end(), Err(MeasureError::Tpm(_))));
-    assert_eq!(tpm.log().snapshot(), before, "the view never shows what is not extended");
+    assert_eq!(
+        tpm.log().snapshot(),
+        before,
+        "the view never shows what is not extended"
+    );
     drop(tpm);
 
     queue.push(19..22);
@@ -174,7 +194,11 @@ async fn tpm_a_shortened_log_is_a_violation_and_never_replays() {
     let bytes = std::fs::read(&path).unwrap();
     let records = assay_evidence::cel::read_all(&bytes).unwrap();
     let events: Vec<Event> = records.iter().flat_map(|record| record.events().unwrap()).collect();
-    assert!(events.iter().any(|event| matches!(event, Event::Violation(Violation::LogMismatch { .. }))));
+    assert!(
+        events
+            .iter()
+            .any(|event| matches!(event, Event::Violation(Violation::LogMismatch { .. })))
+    );
 }
 
 #[tokio::test]
@@ -190,7 +214,10 @@ async fn tpm_a_full_log_spoils_the_pcr_and_ends_measuring() {
     assert!(matches!(error, MeasureError::LogFull { .. }), "{error}");
     let text = error.to_string();
     assert!(text.contains("log.cel") && text.contains("log_max_mib"), "{text}");
-    assert!(attest(&tpm).await.is_err(), "a log that stopped must not look like a quiet one");
+    assert!(
+        attest(&tpm).await.is_err(),
+        "a log that stopped must not look like a quiet one"
+    );
 }
 
 #[tokio::test]
@@ -229,5 +256,8 @@ fn tpm_only_one_agent_writes_the_log_and_a_bad_folder_is_named() {
     let Err(error) = Measurer::open(settings(&file.join("run"), true), Box::new(queue.clone()), tpm) else {
         panic!("a file is no folder")
     };
-    assert!(error.to_string().contains(&*file.to_string_lossy()) && error.to_string().contains("run_dir"), "{error}");
+    assert!(
+        error.to_string().contains(&*file.to_string_lossy()) && error.to_string().contains("run_dir"),
+        "{error}"
+    );
 }

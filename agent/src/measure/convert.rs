@@ -9,13 +9,20 @@ use assay_evidence::event::{Event, LoadKind, MAX_COMM, MAX_PATH, Measurement, Vi
 pub fn event(record: &Record) -> Event {
     let path = path(record);
     let Some(kind) = LoadKind::from_kernel(record.kind) else {
-        let detail = format!("the kernel side reports an unknown kind {} (record {})", record.kind, record.seq);
+        let detail = format!(
+            "the kernel side reports an unknown kind {} (record {})",
+            record.kind, record.seq
+        );
         return Event::Violation(Violation::NotHashed { path, detail });
     };
     let hashed = record.flags & flags::NOT_HASHED == 0 && record.hash_algo == HASH_ALGO_SHA256;
     Event::Load(Measurement {
         kind,
-        flags: if hashed { record.flags } else { record.flags | flags::NOT_HASHED },
+        flags: if hashed {
+            record.flags
+        } else {
+            record.flags | flags::NOT_HASHED
+        },
         digest: hashed.then(|| Sha256Digest::from(record.digest)),
         size: record.size,
         path,
@@ -88,7 +95,10 @@ mod tests {
     #[test]
     fn a_record_becomes_a_load() {
         let load = load(&record());
-        assert_eq!((load.kind, load.path.as_str(), load.comm.as_str(), load.seq), (LoadKind::Program, "/bin/sh", "bash", Some(5)));
+        assert_eq!(
+            (load.kind, load.path.as_str(), load.comm.as_str(), load.seq),
+            (LoadKind::Program, "/bin/sh", "bash", Some(5))
+        );
         assert_eq!(load.digest, Some(Sha256Digest::from([12; 32])));
     }
 

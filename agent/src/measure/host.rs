@@ -29,7 +29,10 @@ pub fn kernel_release() -> Result<String, MeasureError> {
 /// # Errors
 /// [`MeasureError::HostFact`].
 pub fn file_digest(path: &Path) -> Result<assay_evidence::digest::Sha256Digest, MeasureError> {
-    let fact = |source| MeasureError::HostFact { path: path.to_owned(), source };
+    let fact = |source| MeasureError::HostFact {
+        path: path.to_owned(),
+        source,
+    };
     let file = File::open(path).map_err(fact)?;
     Ok(inventory::hash(&file).map_err(fact)?.0)
 }
@@ -63,7 +66,10 @@ fn lockdown(text: &str) -> &str {
 }
 
 fn read(path: &str) -> Result<String, MeasureError> {
-    let text = std::fs::read(path).map_err(|source| MeasureError::HostFact { path: path.into(), source })?;
+    let text = std::fs::read(path).map_err(|source| MeasureError::HostFact {
+        path: path.into(),
+        source,
+    })?;
     Ok(String::from_utf8_lossy(&text).trim_end_matches(['\n', '\0']).to_owned())
 }
 

@@ -30,9 +30,16 @@ type Seen = (u64, u64, i64, i64);
 /// # Errors
 /// [`MeasureError::Inventory`] when the processes cannot be listed, [`MeasureError::HostFact`] when the modules cannot.
 pub fn take(kernel_release: &str) -> Result<Vec<Event>, MeasureError> {
-    let mut inventory = Inventory { seen: HashSet::new(), mapped: HashSet::new(), events: Vec::new() };
+    let mut inventory = Inventory {
+        seen: HashSet::new(),
+        mapped: HashSet::new(),
+        events: Vec::new(),
+    };
     // An error in the list is a process that has gone.
-    for process in procfs::process::all_processes().map_err(MeasureError::Inventory)?.flatten() {
+    for process in procfs::process::all_processes()
+        .map_err(MeasureError::Inventory)?
+        .flatten()
+    {
         inventory.process(&process);
     }
     inventory.modules(kernel_release)?;
@@ -58,7 +65,10 @@ impl Inventory {
         let link = PathBuf::from(format!("/proc/{}/exe", process.pid));
         self.file(LoadKind::Program, &link, &executable.to_string_lossy(), &who, None);
         let Ok(maps) = process.maps() else { return };
-        for map in maps.iter().filter(|map| map.perms.contains(MMPermissions::EXECUTE) && map.inode != 0) {
+        for map in maps
+            .iter()
+            .filter(|map| map.perms.contains(MMPermissions::EXECUTE) && map.inode != 0)
+        {
             if self.mapped.insert((map.dev, map.inode)) {
                 self.mapping(map, &who);
             }
@@ -83,7 +93,12 @@ impl Inventory {
         }
         match open_regular(link) {
             Ok((file, metadata)) => {
-                let inode = (metadata.st_dev(), metadata.st_ino(), metadata.st_ctime(), metadata.st_ctime_nsec());
+                let inode = (
+                    metadata.st_dev(),
+                    metadata.st_ino(),
+                    metadata.st_ctime(),
+                    metadata.st_ctime_nsec(),
+                );
                 if !self.seen.insert(inode) {
                     return;
                 }
@@ -102,7 +117,12 @@ impl Inventory {
             Ok(loaded) => loaded,
             // A kernel without loadable modules.
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-            Err(source) => return Err(MeasureError::HostFact { path: list.to_owned(), source }),
+            Err(source) => {
+                return Err(MeasureError::HostFact {
+                    path: list.to_owned(),
+                    source,
+                });
+            }
         };
         let folder = Path::new("/lib/modules").join(kernel_release);
         let files = module_files(&folder);
@@ -117,7 +137,9 @@ impl Inventory {
         let mut measurement = Who::default().measurement(LoadKind::LoadedModule, &shown);
         match path.map(open_regular) {
             Some(Ok((file, metadata))) => fill(&mut measurement, &file, &metadata),
-            Some(Err(error)) => tracing::warn!(module = name, path = shown, %error, "a loaded module's file cannot be hashed"),
+            Some(Err(error)) => {
+                tracing::warn!(module = name, path = shown, %error, "a loaded module's file cannot be hashed")
+            }
             None => tracing::warn!(module = name, "a loaded module has no file under /lib/modules"),
         }
         self.push(measurement);
@@ -143,7 +165,11 @@ impl Who {
     fn measurement(&self, kind: LoadKind, path: &str) -> Measurement {
         Measurement {
             kind,
-            flags: if path.ends_with(" (deleted)") { flags::UNLINKED } else { 0 },
+            flags: if path.ends_with(" (deleted)") {
+                flags::UNLINKED
+            } else {
+                0
+            },
             digest: None,
             size: 0,
             path: cut(path, MAX_PATH).to_owned(),
@@ -216,7 +242,9 @@ pub(super) fn hash(mut file: &File) -> std::io::Result<(Sha256Digest, u64)> {
 
 /// Module name (as /proc/modules spells it) to file, from modules.dep.
 fn module_files(folder: &Path) -> HashMap<String, PathBuf> {
-    let Ok(file) = File::open(folder.join("modules.dep")) else { return HashMap::new() };
+    let Ok(file) = File::open(folder.join("modules.dep")) else {
+        return HashMap::new();
+    };
     let lines = BufReader::new(file).lines().map_while(Result::ok);
     lines.filter_map(|line| module_file(&line)).collect()
 }
@@ -231,7 +259,9 @@ fn module_file(line: &str) -> Option<(String, PathBuf)> {
 
 /// CLOCK_BOOTTIME, as the kernel's records have it.
 fn boot_time_ns() -> u64 {
-    let Ok(now) = nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME) else { return 0 };
+    let Ok(now) = nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME) else {
+        return 0;
+    };
     u64::try_from(std::time::Duration::from(now).as_nanos()).unwrap_or(0)
 }
 
@@ -242,7 +272,13 @@ mod tests {
     #[test]
     fn modules_are_found_by_the_name_that_the_kernel_uses() {
         let found = module_file("kernel/drivers/net/virtio-net.ko.zst: kernel/lib/a.ko.zst").unwrap();
-        assert_eq!(found, ("virtio_net".to_owned(), PathBuf::from("kernel/drivers/net/virtio-net.ko.zst")));
+        assert_eq!(
+            found,
+            (
+                "virtio_net".to_owned(),
+                PathBuf::from("kernel/drivers/net/virtio-net.ko.zst")
+            )
+        );
         assert_eq!(module_file("nonsense"), None);
     }
 
@@ -260,7 +296,14 @@ mod tests {
             .collect();
         let own: Vec<_> = found.iter().filter(|m| m.path == me.to_string_lossy()).collect();
         assert_eq!(own.len(), 1, "once, though many mappings show it");
-        assert_eq!((own[0].digest, own[0].size, own[0].kind), (Some(digest), size, LoadKind::Program));
-        assert!(found.iter().any(|m| m.kind == LoadKind::Mapping && m.path.contains("libc") && m.digest.is_some()));
+        assert_eq!(
+            (own[0].digest, own[0].size, own[0].kind),
+            (Some(digest), size, LoadKind::Program)
+        );
+        assert!(
+            found
+                .iter()
+                .any(|m| m.kind == LoadKind::Mapping && m.path.contains("libc") && m.digest.is_some())
+        );
     }
 }

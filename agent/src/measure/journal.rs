@@ -41,9 +41,19 @@ impl Journal {
         let events = match std::fs::read(&path) {
             Ok(bytes) => decode(&bytes),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
-            Err(source) => return Err(MeasureError::File { operation: "read the journal", path, source }),
+            Err(source) => {
+                return Err(MeasureError::File {
+                    operation: "read the journal",
+                    path,
+                    source,
+                });
+            }
         };
-        let mut journal = Self { file: create(&path)?, path, bytes: 0 };
+        let mut journal = Self {
+            file: create(&path)?,
+            path,
+            bytes: 0,
+        };
         journal.rewrite(events.iter())?;
         Ok((journal, events))
     }
@@ -57,7 +67,11 @@ impl Journal {
         if let Err(source) = self.file.write_all(&entry) {
             // Half an entry would hide those that come after it.
             drop(self.file.set_len(self.bytes));
-            return Err(MeasureError::File { operation: "append to the journal", path: self.path.clone(), source });
+            return Err(MeasureError::File {
+                operation: "append to the journal",
+                path: self.path.clone(),
+                source,
+            });
         }
         self.bytes += entry.len() as u64;
         Ok(())
@@ -72,11 +86,17 @@ impl Journal {
             return Ok(());
         }
         if open.is_empty() {
-            self.file.set_len(0).map_err(MeasureError::file("empty the journal", &self.path))?;
+            self.file
+                .set_len(0)
+                .map_err(MeasureError::file("empty the journal", &self.path))?;
             self.bytes = 0;
             return Ok(());
         }
-        if self.bytes > REWRITE { self.rewrite(open.iter().copied()) } else { Ok(()) }
+        if self.bytes > REWRITE {
+            self.rewrite(open.iter().copied())
+        } else {
+            Ok(())
+        }
     }
 
     /// Writes a new journal beside the old one and puts it in its place.
@@ -86,13 +106,18 @@ impl Journal {
         if let Err(source) = remove
             && source.kind() != std::io::ErrorKind::NotFound
         {
-            return Err(MeasureError::File { operation: "remove", path: new, source });
+            return Err(MeasureError::File {
+                operation: "remove",
+                path: new,
+                source,
+            });
         }
         let mut file = create(&new)?;
         let mut bytes = 0;
         for event in events {
             let entry = encode(event)?;
-            file.write_all(&entry).map_err(MeasureError::file("write the journal", &new))?;
+            file.write_all(&entry)
+                .map_err(MeasureError::file("write the journal", &new))?;
             bytes += entry.len() as u64;
         }
         std::fs::rename(&new, &self.path).map_err(MeasureError::file("replace the journal", &self.path))?;
@@ -120,12 +145,17 @@ fn decode(mut bytes: &[u8]) -> Vec<Event> {
     while let Some((length, rest)) = bytes.split_first_chunk::<4>() {
         let length = usize::try_from(u32::from_be_bytes(*length)).unwrap_or(usize::MAX);
         let entry = rest.get(..length).filter(|_| length <= MAX_EVENT);
-        let Some(event) = entry.and_then(|entry| event::decode(entry).ok()) else { break };
+        let Some(event) = entry.and_then(|entry| event::decode(entry).ok()) else {
+            break;
+        };
         events.push(event);
         bytes = rest.get(length..).unwrap_or_default();
     }
     if !bytes.is_empty() {
-        tracing::info!(bytes = bytes.len(), "the journal's last entry is incomplete: the kernel still has that event");
+        tracing::info!(
+            bytes = bytes.len(),
+            "the journal's last entry is incomplete: the kernel still has that event"
+        );
     }
     events
 }

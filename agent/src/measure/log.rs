@@ -45,10 +45,24 @@ impl LogWriter {
         pcr: u8,
         banks: Vec<Algorithm>,
     ) -> Result<Self, MeasureError> {
-        let opened = OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(path);
+        let opened = OpenOptions::new()
+            .read(true)
+            .append(true)
+            .create(true)
+            .mode(0o600)
+            .open(path);
         let file = opened.map_err(MeasureError::file("open the runtime log", path))?;
-        file.set_len(position.end).map_err(MeasureError::file("cut the runtime log", path))?;
-        Ok(Self { path: path.to_owned(), file, end: position.end, max_bytes, head: position.head, pcr, banks })
+        file.set_len(position.end)
+            .map_err(MeasureError::file("cut the runtime log", path))?;
+        Ok(Self {
+            path: path.to_owned(),
+            file,
+            end: position.end,
+            max_bytes,
+            head: position.head,
+            pcr,
+            banks,
+        })
     }
 
     /// Appends a record of these events. It is in the log now, and must be extended before anything else is appended.
@@ -61,17 +75,30 @@ impl LogWriter {
         let bytes = record.encode();
         let end = self.end + bytes.len() as u64;
         if end > self.max_bytes {
-            return Err(MeasureError::LogFull { path: self.path.clone(), max_bytes: self.max_bytes });
+            return Err(MeasureError::LogFull {
+                path: self.path.clone(),
+                max_bytes: self.max_bytes,
+            });
         }
         let mut head = self.head;
         head.push(&record)?;
         if let Err(source) = self.file.write_all(&bytes) {
             // No half record stays behind, if the file system lets us.
             drop(self.file.set_len(self.end));
-            return Err(MeasureError::File { operation: "append to the runtime log", path: self.path.clone(), source });
+            return Err(MeasureError::File {
+                operation: "append to the runtime log",
+                path: self.path.clone(),
+                source,
+            });
         }
         (self.end, self.head) = (end, head);
-        Ok((record, Advance { end, head: head.value() }))
+        Ok((
+            record,
+            Advance {
+                end,
+                head: head.value(),
+            },
+        ))
     }
 
     /// A second descriptor of the file, for readers.
@@ -92,11 +119,22 @@ mod tests {
         let file = OpenOptions::new().write(true).open("/dev/full").unwrap();
         let path = PathBuf::from("/run/assay/log.cel");
         let (head, banks) = (Head::new(), vec![Algorithm::Sha256]);
-        let mut log = LogWriter { path, file, end: 0, max_bytes: 1 << 20, head, pcr: 13, banks };
+        let mut log = LogWriter {
+            path,
+            file,
+            end: 0,
+            max_bytes: 1 << 20,
+            head,
+            pcr: 13,
+            banks,
+        };
         let error = log.append(&[Event::Ready]).unwrap_err();
         let text = error.to_string();
         assert!(matches!(error, MeasureError::File { .. }), "{text}");
-        assert!(text.contains("/run/assay/log.cel") && text.contains("free some space"), "{text}");
+        assert!(
+            text.contains("/run/assay/log.cel") && text.contains("free some space"),
+            "{text}"
+        );
         assert_eq!((log.end, log.head.records()), (0, 0));
     }
 
@@ -104,12 +142,17 @@ mod tests {
     fn records_are_appended_until_the_limit() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(NAME);
-        let position = Position { end: 0, head: Head::new() };
+        let position = Position {
+            end: 0,
+            head: Head::new(),
+        };
         let mut log = LogWriter::open(&path, 250, position, 13, vec![Algorithm::Sha256]).unwrap();
         let (first, advance) = log.append(&[Event::Ready]).unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), first.encode());
         assert_eq!(advance.end, first.encode().len() as u64);
-        let full = std::iter::from_fn(|| Some(log.append(&[Event::Ready]))).find_map(Result::err).unwrap();
+        let full = std::iter::from_fn(|| Some(log.append(&[Event::Ready])))
+            .find_map(Result::err)
+            .unwrap();
         assert!(matches!(full, MeasureError::LogFull { max_bytes: 250, .. }));
         assert!(std::fs::metadata(&path).unwrap().len() <= 250);
     }

@@ -2,11 +2,7 @@
 
 use std::collections::{HashSet, VecDeque};
 use std::fs::File;
-use std::io::{PipeReader, PipeWriter, Read as _, Write as _};
-use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use assay_ebpf::Record as KernelRecord;
@@ -15,6 +11,7 @@ use assay_evidence::digest::{Algorithm, Sha256Digest};
 use assay_evidence::event::{Event, Mode, Violation};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
+use super::control::{self, Control, Mailbox, Message};
 use super::journal::Journal;
 use super::log::{self, LogWriter};
 use super::recovery::{self, Recovered, Said};
@@ -58,46 +55,6 @@ pub struct Settings {
     pub fresh_hooks: bool,
 }
 
-enum Message {
-    Extended(Result<(), TpmError>),
-    Inventory(Result<Vec<Event>, MeasureError>),
-    Stop,
-}
-
-/// Stops the loop from outside, and shows that it lives. Cheap to clone.
-#[derive(Clone, Debug)]
-pub struct Control {
-    messages: mpsc::Sender<Message>,
-    wake: Arc<PipeWriter>,
-    beats: Arc<AtomicU64>,
-    lost: Arc<AtomicU64>,
-}
-
-impl Control {
-    /// Asks the loop to put what it has and AGENT_STOP into log and PCR, and to return.
-    pub fn stop(&self) {
-        self.send(Message::Stop);
-    }
-
-    /// Turns of the loop so far. A number that stays the same for seconds means that measuring hangs.
-    #[must_use]
-    pub fn beats(&self) -> u64 {
-        self.beats.load(Ordering::Relaxed)
-    }
-
-    /// Measurements that the kernel could not deliver in this boot, as far as reported in the log.
-    #[must_use]
-    pub fn lost(&self) -> u64 {
-        self.lost.load(Ordering::Relaxed)
-    }
-
-    fn send(&self, message: Message) {
-        // Neither can fail while the loop lives, and without it there is nobody to tell.
-        drop(self.messages.send(message));
-        drop((&*self.wake).write(&[0]));
-    }
-}
-
 /// The measuring loop, ready to run.
 pub struct Measurer {
     source: Box<dyn EventSource>,
@@ -115,8 +72,7 @@ pub struct Measurer {
     lost_seen: u64,
     inventory: Inventory,
     stopping: Stopping,
-    messages: mpsc::Receiver<Message>,
-    woken: PipeReader,
+    mailbox: Mailbox,
     control: Control,
     /// Held as long as this agent writes the log.
     _lock: File,
@@ -160,13 +116,12 @@ impl Measurer {
         let now = tpm.read_pcr_blocking()?;
         let recovered = recovery::recover(run_dir, &settings.boot_id, settings.pcr, &now, settings.log_max_bytes)?;
         let (journal, journaled) = Journal::open(run_dir)?;
-        let (woken, wake) = std::io::pipe().map_err(MeasureError::Wait)?;
-        let (sender, messages) = mpsc::channel();
-        let control = Control { messages: sender, wake: Arc::new(wake), beats: Arc::default(), lost: Arc::default() };
+        let (control, mailbox) = control::channel().map_err(MeasureError::Wait)?;
         let banks: Vec<Algorithm> = tpm.identity().banks.clone();
         let path = run_dir.join(log::NAME);
         let log = LogWriter::open(&path, settings.log_max_bytes, recovered.position, settings.pcr, banks)?;
-        tpm.log().attach(log.reader()?, recovered.ends.clone(), recovered.position.head.value());
+        tpm.log()
+            .attach(log.reader()?, recovered.ends.clone(), recovered.position.head.value());
 
         let mut measurer = Self {
             source,
@@ -181,8 +136,7 @@ impl Measurer {
             lost_seen: 0,
             inventory: Inventory::Running,
             stopping: Stopping::No,
-            messages,
-            woken,
+            mailbox,
             control,
             _lock: lock,
         };
@@ -210,15 +164,23 @@ impl Measurer {
 
     fn begin(&mut self, settings: &Settings, recovered: Recovered, journaled: Vec<Event>) -> Result<(), MeasureError> {
         if let Some(record) = recovered.resume {
-            tracing::warn!(record = record.number, "an earlier agent died between log and PCR: its last record is extended now");
+            tracing::warn!(
+                record = record.number,
+                "an earlier agent died between log and PCR: its last record is extended now"
+            );
             self.tpm.extend_blocking(record.digests, None)?;
         }
-        let Said { started, ready, seqs, .. } = recovered.said;
+        let Said {
+            started, ready, seqs, ..
+        } = recovered.said;
         let predecessor = seqs.iter().max().copied();
         let start = host::agent_start(settings, recovered.pcr_start, predecessor)?;
         let mut first = vec![Event::AgentStart(start)];
         if let Some(detail) = recovered.mismatch {
-            tracing::error!(detail, "log and PCR do not fit together: this boot cannot be trusted any more");
+            tracing::error!(
+                detail,
+                "log and PCR do not fit together: this boot cannot be trusted any more"
+            );
             first.push(Event::Violation(Violation::LogMismatch { detail }));
         }
         if started && settings.fresh_hooks {
@@ -260,8 +222,8 @@ impl Measurer {
 
     fn turn_until_stopped(&mut self, ready: &mut impl FnMut()) -> Result<(), MeasureError> {
         loop {
-            self.control.beats.fetch_add(1, Ordering::Relaxed);
-            while let Ok(message) = self.messages.try_recv() {
+            self.control.beat();
+            while let Some(message) = self.mailbox.next() {
                 self.handle(message, ready)?;
             }
             let more = self.take_events()?;
@@ -319,7 +281,13 @@ impl Measurer {
         if self.taken > MOST_REPEATED {
             self.known = HashSet::new();
         }
-        let Self { source, journal, pending, known, .. } = self;
+        let Self {
+            source,
+            journal,
+            pending,
+            known,
+            ..
+        } = self;
         let mut take = |record: &KernelRecord| -> Result<(), Refusal> {
             if known.remove(&record.seq) {
                 return Ok(());
@@ -363,11 +331,14 @@ impl Measurer {
         }
         self.lost_seen = lost;
         if let Some(count) = lost.checked_sub(self.lost_reported).filter(|count| *count > 0) {
-            tracing::error!(count, "the kernel could not deliver measurements: recorded as a violation");
+            tracing::error!(
+                count,
+                "the kernel could not deliver measurements: recorded as a violation"
+            );
             self.pending.push_back(Event::Violation(Violation::Lost { count }));
             self.lost_reported = lost;
         }
-        self.control.lost.store(lost, Ordering::Relaxed);
+        self.control.set_lost(lost);
         Ok(())
     }
 
@@ -389,25 +360,32 @@ impl Measurer {
         events.truncate(cel::batch_len(&events));
         let (record, advance) = self.log.append(&events)?;
         let control = self.control.clone();
-        self.tpm.extend(record.digests, Some(advance), move |result| control.send(Message::Extended(result)))?;
+        self.tpm.extend(record.digests, Some(advance), move |result| {
+            control.send(Message::Extended(result))
+        })?;
         self.pending.drain(..events.len());
-        self.in_flight = Some(Flight { events, since: Instant::now() });
+        self.in_flight = Some(Flight {
+            events,
+            since: Instant::now(),
+        });
         Ok(())
     }
 
     fn check_flight(&self) -> Result<(), MeasureError> {
         let limit = self.tpm.extend_limit();
         match &self.in_flight {
-            Some(flight) if flight.since.elapsed() > limit => {
-                Err(TpmError::Timeout { operation: "TPM2_PCR_Extend", after: limit }.into())
+            Some(flight) if flight.since.elapsed() > limit => Err(TpmError::Timeout {
+                operation: "TPM2_PCR_Extend",
+                after: limit,
             }
+            .into()),
             _ => Ok(()),
         }
     }
 
     fn wait(&mut self) -> Result<(), MeasureError> {
         let readable = {
-            let wake = PollFd::new(self.woken.as_fd(), PollFlags::POLLIN);
+            let wake = PollFd::new(self.mailbox.as_fd(), PollFlags::POLLIN);
             let full = self.pending.len() >= MAX_PENDING || self.stopping != Stopping::No;
             let (mut fds, tick) = match self.source.as_fd() {
                 Some(fd) if !full => (vec![wake, PollFd::new(fd, PollFlags::POLLIN)], TICK),
@@ -422,8 +400,7 @@ impl Measurer {
             fds.first().and_then(PollFd::any).unwrap_or(false)
         };
         if readable {
-            // One read takes what there is, up to the buffer; the rest wakes again.
-            self.woken.read(&mut [0; 64]).map_err(MeasureError::Wait)?;
+            self.mailbox.opened().map_err(MeasureError::Wait)?;
         }
         Ok(())
     }
@@ -435,7 +412,13 @@ impl Measurer {
             return;
         }
         tracing::error!(error = %chain(error), "measuring has failed: the PCR is extended so that no later quote of this boot fits the log");
-        let digests = self.tpm.identity().banks.iter().map(|bank| (*bank, bank.hash(BROKEN))).collect();
+        let digests = self
+            .tpm
+            .identity()
+            .banks
+            .iter()
+            .map(|bank| (*bank, bank.hash(BROKEN)))
+            .collect();
         if let Err(error) = self.tpm.extend_blocking(digests, None) {
             tracing::error!(error = %chain(&error), "the PCR cannot be extended either");
         }
@@ -462,12 +445,19 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
 fn lock(run_dir: &Path) -> Result<File, MeasureError> {
     std::fs::create_dir_all(run_dir).map_err(MeasureError::file("create", run_dir))?;
     let path = run_dir.join("lock");
-    let opened = std::fs::OpenOptions::new().write(true).create(true).truncate(false).open(&path);
+    let opened = std::fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(&path);
     let file = opened.map_err(MeasureError::file("create", &path))?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(std::fs::TryLockError::WouldBlock) => Err(MeasureError::Locked { path }),
-        Err(std::fs::TryLockError::Error(source)) => Err(MeasureError::File { operation: "lock", path, source }),
+        Err(std::fs::TryLockError::Error(source)) => Err(MeasureError::File {
+            operation: "lock",
+            path,
+            source,
+        }),
     }
 }
-

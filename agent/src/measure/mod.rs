@@ -10,6 +10,7 @@
 //! 5. When the log cannot be written, silence would look clean. So the PCR is extended with [`BROKEN`], which no log
 //!    explains: every later quote of this boot fails to replay, and the agent ends with an error.
 
+pub mod control;
 pub mod convert;
 pub mod host;
 pub mod inventory;
@@ -24,7 +25,8 @@ use std::path::{Path, PathBuf};
 
 use assay_evidence::cel::CelError;
 
-pub use self::measurer::{Control, Measurer, Settings};
+pub use self::control::Control;
+pub use self::measurer::{Measurer, Settings};
 use crate::tpm::TpmError;
 use source::SourceError;
 
@@ -35,7 +37,9 @@ pub const BROKEN: &[u8] = b"assay/runtime-log-broken/1\0";
 #[derive(Debug, thiserror::Error)]
 pub enum MeasureError {
     /// Another agent writes this log.
-    #[error("another assay-agent is running (it holds {path}): stop it first, for example with `systemctl stop assay-agent`")]
+    #[error(
+        "another assay-agent is running (it holds {path}): stop it first, for example with `systemctl stop assay-agent`"
+    )]
     Locked {
         /// The lock file.
         path: PathBuf,
@@ -94,7 +98,11 @@ pub enum MeasureError {
 impl MeasureError {
     pub(crate) fn file(operation: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.to_owned();
-        move |source| Self::File { operation, path, source }
+        move |source| Self::File {
+            operation,
+            path,
+            source,
+        }
     }
 }
 
@@ -107,7 +115,9 @@ fn remedy(error: &std::io::Error) -> &'static str {
         Kind::PermissionDenied | Kind::ReadOnlyFilesystem => {
             "the folder must be writable for root; check its permissions and mount options, or name another with run_dir in agent.toml"
         }
-        Kind::NotFound => "the folder is missing; create it (systemd does, with RuntimeDirectory=assay), or name another with run_dir in agent.toml",
+        Kind::NotFound => {
+            "the folder is missing; create it (systemd does, with RuntimeDirectory=assay), or name another with run_dir in agent.toml"
+        }
         _ => "check the folder that run_dir in agent.toml names",
     }
 }

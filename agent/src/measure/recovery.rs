@@ -55,7 +55,13 @@ pub struct Said {
 ///
 /// # Errors
 /// [`MeasureError::File`], [`MeasureError::LogFull`] when the file is larger than a log may be.
-pub fn recover(run_dir: &Path, boot_id: &str, pcr: u8, now: &BankDigests, max_bytes: u64) -> Result<Recovered, MeasureError> {
+pub fn recover(
+    run_dir: &Path,
+    boot_id: &str,
+    pcr: u8,
+    now: &BankDigests,
+    max_bytes: u64,
+) -> Result<Recovered, MeasureError> {
     let path = run_dir.join(log::NAME);
     let bytes = read_limited(&path, max_bytes)?;
     if bytes.is_empty() {
@@ -84,7 +90,10 @@ impl Recovered {
     /// No log of this boot.
     fn fresh(now: &BankDigests) -> Self {
         Self {
-            position: Position { end: 0, head: Head::new() },
+            position: Position {
+                end: 0,
+                head: Head::new(),
+            },
             ends: Vec::new(),
             pcr_start: now.clone(),
             resume: None,
@@ -154,7 +163,10 @@ impl Parsed {
                 return Err(ParseError::NoStart);
             };
             self.whole = Some(pcr_start.clone());
-            self.start = Start { boot_id: boot_id.clone(), pcr_start: pcr_start.clone() };
+            self.start = Start {
+                boot_id: boot_id.clone(),
+                pcr_start: pcr_start.clone(),
+            };
         }
         self.head.push(&record)?;
         for event in &events {
@@ -185,19 +197,37 @@ impl Said {
 /// Compares the log with the PCR. Pure; the whole of the rule above.
 fn judge(parsed: Parsed, pcr: u8, now: &BankDigests) -> Recovered {
     let (resume, mismatch) = if parsed.pcrs != [pcr] {
-        (None, Some(format!("the log is of PCR {:?}, but the agent now uses PCR {pcr}", parsed.pcrs)))
+        (
+            None,
+            Some(format!(
+                "the log is of PCR {:?}, but the agent now uses PCR {pcr}",
+                parsed.pcrs
+            )),
+        )
     } else if same(parsed.whole.as_ref(), now) {
         (None, None)
     } else if parsed.tail == 0 && same(parsed.without_last.as_ref(), now) {
         (parsed.last, None)
     } else {
         let tail = if parsed.tail > 0 { " and an incomplete one" } else { "" };
-        let shown = now.iter().map(|(bank, value)| format!("{bank} {}", hex::encode(value))).collect::<Vec<_>>().join(", ");
+        let shown = now
+            .iter()
+            .map(|(bank, value)| format!("{bank} {}", hex::encode(value)))
+            .collect::<Vec<_>>()
+            .join(", ");
         let records = parsed.ends.len();
-        (None, Some(format!("the log has {records} records{tail}, which do not lead to the PCR's value ({shown})")))
+        (
+            None,
+            Some(format!(
+                "the log has {records} records{tail}, which do not lead to the PCR's value ({shown})"
+            )),
+        )
     };
     Recovered {
-        position: Position { end: parsed.ends.last().copied().unwrap_or(0), head: parsed.head },
+        position: Position {
+            end: parsed.ends.last().copied().unwrap_or(0),
+            head: parsed.head,
+        },
         ends: parsed.ends,
         pcr_start: parsed.start.pcr_start,
         resume,
@@ -208,7 +238,10 @@ fn judge(parsed: Parsed, pcr: u8, now: &BankDigests) -> Recovered {
 
 /// What PCRs that hold `values` show after this record; nothing when it lacks a bank.
 fn extended(values: &BankDigests, record: &Record) -> Option<BankDigests> {
-    values.iter().map(|(bank, value)| Some((*bank, bank.extend(value, record.digest(*bank)?)))).collect()
+    values
+        .iter()
+        .map(|(bank, value)| Some((*bank, bank.extend(value, record.digest(*bank)?))))
+        .collect()
 }
 
 fn same(replayed: Option<&BankDigests>, now: &BankDigests) -> bool {
@@ -218,19 +251,33 @@ fn same(replayed: Option<&BankDigests>, now: &BankDigests) -> bool {
 
 fn damaged(path: &Path, now: &BankDigests, what: &str) -> Result<Recovered, MeasureError> {
     set_aside(path, "damaged")?;
-    let mismatch = Some(format!("the log of an earlier agent cannot be read ({what}); it was set aside"));
-    Ok(Recovered { mismatch, ..Recovered::fresh(now) })
+    let mismatch = Some(format!(
+        "the log of an earlier agent cannot be read ({what}); it was set aside"
+    ));
+    Ok(Recovered {
+        mismatch,
+        ..Recovered::fresh(now)
+    })
 }
 
 fn read_limited(path: &Path, max_bytes: u64) -> Result<Vec<u8>, MeasureError> {
     match std::fs::metadata(path) {
         // One record may be cut short behind the last one that fitted.
         Ok(metadata) if metadata.len() > max_bytes + cel::MAX_RECORD as u64 => {
-            return Err(MeasureError::LogFull { path: path.to_owned(), max_bytes });
+            return Err(MeasureError::LogFull {
+                path: path.to_owned(),
+                max_bytes,
+            });
         }
         Ok(_) => {}
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(source) => return Err(MeasureError::File { operation: "look at", path: path.to_owned(), source }),
+        Err(source) => {
+            return Err(MeasureError::File {
+                operation: "look at",
+                path: path.to_owned(),
+                source,
+            });
+        }
     }
     std::fs::read(path).map_err(MeasureError::file("read the runtime log", path))
 }
@@ -243,12 +290,18 @@ fn set_aside(path: &Path, why: &str) -> Result<(), MeasureError> {
 }
 
 fn keep_copy(path: &Path, why: &str) -> Result<(), MeasureError> {
-    std::fs::copy(path, aside(path, why)).map(drop).map_err(MeasureError::file("copy", path))
+    std::fs::copy(path, aside(path, why))
+        .map(drop)
+        .map_err(MeasureError::file("copy", path))
 }
 
 /// `log.cel.<why>`, with nothing in the name that a damaged log could have put there.
 fn aside(path: &Path, why: &str) -> PathBuf {
-    let why: String = why.chars().filter(|c| c.is_ascii_alphanumeric() || *c == '-').take(40).collect();
+    let why: String = why
+        .chars()
+        .filter(|c| c.is_ascii_alphanumeric() || *c == '-')
+        .take(40)
+        .collect();
     let mut name = path.as_os_str().to_owned();
     name.push(".");
     name.push(why);
@@ -287,8 +340,15 @@ mod tests {
     }
 
     fn records() -> Vec<Record> {
-        let batches = [vec![start()], vec![Event::Ready], vec![Event::Violation(Violation::Lost { count: 3 }), Event::AgentStop]];
-        (0..).zip(batches).map(|(number, events)| Record::build(number, 13, &events, &BANKS).unwrap()).collect()
+        let batches = [
+            vec![start()],
+            vec![Event::Ready],
+            vec![Event::Violation(Violation::Lost { count: 3 }), Event::AgentStop],
+        ];
+        (0..)
+            .zip(batches)
+            .map(|(number, events)| Record::build(number, 13, &events, &BANKS).unwrap())
+            .collect()
     }
 
     fn recover_in(bytes: &[u8], now: &BankDigests) -> (tempfile::TempDir, Recovered) {
@@ -303,7 +363,9 @@ mod tests {
     }
 
     fn replay(start: &BankDigests, records: &[Record]) -> Option<BankDigests> {
-        records.iter().try_fold(start.clone(), |values, record| extended(&values, record))
+        records
+            .iter()
+            .try_fold(start.clone(), |values, record| extended(&values, record))
     }
 
     #[test]
@@ -313,7 +375,15 @@ mod tests {
         let (_, recovered) = recover_in(&encode(&records), &now);
         assert!(recovered.mismatch.is_none() && recovered.resume.is_none());
         assert_eq!(recovered.position.head.records(), 3);
-        assert_eq!(recovered.said, Said { started: true, ready: true, seqs: HashSet::new(), lost: 3 });
+        assert_eq!(
+            recovered.said,
+            Said {
+                started: true,
+                ready: true,
+                seqs: HashSet::new(),
+                lost: 3
+            }
+        );
     }
 
     #[test]
@@ -334,10 +404,16 @@ mod tests {
         let extended = replay(&zeros(), &records).unwrap();
         for cut in whole + 1..bytes.len() {
             let (_, recovered) = recover_in(&bytes[..cut], &not_extended);
-            assert!(recovered.mismatch.is_none() && recovered.resume.is_none(), "cut at {cut}");
+            assert!(
+                recovered.mismatch.is_none() && recovered.resume.is_none(),
+                "cut at {cut}"
+            );
             assert_eq!(recovered.position.end, whole as u64);
             let (dir, recovered) = recover_in(&bytes[..cut], &extended);
-            assert!(recovered.mismatch.is_some() && recovered.resume.is_none(), "cut at {cut}");
+            assert!(
+                recovered.mismatch.is_some() && recovered.resume.is_none(),
+                "cut at {cut}"
+            );
             assert!(dir.path().join("log.cel.damaged").exists());
         }
     }
@@ -345,7 +421,11 @@ mod tests {
     #[test]
     fn any_other_pcr_value_is_a_mismatch() {
         let records = records();
-        for now in [zeros(), replay(&zeros(), &records[..1]).unwrap(), vec![(Algorithm::Sha256, vec![9; 32])]] {
+        for now in [
+            zeros(),
+            replay(&zeros(), &records[..1]).unwrap(),
+            vec![(Algorithm::Sha256, vec![9; 32])],
+        ] {
             assert!(recover_in(&encode(&records), &now).1.mismatch.is_some());
         }
         let mut one_bank_off = replay(&zeros(), &records).unwrap();

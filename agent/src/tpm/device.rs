@@ -4,17 +4,18 @@ use std::str::FromStr as _;
 use std::time::{Duration, Instant};
 
 use assay_evidence::digest::Algorithm;
+use tss_esapi::Context;
 use tss_esapi::constants::response_code::Tss2ResponseCodeKind;
 use tss_esapi::constants::{CapabilityType, PropertyTag};
 use tss_esapi::handles::{KeyHandle, ObjectHandle, PcrHandle};
 use tss_esapi::interface_types::algorithm::HashingAlgorithm;
 use tss_esapi::interface_types::session_handles::AuthSession;
 use tss_esapi::structures::{
-    Attest, AttestInfo, CapabilityData, Data, Digest, DigestValues, PcrSelectionList, PcrSlot, Signature, SignatureScheme,
+    Attest, AttestInfo, CapabilityData, Data, Digest, DigestValues, PcrSelectionList, PcrSlot, Signature,
+    SignatureScheme,
 };
 use tss_esapi::tcti_ldr::TctiNameConf;
 use tss_esapi::traits::Marshall as _;
-use tss_esapi::Context;
 
 use super::{BankDigests, QUOTED_PCRS, TpmError, pcr_digest};
 
@@ -48,10 +49,22 @@ pub(super) struct Device {
 impl Device {
     /// Connects and asks which PCR banks are active.
     pub(super) fn open(tcti: &str, patience: Duration) -> Result<Self, TpmError> {
-        let name = TctiNameConf::from_str(tcti).map_err(|source| TpmError::BadTcti { tcti: tcti.to_owned(), source })?;
-        let context = Context::new(name).map_err(|source| TpmError::Absent { tcti: tcti.to_owned(), source })?;
+        let name = TctiNameConf::from_str(tcti).map_err(|source| TpmError::BadTcti {
+            tcti: tcti.to_owned(),
+            source,
+        })?;
+        let context = Context::new(name).map_err(|source| TpmError::Absent {
+            tcti: tcti.to_owned(),
+            source,
+        })?;
         let halves = [sha256_selection(0..8)?, sha256_selection(8..16)?];
-        let mut device = Self { context, patience, banks: Vec::new(), halves, all: sha256_selection(0..16)? };
+        let mut device = Self {
+            context,
+            patience,
+            banks: Vec::new(),
+            halves,
+            all: sha256_selection(0..16)?,
+        };
         device.banks = device.active_banks()?;
         if !device.banks.contains(&HashingAlgorithm::Sha256) {
             return Err(TpmError::NoSha256Bank);
@@ -72,7 +85,11 @@ impl Device {
                 Ok(answer) => return Ok(answer),
                 Err(source) if !is_busy(source) => return Err(TpmError::Refused { operation, source }),
                 Err(source) if started.elapsed() + pause > self.patience => {
-                    return Err(TpmError::Busy { operation, after_s: started.elapsed().as_secs(), source });
+                    return Err(TpmError::Busy {
+                        operation,
+                        after_s: started.elapsed().as_secs(),
+                        source,
+                    });
                 }
                 Err(_) => {
                     std::thread::sleep(pause);
@@ -89,7 +106,9 @@ impl Device {
         mut command: impl FnMut(&mut Context) -> tss_esapi::Result<T>,
     ) -> Result<T, TpmError> {
         let password = (Some(AuthSession::Password), None, None);
-        self.run(operation, |context| context.execute_with_sessions(password, &mut command))
+        self.run(operation, |context| {
+            context.execute_with_sessions(password, &mut command)
+        })
     }
 
     /// The active banks that the log has digests for.
@@ -103,7 +122,10 @@ impl Device {
     /// active bank can be extended freely by somebody else and then shown as if it were this log's.
     pub(super) fn extend(&mut self, pcr: u8, digests: &BankDigests) -> Result<(), TpmError> {
         const OPERATION: &str = "TPM2_PCR_Extend";
-        let nonsense = |what| TpmError::Nonsense { operation: OPERATION, what };
+        let nonsense = |what| TpmError::Nonsense {
+            operation: OPERATION,
+            what,
+        };
         let sha256 = digest_of(digests, Algorithm::Sha256).ok_or_else(|| nonsense("no SHA-256 digest to extend"))?;
         let mut values = DigestValues::new();
         for bank in &self.banks {
@@ -115,7 +137,10 @@ impl Device {
                     padded
                 }
             };
-            values.set(*bank, Digest::try_from(value).map_err(|_| nonsense("a digest is too long"))?);
+            values.set(
+                *bank,
+                Digest::try_from(value).map_err(|_| nonsense("a digest is too long"))?,
+            );
         }
         let handle = pcr_handle(pcr)?;
         self.run_authorised(OPERATION, |context| context.pcr_extend(handle, values.clone()))
@@ -134,7 +159,10 @@ impl Device {
             let value = value.filter(|value| value.len() == bank_size(bank));
             values.push((
                 algorithm,
-                value.ok_or(TpmError::Nonsense { operation: OPERATION, what: "a digest is missing or has the wrong size" })?,
+                value.ok_or(TpmError::Nonsense {
+                    operation: OPERATION,
+                    what: "a digest is missing or has the wrong size",
+                })?,
             ));
         }
         Ok(values)
@@ -143,7 +171,10 @@ impl Device {
     /// SHA-256 PCRs 0 to 15.
     pub(super) fn read_quoted_pcrs(&mut self) -> Result<[[u8; 32]; QUOTED_PCRS], TpmError> {
         const OPERATION: &str = "TPM2_PCR_Read";
-        let nonsense = |what| TpmError::Nonsense { operation: OPERATION, what };
+        let nonsense = |what| TpmError::Nonsense {
+            operation: OPERATION,
+            what,
+        };
         let mut values = Vec::with_capacity(QUOTED_PCRS);
         for selection in self.halves.clone() {
             let (_, _, digests) = self.run(OPERATION, |context| context.pcr_read(selection.clone()))?;
@@ -151,10 +182,17 @@ impl Device {
                 return Err(nonsense("not all PCRs asked for came back"));
             }
             for digest in digests.value() {
-                values.push(<[u8; 32]>::try_from(digest.value()).map_err(|_| nonsense("a SHA-256 PCR is not 32 bytes long"))?);
+                values.push(
+                    <[u8; 32]>::try_from(digest.value()).map_err(|_| nonsense("a SHA-256 PCR is not 32 bytes long"))?,
+                );
             }
         }
         values.try_into().map_err(|_| nonsense("not sixteen PCRs"))
+    }
+
+    /// SHA-256 PCRs 0 to 15, as TPM2_Quote and TPM2_PolicyPCR want them.
+    pub(super) fn quoted_selection(&self) -> PcrSelectionList {
+        self.all.clone()
     }
 
     /// Quotes PCRs 0 to 15 with `key`; the values belong to the quote.
@@ -168,14 +206,24 @@ impl Device {
                 context.quote(key, data.clone(), SignatureScheme::Null, selection.clone())
             })?;
             let AttestInfo::Quote { info } = attest.attested() else {
-                return Err(TpmError::Nonsense { operation: OPERATION, what: "it is no quote" });
+                return Err(TpmError::Nonsense {
+                    operation: OPERATION,
+                    what: "it is no quote",
+                });
             };
             if info.pcr_digest().value() == pcr_digest(&pcrs) {
                 let (attest, signature) = marshal(OPERATION, &attest, &signature)?;
-                return Ok(Quoted { attest, signature, pcrs });
+                return Ok(Quoted {
+                    attest,
+                    signature,
+                    pcrs,
+                });
             }
         }
-        Err(TpmError::PcrsMoving { operation: OPERATION, attempts: PCR_ATTEMPTS })
+        Err(TpmError::PcrsMoving {
+            operation: OPERATION,
+            attempts: PCR_ATTEMPTS,
+        })
     }
 
     /// Certifies `object` with `key`: TPMS_ATTEST and TPMT_SIGNATURE.
@@ -199,17 +247,26 @@ impl Device {
     /// Whether there is something at `handle` (a persistent object or an NV index).
     pub(super) fn has_handle(&mut self, handle: u32) -> Result<bool, TpmError> {
         const OPERATION: &str = "TPM2_GetCapability(handles)";
-        let (capability, _) =
-            self.run(OPERATION, |context| context.get_capability(CapabilityType::Handles, handle, 1))?;
+        let (capability, _) = self.run(OPERATION, |context| {
+            context.get_capability(CapabilityType::Handles, handle, 1)
+        })?;
         let CapabilityData::Handles(handles) = capability else {
-            return Err(TpmError::Nonsense { operation: OPERATION, what: "another capability came back" });
+            return Err(TpmError::Nonsense {
+                operation: OPERATION,
+                what: "another capability came back",
+            });
         };
-        Ok(handles.into_inner().first().is_some_and(|found| u32::from(*found) == handle))
+        Ok(handles
+            .into_inner()
+            .first()
+            .is_some_and(|found| u32::from(*found) == handle))
     }
 
     /// A fixed property, 0 where the TPM has none.
     pub(super) fn property(&mut self, tag: PropertyTag) -> Result<u32, TpmError> {
-        let value = self.run("TPM2_GetCapability(properties)", |context| context.get_tpm_property(tag))?;
+        let value = self.run("TPM2_GetCapability(properties)", |context| {
+            context.get_tpm_property(tag)
+        })?;
         Ok(value.unwrap_or(0))
     }
 
@@ -230,27 +287,28 @@ impl Device {
 
     fn active_banks(&mut self) -> Result<Vec<HashingAlgorithm>, TpmError> {
         const OPERATION: &str = "TPM2_GetCapability(PCR banks)";
-        let (capability, _) =
-            self.run(OPERATION, |context| context.get_capability(CapabilityType::AssignedPcr, 0, 1))?;
+        let (capability, _) = self.run(OPERATION, |context| {
+            context.get_capability(CapabilityType::AssignedPcr, 0, 1)
+        })?;
         let CapabilityData::AssignedPcr(assigned) = capability else {
-            return Err(TpmError::Nonsense { operation: OPERATION, what: "another capability came back" });
+            return Err(TpmError::Nonsense {
+                operation: OPERATION,
+                what: "another capability came back",
+            });
         };
         let active = assigned.get_selections().iter().filter(|bank| !bank.is_empty());
-        Ok(active.map(tss_esapi::structures::PcrSelection::hashing_algorithm).collect())
-    }
-}
-
-/// SHA-256 PCRs 0 to 15, as TPM2_Quote and TPM2_PolicyPCR want them.
-impl Device {
-    /// The selection of the quoted PCRs.
-    pub(super) fn quoted_selection(&self) -> PcrSelectionList {
-        self.all.clone()
+        Ok(active
+            .map(tss_esapi::structures::PcrSelection::hashing_algorithm)
+            .collect())
     }
 }
 
 fn marshal(operation: &'static str, attest: &Attest, signature: &Signature) -> Result<(Vec<u8>, Vec<u8>), TpmError> {
     let refused = |source| TpmError::Refused { operation, source };
-    Ok((attest.marshall().map_err(refused)?, signature.marshall().map_err(refused)?))
+    Ok((
+        attest.marshall().map_err(refused)?,
+        signature.marshall().map_err(refused)?,
+    ))
 }
 
 fn qualifying(extra_data: [u8; 32], operation: &'static str) -> Result<Data, TpmError> {
@@ -258,7 +316,9 @@ fn qualifying(extra_data: [u8; 32], operation: &'static str) -> Result<Data, Tpm
 }
 
 fn is_busy(error: tss_esapi::Error) -> bool {
-    let tss_esapi::Error::Tss2Error(code) = error else { return false };
+    let tss_esapi::Error::Tss2Error(code) = error else {
+        return false;
+    };
     matches!(
         code.kind(),
         Some(Tss2ResponseCodeKind::Retry | Tss2ResponseCodeKind::Yielded | Tss2ResponseCodeKind::Testing)
@@ -266,7 +326,10 @@ fn is_busy(error: tss_esapi::Error) -> bool {
 }
 
 fn digest_of(digests: &BankDigests, wanted: Algorithm) -> Option<&[u8]> {
-    digests.iter().find(|(algorithm, _)| *algorithm == wanted).map(|(_, digest)| digest.as_slice())
+    digests
+        .iter()
+        .find(|(algorithm, _)| *algorithm == wanted)
+        .map(|(_, digest)| digest.as_slice())
 }
 
 fn log_algorithm(bank: HashingAlgorithm) -> Option<Algorithm> {
@@ -295,7 +358,10 @@ fn sha256_selection(pcrs: std::ops::Range<u8>) -> Result<PcrSelectionList, TpmEr
 
 fn selection(bank: HashingAlgorithm, slots: &[PcrSlot]) -> Result<PcrSelectionList, TpmError> {
     let built = PcrSelectionList::builder().with_selection(bank, slots).build();
-    built.map_err(|source| TpmError::Refused { operation: "PCR selection", source })
+    built.map_err(|source| TpmError::Refused {
+        operation: "PCR selection",
+        source,
+    })
 }
 
 fn slot(pcr: u8) -> Result<PcrSlot, TpmError> {

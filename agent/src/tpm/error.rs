@@ -97,13 +97,17 @@ pub enum TpmError {
         handle: u32,
     },
     /// The PCR is not one that the agent may use.
-    #[error("PCR {pcr} cannot hold the runtime log: use 12, 13 (the default) or 14; the others belong to firmware, boot loader, IMA or are resettable")]
+    #[error(
+        "PCR {pcr} cannot hold the runtime log: use 12, 13 (the default) or 14; the others belong to firmware, boot loader, IMA or are resettable"
+    )]
     BadPcr {
         /// The PCR from the configuration.
         pcr: u8,
     },
     /// PCRs moved during each of the attempts.
-    #[error("PCRs changed during each of {attempts} attempts to `{operation}`: something extends a PCR without pause (IMA's PCR 10?)")]
+    #[error(
+        "PCRs changed during each of {attempts} attempts to `{operation}`: something extends a PCR without pause (IMA's PCR 10?)"
+    )]
     PcrsMoving {
         /// What was tried.
         operation: &'static str,

@@ -1,7 +1,8 @@
 //! Endorsement key, attestation key, and the credential that ties them together.
 
-use tss_esapi::attributes::{ObjectAttributesBuilder, SessionAttributesBuilder};
+use tss_esapi::Context;
 use tss_esapi::abstraction::{AsymmetricAlgorithmSelection, DefaultKey, ek, nv};
+use tss_esapi::attributes::{ObjectAttributesBuilder, SessionAttributesBuilder};
 use tss_esapi::constants::{PropertyTag, SessionType};
 use tss_esapi::handles::{
     AuthHandle, KeyHandle, NvIndexTpmHandle, ObjectHandle, PersistentTpmHandle, SessionHandle, TpmHandle,
@@ -17,6 +18,7 @@ use tss_esapi::structures::{
     PublicBuilder, PublicEccParametersBuilder, SymmetricDefinition,
 };
 use tss_esapi::traits::Marshall as _;
+use tss_esapi::utils::TpmsContext;
 use zeroize::Zeroizing;
 
 use super::device::Device;
@@ -31,53 +33,58 @@ const EK_CERTIFICATE: u32 = 0x01c0_0002;
 /// Certificates are 1 to 2 KiB; makers pad, but not beyond this.
 const EK_CERTIFICATE_MAX: usize = 8 * 1024;
 
-/// The attestation key in the TPM, and what to tell others about it and the TPM.
+/// The keys in the TPM, and what to tell others about them and the TPM.
 pub(super) struct Keys {
     pub ak: KeyHandle,
+    ek: Endorsement,
     pub identity: Identity,
 }
 
 /// Finds or makes the keys.
 pub(super) fn set_up(device: &mut Device, ak_handle: u32) -> Result<Keys, TpmError> {
-    let (ek, ek_public) = endorsement_key(device)?;
-    let result = identify(device, &ek_public, ak_handle);
-    ek.release(device);
-    result
+    let (ek, ek_public) = Endorsement::find_or_make(device)?;
+    identify(device, ek, &ek_public, ak_handle)
 }
 
-fn identify(device: &mut Device, ek_public: &Public, ak_handle: u32) -> Result<Keys, TpmError> {
+fn identify(device: &mut Device, ek: Endorsement, ek_public: &Public, ak_handle: u32) -> Result<Keys, TpmError> {
     let (ak, ak_public) = attestation_key(device, ak_handle)?;
     let manufacturer = device.property(PropertyTag::Manufacturer)?.to_be_bytes();
-    let firmware = (device.property(PropertyTag::FirmwareVersion1)?, device.property(PropertyTag::FirmwareVersion2)?);
+    let firmware = (
+        device.property(PropertyTag::FirmwareVersion1)?,
+        device.property(PropertyTag::FirmwareVersion2)?,
+    );
     let identity = Identity {
         ek_public: marshal_public(ek_public)?,
         ek_certificate: ek_certificate(device)?,
         ak_public: marshal_public(&ak_public)?,
-        manufacturer: String::from_utf8_lossy(&manufacturer).trim_end_matches(['\0', ' ']).to_owned(),
+        manufacturer: String::from_utf8_lossy(&manufacturer)
+            .trim_end_matches(['\0', ' '])
+            .to_owned(),
         firmware: format!("{:08x}.{:08x}", firmware.0, firmware.1),
         banks: device.log_banks(),
     };
-    Ok(Keys { ak, identity })
+    Ok(Keys { ak, ek, identity })
 }
 
 /// TPM2_ActivateCredential: the secret that a verifier encrypted to this endorsement key under the attestation key's Name.
 pub(super) fn activate(
     device: &mut Device,
-    ak: KeyHandle,
+    keys: &Keys,
     credential_blob: &[u8],
     encrypted_secret: &[u8],
 ) -> Result<Zeroizing<Vec<u8>>, TpmError> {
     const OPERATION: &str = "TPM2_ActivateCredential";
-    let malformed = |what| TpmError::Nonsense { operation: OPERATION, what };
+    let malformed = |what| TpmError::Nonsense {
+        operation: OPERATION,
+        what,
+    };
     let blob = sized(credential_blob).and_then(|blob| IdObject::try_from(blob.to_vec()).ok());
     let blob = blob.ok_or_else(|| malformed("the credential is no TPM2B_ID_OBJECT"))?;
     let secret = sized(encrypted_secret).and_then(|secret| EncryptedSecret::try_from(secret.to_vec()).ok());
     let secret = secret.ok_or_else(|| malformed("the secret is no TPM2B_ENCRYPTED_SECRET"))?;
 
-    let (ek, _) = endorsement_key(device)?;
-    let result = activate_with(device, ak, ek.handle, &blob, &secret);
-    ek.release(device);
-    result
+    keys.ek
+        .with(device, |device, ek| activate_with(device, keys.ak, ek, &blob, &secret))
 }
 
 fn activate_with(
@@ -143,17 +150,28 @@ impl Session {
             let symmetric = SymmetricDefinition::AES_128_CFB;
             context.start_auth_session(salt, None, None, kind, symmetric, HashingAlgorithm::Sha256)
         })?;
-        let session = Self(started.ok_or(TpmError::Nonsense { operation: OPERATION, what: "there is no session" })?);
+        let session = Self(started.ok_or(TpmError::Nonsense {
+            operation: OPERATION,
+            what: "there is no session",
+        })?);
         let salted = salt.is_some();
-        let (attributes, mask) =
-            SessionAttributesBuilder::new().with_continue_session(true).with_decrypt(salted).with_encrypt(salted).build();
-        device.run(OPERATION, |context| context.tr_sess_set_attributes(session.0, attributes, mask))?;
+        let (attributes, mask) = SessionAttributesBuilder::new()
+            .with_continue_session(true)
+            .with_decrypt(salted)
+            .with_encrypt(salted)
+            .build();
+        device.run(OPERATION, |context| {
+            context.tr_sess_set_attributes(session.0, attributes, mask)
+        })?;
         Ok(session)
     }
 
     /// This session, as a policy session.
     pub(super) fn policy(&self) -> Result<PolicySession, TpmError> {
-        PolicySession::try_from(self.0).map_err(|source| TpmError::Refused { operation: "policy session", source })
+        PolicySession::try_from(self.0).map_err(|source| TpmError::Refused {
+            operation: "policy session",
+            source,
+        })
     }
 
     /// Frees it.
@@ -162,33 +180,65 @@ impl Session {
     }
 }
 
-/// An endorsement key in use; transient ones go again.
-struct Endorsement {
-    handle: KeyHandle,
-    transient: bool,
+/// The endorsement key: where makers or provisioning put it, or made by the agent.
+enum Endorsement {
+    Persistent(KeyHandle),
+    /// Made once, as that takes some TPMs most of a minute, and kept outside as the TPM's own encrypted context.
+    Saved(Box<TpmsContext>),
 }
 
 impl Endorsement {
-    fn release(self, device: &mut Device) {
-        if self.transient {
-            device.flush(self.handle.into());
+    fn find_or_make(device: &mut Device) -> Result<(Self, Public), TpmError> {
+        if let Some((handle, public)) = persistent_key(device, EK_HANDLE)?
+            && same_template(&public, &endorsement_template()?)
+        {
+            return Ok((Self::Persistent(handle), public));
         }
+        let (key, public) = make_endorsement_key(device)?;
+        let saved = device.run("TPM2_ContextSave", |context| context.context_save(key.into()));
+        device.flush(key.into());
+        Ok((Self::Saved(Box::new(saved?)), public))
+    }
+
+    /// Has the key loaded while `work` runs.
+    fn with<T>(
+        &self,
+        device: &mut Device,
+        work: impl FnOnce(&mut Device, KeyHandle) -> Result<T, TpmError>,
+    ) -> Result<T, TpmError> {
+        let saved = match self {
+            Self::Persistent(key) => return work(device, *key),
+            Self::Saved(saved) => saved,
+        };
+        let load = |context: &mut Context| context.context_load(TpmsContext::clone(saved));
+        let key = match device.run("TPM2_ContextLoad", load) {
+            Ok(object) => KeyHandle::from(object),
+            // A context does not outlive a TPM reset (suspend to RAM on some machines); the template gives the same key.
+            Err(TpmError::Refused { .. }) => make_endorsement_key(device)?.0,
+            Err(error) => return Err(error),
+        };
+        let result = work(device, key);
+        device.flush(key.into());
+        result
     }
 }
 
-fn endorsement_key(device: &mut Device) -> Result<(Endorsement, Public), TpmError> {
-    let refused = |source| TpmError::Refused { operation: "endorsement key template", source };
-    let algorithm = AsymmetricAlgorithmSelection::Rsa(RsaKeyBits::Rsa2048);
-    let template = ek::create_ek_public_from_default_template_2(algorithm, None::<DefaultKey>).map_err(refused)?;
-    if let Some((handle, public)) = persistent_key(device, EK_HANDLE)?
-        && same_template(&public, &template)
-    {
-        return Ok((Endorsement { handle, transient: false }, public));
-    }
+fn make_endorsement_key(device: &mut Device) -> Result<(KeyHandle, Public), TpmError> {
+    let template = endorsement_template()?;
     let made = device.run_authorised("TPM2_CreatePrimary", |context| {
         context.create_primary(Hierarchy::Endorsement, template.clone(), None, None, None, None)
     })?;
-    Ok((Endorsement { handle: made.key_handle, transient: true }, made.out_public))
+    Ok((made.key_handle, made.out_public))
+}
+
+/// RSA-2048, template L-1 of the TCG EK Credential Profile.
+fn endorsement_template() -> Result<Public, TpmError> {
+    let algorithm = AsymmetricAlgorithmSelection::Rsa(RsaKeyBits::Rsa2048);
+    let template = ek::create_ek_public_from_default_template_2(algorithm, None::<DefaultKey>);
+    template.map_err(|source| TpmError::Refused {
+        operation: "endorsement key template",
+        source,
+    })
 }
 
 fn ek_certificate(device: &mut Device) -> Result<Option<Vec<u8>>, TpmError> {
@@ -196,17 +246,23 @@ fn ek_certificate(device: &mut Device) -> Result<Option<Vec<u8>>, TpmError> {
     if !device.has_handle(EK_CERTIFICATE)? {
         return Ok(None);
     }
-    let index = NvIndexTpmHandle::new(EK_CERTIFICATE)
-        .map_err(|source| TpmError::Refused { operation: OPERATION, source })?;
+    let index = NvIndexTpmHandle::new(EK_CERTIFICATE).map_err(|source| TpmError::Refused {
+        operation: OPERATION,
+        source,
+    })?;
     // An index that cannot be read is as good as none: the operator pins the key by hash then.
     let read = device.run_authorised(OPERATION, |context| {
-        let handle = context.execute_without_session(|context| context.tr_from_tpm_public(TpmHandle::NvIndex(index)))?;
+        let handle =
+            context.execute_without_session(|context| context.tr_from_tpm_public(TpmHandle::NvIndex(index)))?;
         nv::read_full(context, NvAuth::NvIndex(handle.into()), index)
     });
     match read {
         Ok(certificate) if (1..=EK_CERTIFICATE_MAX).contains(&certificate.len()) => Ok(Some(certificate)),
         Ok(certificate) => {
-            tracing::warn!(bytes = certificate.len(), "the endorsement certificate has an impossible size: left out");
+            tracing::warn!(
+                bytes = certificate.len(),
+                "the endorsement certificate has an impossible size: left out"
+            );
             Ok(None)
         }
         Err(TpmError::Refused { source, .. }) => {
@@ -218,8 +274,10 @@ fn ek_certificate(device: &mut Device) -> Result<Option<Vec<u8>>, TpmError> {
 }
 
 fn attestation_key(device: &mut Device, ak_handle: u32) -> Result<(KeyHandle, Public), TpmError> {
-    let template = attestation_template()
-        .map_err(|source| TpmError::Refused { operation: "attestation key template", source })?;
+    let template = attestation_template().map_err(|source| TpmError::Refused {
+        operation: "attestation key template",
+        source,
+    })?;
     if let Some((handle, public)) = persistent_key(device, ak_handle)? {
         if same_template(&public, &template) {
             return Ok((handle, public));
@@ -283,7 +341,9 @@ fn persistent_key(device: &mut Device, handle: u32) -> Result<Option<(KeyHandle,
     if !device.has_handle(handle)? {
         return Ok(None);
     }
-    let object = device.run("TPM2_ReadPublic", |context| context.tr_from_tpm_public(TpmHandle::Persistent(persistent)))?;
+    let object = device.run("TPM2_ReadPublic", |context| {
+        context.tr_from_tpm_public(TpmHandle::Persistent(persistent))
+    })?;
     let key = KeyHandle::from(object);
     let (public, _, _) = device.run("TPM2_ReadPublic", |context| context.read_public(key))?;
     Ok(Some((key, public)))
@@ -301,20 +361,51 @@ fn persistent_handle(handle: u32) -> Result<PersistentTpmHandle, TpmError> {
 fn same_template(found: &Public, template: &Public) -> bool {
     match (found.clone(), template.clone()) {
         (
-            Public::Rsa { object_attributes, name_hashing_algorithm, auth_policy, parameters, .. },
+            Public::Rsa {
+                object_attributes,
+                name_hashing_algorithm,
+                auth_policy,
+                parameters,
+                ..
+            },
             Public::Rsa { unique, .. },
-        ) => Public::Rsa { object_attributes, name_hashing_algorithm, auth_policy, parameters, unique } == *template,
+        ) => {
+            Public::Rsa {
+                object_attributes,
+                name_hashing_algorithm,
+                auth_policy,
+                parameters,
+                unique,
+            } == *template
+        }
         (
-            Public::Ecc { object_attributes, name_hashing_algorithm, auth_policy, parameters, .. },
+            Public::Ecc {
+                object_attributes,
+                name_hashing_algorithm,
+                auth_policy,
+                parameters,
+                ..
+            },
             Public::Ecc { unique, .. },
-        ) => Public::Ecc { object_attributes, name_hashing_algorithm, auth_policy, parameters, unique } == *template,
+        ) => {
+            Public::Ecc {
+                object_attributes,
+                name_hashing_algorithm,
+                auth_policy,
+                parameters,
+                unique,
+            } == *template
+        }
         _ => false,
     }
 }
 
 /// TPMT_PUBLIC.
 pub(super) fn marshal_public(public: &Public) -> Result<Vec<u8>, TpmError> {
-    public.marshall().map_err(|source| TpmError::Refused { operation: "marshal a public area", source })
+    public.marshall().map_err(|source| TpmError::Refused {
+        operation: "marshal a public area",
+        source,
+    })
 }
 
 /// The contents of a TPM2B: exactly as many bytes as its size says.

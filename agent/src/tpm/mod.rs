@@ -134,10 +134,20 @@ impl Handle {
                 Ok(owner::Stage::Connected) => (limit, operation) = (KEY_SETUP.max(timeout), "TPM2_CreatePrimary"),
                 Ok(owner::Stage::Ready(identity)) => {
                     let identity = *identity;
-                    return Ok(Self(Arc::new(Inner { queue, identity, timeout, log })));
+                    return Ok(Self(Arc::new(Inner {
+                        queue,
+                        identity,
+                        timeout,
+                        log,
+                    })));
                 }
                 Ok(owner::Stage::Failed(error)) => return Err(error),
-                Err(mpsc::RecvTimeoutError::Timeout) => return Err(TpmError::Timeout { operation, after: limit }),
+                Err(mpsc::RecvTimeoutError::Timeout) => {
+                    return Err(TpmError::Timeout {
+                        operation,
+                        after: limit,
+                    });
+                }
                 Err(mpsc::RecvTimeoutError::Disconnected) => return Err(TpmError::Stopped),
             }
         }
@@ -163,7 +173,9 @@ impl Handle {
     /// Any; when it is [`TpmError::Timeout`] the PCR may or may not have been extended.
     pub fn extend_blocking(&self, digests: BankDigests, advance: Option<Advance>) -> Result<(), TpmError> {
         let limit = self.extend_limit();
-        self.ask_blocking(Line::Extend, "TPM2_PCR_Extend", limit, move |owner| owner.extend(&digests, advance))
+        self.ask_blocking(Line::Extend, "TPM2_PCR_Extend", limit, move |owner| {
+            owner.extend(&digests, advance)
+        })
     }
 
     /// As [`Handle::extend_blocking`], but returns at once; `done` is called on the TPM thread with the result.
@@ -176,7 +188,10 @@ impl Handle {
         advance: Option<Advance>,
         done: impl FnOnce(Result<(), TpmError>) + Send + 'static,
     ) -> Result<(), TpmError> {
-        self.0.queue.push(Line::Extend, Box::new(move |owner| done(owner.extend(&digests, advance))))
+        self.0.queue.push(
+            Line::Extend,
+            Box::new(move |owner| done(owner.extend(&digests, advance))),
+        )
     }
 
     /// How long an extend may take: the command itself, and a release key's hold before it.
@@ -222,7 +237,8 @@ impl Handle {
         extra_data: impl FnOnce(&Snapshot) -> [u8; 32] + Send + 'static,
     ) -> Result<QuoteOut, TpmError> {
         let limit = self.0.timeout + GRACE;
-        self.ask(Line::Command, "TPM2_Quote", limit, move |owner| owner.quote(extra_data)).await
+        self.ask(Line::Command, "TPM2_Quote", limit, move |owner| owner.quote(extra_data))
+            .await
     }
 
     /// Makes a release key: P-256, in the NULL hierarchy, usable only while the quoted PCRs stay as they are.
@@ -238,7 +254,12 @@ impl Handle {
         // The guard is made on the TPM thread, so that a caller that gave up leaves no hold behind.
         self.ask(Line::Begin, "TPM2_CreatePrimary", limit, move |owner| {
             let key = owner.release_begin()?;
-            Ok(Release { handle, id: key.id, public: key.public, name: key.name })
+            Ok(Release {
+                handle,
+                id: key.id,
+                public: key.public,
+                name: key.name,
+            })
         })
         .await
     }
@@ -259,7 +280,10 @@ impl Handle {
     pub fn check(&self) -> Result<(), TpmError> {
         let limit = KEY_SETUP.max(self.0.timeout) + GRACE;
         match self.0.queue.busy_since() {
-            Some(since) if since.elapsed() > limit => Err(TpmError::Timeout { operation: "a command", after: limit }),
+            Some(since) if since.elapsed() > limit => Err(TpmError::Timeout {
+                operation: "a command",
+                after: limit,
+            }),
             _ => Ok(()),
         }
     }
@@ -283,7 +307,10 @@ impl Handle {
         self.0.queue.push(line, work)?;
         match tokio::time::timeout(limit, answer).await {
             Ok(Ok(result)) => result,
-            Ok(Err(_)) | Err(_) => Err(TpmError::Timeout { operation, after: limit }),
+            Ok(Err(_)) | Err(_) => Err(TpmError::Timeout {
+                operation,
+                after: limit,
+            }),
         }
     }
 
@@ -302,7 +329,10 @@ impl Handle {
         self.0.queue.push(line, work)?;
         match answer.recv_timeout(limit) {
             Ok(result) => result,
-            Err(mpsc::RecvTimeoutError::Timeout) => Err(TpmError::Timeout { operation, after: limit }),
+            Err(mpsc::RecvTimeoutError::Timeout) => Err(TpmError::Timeout {
+                operation,
+                after: limit,
+            }),
             Err(mpsc::RecvTimeoutError::Disconnected) => Err(TpmError::Stopped),
         }
     }
@@ -338,7 +368,11 @@ impl Release {
         extra_data: impl FnOnce(&Snapshot) -> [u8; 32] + Send + 'static,
     ) -> Result<ReleaseEvidence, TpmError> {
         let (id, limit) = (self.id, self.handle.0.timeout + GRACE);
-        self.handle.ask(Line::Command, "TPM2_Certify", limit, move |owner| owner.release_attest(id, extra_data)).await
+        self.handle
+            .ask(Line::Command, "TPM2_Certify", limit, move |owner| {
+                owner.release_attest(id, extra_data)
+            })
+            .await
     }
 
     /// The shared x coordinate of the key and the point (`x`, `y`) of P-256, 32 bytes each. Blocks.
@@ -350,7 +384,9 @@ impl Release {
     pub fn ecdh_blocking(&self, x: [u8; 32], y: [u8; 32]) -> Result<Zeroizing<[u8; 32]>, TpmError> {
         let (id, limit) = (self.id, self.handle.0.timeout + GRACE);
         self.handle
-            .ask_blocking(Line::Command, "TPM2_ECDH_ZGen", limit, move |owner| owner.release_ecdh(id, x, y))
+            .ask_blocking(Line::Command, "TPM2_ECDH_ZGen", limit, move |owner| {
+                owner.release_ecdh(id, x, y)
+            })
     }
 }
 
@@ -358,7 +394,12 @@ impl Drop for Release {
     fn drop(&mut self) {
         let id = self.id;
         // If it cannot be queued the hold's deadline ends it.
-        drop(self.handle.0.queue.push(Line::Command, Box::new(move |owner| owner.release_end(id))));
+        drop(
+            self.handle
+                .0
+                .queue
+                .push(Line::Command, Box::new(move |owner| owner.release_end(id))),
+        );
     }
 }
 

@@ -71,7 +71,14 @@ impl Owner {
         let mut device = Device::open(&config.tcti, config.timeout)?;
         drop(stages.send(Stage::Connected));
         let keys = keys::set_up(&mut device, config.ak_handle)?;
-        Ok(Self { device, keys, pcr: config.pcr, log, release: None, releases: 0 })
+        Ok(Self {
+            device,
+            keys,
+            pcr: config.pcr,
+            log,
+            release: None,
+            releases: 0,
+        })
     }
 
     pub(super) fn extend(&mut self, digests: &BankDigests, advance: Option<Advance>) -> Result<(), TpmError> {
@@ -95,13 +102,18 @@ impl Owner {
         credential_blob: &[u8],
         encrypted_secret: &[u8],
     ) -> Result<Zeroizing<Vec<u8>>, TpmError> {
-        keys::activate(&mut self.device, self.keys.ak, credential_blob, encrypted_secret)
+        keys::activate(&mut self.device, &self.keys, credential_blob, encrypted_secret)
     }
 
     pub(super) fn quote(&mut self, extra_data: impl FnOnce(&Snapshot) -> [u8; 32]) -> Result<QuoteOut, TpmError> {
         let log = self.log.snapshot();
         let quoted = self.device.quote(self.keys.ak, extra_data(&log))?;
-        Ok(QuoteOut { attest: quoted.attest, signature: quoted.signature, pcrs: quoted.pcrs, log })
+        Ok(QuoteOut {
+            attest: quoted.attest,
+            signature: quoted.signature,
+            pcrs: quoted.pcrs,
+            log,
+        })
     }
 
     pub(super) fn release_begin(&mut self) -> Result<ReleasePublic, TpmError> {
@@ -109,8 +121,16 @@ impl Owner {
         let (key, public) = ReleaseKey::create(&mut self.device)?;
         self.releases += 1;
         let id = self.releases;
-        self.release = Some(Held { id, key, until: Instant::now() + RELEASE_HOLD });
-        Ok(ReleasePublic { id, name: super::sha256_name(&public), public })
+        self.release = Some(Held {
+            id,
+            key,
+            until: Instant::now() + RELEASE_HOLD,
+        });
+        Ok(ReleasePublic {
+            id,
+            name: super::sha256_name(&public),
+            public,
+        })
     }
 
     pub(super) fn release_attest(
@@ -125,10 +145,22 @@ impl Owner {
         let (certify_attest, certify_signature) = device.certify(key.handle(), ak, extra_data)?;
         let quoted = device.quote(ak, extra_data)?;
         if !key.is_bound_to(&quoted.pcrs) {
-            return Err(TpmError::PcrsMoving { operation: "TPM2_Certify", attempts: 1 });
+            return Err(TpmError::PcrsMoving {
+                operation: "TPM2_Certify",
+                attempts: 1,
+            });
         }
-        let quote = QuoteOut { attest: quoted.attest, signature: quoted.signature, pcrs: quoted.pcrs, log };
-        Ok(ReleaseEvidence { quote, certify_attest, certify_signature })
+        let quote = QuoteOut {
+            attest: quoted.attest,
+            signature: quoted.signature,
+            pcrs: quoted.pcrs,
+            log,
+        };
+        Ok(ReleaseEvidence {
+            quote,
+            certify_attest,
+            certify_signature,
+        })
     }
 
     pub(super) fn release_ecdh(&mut self, id: u64, x: [u8; 32], y: [u8; 32]) -> Result<Zeroizing<[u8; 32]>, TpmError> {

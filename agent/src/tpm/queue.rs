@@ -62,7 +62,10 @@ impl<W> Queue<W> {
             busy_since: None,
             closed: false,
         };
-        Self { state: Mutex::new(state), wake: Condvar::new() }
+        Self {
+            state: Mutex::new(state),
+            wake: Condvar::new(),
+        }
     }
 
     /// Queues a piece of work.
@@ -103,7 +106,10 @@ impl<W> Queue<W> {
                 None => self.wake.wait(state).unwrap_or_else(PoisonError::into_inner),
                 Some(deadline) => {
                     let left = deadline.saturating_duration_since(Instant::now());
-                    self.wake.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0
+                    self.wake
+                        .wait_timeout(state, left)
+                        .unwrap_or_else(PoisonError::into_inner)
+                        .0
                 }
             };
         }
@@ -176,7 +182,10 @@ mod tests {
             assert_eq!(queue.next(None), Next::Work(work));
         }
         assert_eq!(queue.next(None), Next::Closed);
-        assert!(matches!(queue.push(Line::Command, (Line::Command, 2)), Err(TpmError::Stopped)));
+        assert!(matches!(
+            queue.push(Line::Command, (Line::Command, 2)),
+            Err(TpmError::Stopped)
+        ));
     }
 
     #[test]
@@ -197,7 +206,10 @@ mod tests {
         for _ in 0..MAX_WAITING {
             queue.push(Line::Command, 0).unwrap();
         }
-        assert!(matches!(queue.push(Line::Command, 0), Err(TpmError::QueueFull { waiting: MAX_WAITING })));
+        assert!(matches!(
+            queue.push(Line::Command, 0),
+            Err(TpmError::QueueFull { waiting: MAX_WAITING })
+        ));
         queue.push(Line::Extend, 0).unwrap();
     }
 }

@@ -15,7 +15,8 @@ use tss_esapi::interface_types::algorithm::{HashingAlgorithm, PublicAlgorithm};
 use tss_esapi::interface_types::ecc::EccCurve;
 use tss_esapi::interface_types::resource_handles::Hierarchy;
 use tss_esapi::structures::{
-    Digest, EccParameter, EccPoint, EccScheme, KeyDerivationFunctionScheme, Public, PublicBuilder, PublicEccParametersBuilder,
+    Digest, EccParameter, EccPoint, EccScheme, KeyDerivationFunctionScheme, Public, PublicBuilder,
+    PublicEccParametersBuilder,
 };
 use zeroize::Zeroizing;
 
@@ -42,12 +43,17 @@ impl ReleaseKey {
         const OPERATION: &str = "TPM2_CreatePrimary";
         let pcrs = device.read_quoted_pcrs()?;
         let random = device.run("TPM2_GetRandom", |context| context.get_random(32))?;
-        let template = template(policy_digest(&pcrs), random.value())
-            .map_err(|source| TpmError::Refused { operation: "release key template", source })?;
+        let template = template(policy_digest(&pcrs), random.value()).map_err(|source| TpmError::Refused {
+            operation: "release key template",
+            source,
+        })?;
         let made = device.run_authorised(OPERATION, |context| {
             context.create_primary(Hierarchy::Null, template.clone(), None, None, None, None)
         })?;
-        let key = Self { handle: made.key_handle, pcr_digest: pcr_digest(&pcrs) };
+        let key = Self {
+            handle: made.key_handle,
+            pcr_digest: pcr_digest(&pcrs),
+        };
         match keys::marshal_public(&made.out_public) {
             Ok(public) => Ok((key, public)),
             Err(error) => {
@@ -69,7 +75,10 @@ impl ReleaseKey {
     /// TPM2_ECDH_ZGen under the key's policy.
     pub(super) fn ecdh(&self, device: &mut Device, x: [u8; 32], y: [u8; 32]) -> Result<Zeroizing<[u8; 32]>, TpmError> {
         const OPERATION: &str = "TPM2_ECDH_ZGen";
-        let refused = |source| TpmError::Refused { operation: OPERATION, source };
+        let refused = |source| TpmError::Refused {
+            operation: OPERATION,
+            source,
+        };
         let point = EccPoint::new(
             EccParameter::try_from(x.to_vec()).map_err(refused)?,
             EccParameter::try_from(y.to_vec()).map_err(refused)?,
@@ -88,7 +97,10 @@ impl ReleaseKey {
                 Ok(z) => return left_padded(z.x().value()),
             }
         }
-        Err(TpmError::PcrsMoving { operation: OPERATION, attempts: PCR_ATTEMPTS })
+        Err(TpmError::PcrsMoving {
+            operation: OPERATION,
+            attempts: PCR_ATTEMPTS,
+        })
     }
 
     /// Removes the key from the TPM.
@@ -99,7 +111,9 @@ impl ReleaseKey {
     fn ecdh_in(&self, device: &mut Device, session: &Session, point: &EccPoint) -> Result<EccPoint, TpmError> {
         let policy = session.policy()?;
         let selection = device.quoted_selection();
-        device.run("TPM2_PolicyPCR", |context| context.policy_pcr(policy, Digest::default(), selection.clone()))?;
+        device.run("TPM2_PolicyPCR", |context| {
+            context.policy_pcr(policy, Digest::default(), selection.clone())
+        })?;
         let sessions = (Some(session.0), None, None);
         device.run("TPM2_ECDH_ZGen", |context| {
             context.execute_with_sessions(sessions, |context| context.ecdh_z_gen(self.handle, point.clone()))
@@ -113,7 +127,12 @@ fn left_padded(x: &[u8]) -> Result<Zeroizing<[u8; 32]>, TpmError> {
     let start = padded.len().checked_sub(x.len());
     match start.and_then(|start| padded.get_mut(start..)) {
         Some(end) => end.copy_from_slice(x),
-        None => return Err(TpmError::Nonsense { operation: "TPM2_ECDH_ZGen", what: "the point is too large" }),
+        None => {
+            return Err(TpmError::Nonsense {
+                operation: "TPM2_ECDH_ZGen",
+                what: "the point is too large",
+            });
+        }
     }
     Ok(padded)
 }

@@ -1,6 +1,11 @@
 //! What the TPM tests share: a handle on a TPM of their own, and a source of measurements that they fill by hand.
 
-#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "tests say what they expect by panicking")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "tests say what they expect by panicking"
+)]
 #![allow(dead_code, reason = "each test binary uses its own part of this module")]
 
 use std::collections::VecDeque;
@@ -28,7 +33,12 @@ pub const NONCE: [u8; 32] = [0x4e; 32];
 pub const EXPORTER: [u8; 32] = [0x45; 32];
 
 pub fn config(tcti: String, timeout: Duration) -> TpmConfig {
-    TpmConfig { tcti, pcr: 13, ak_handle: AK_HANDLE, timeout }
+    TpmConfig {
+        tcti,
+        pcr: 13,
+        ak_handle: AK_HANDLE,
+        timeout,
+    }
 }
 
 pub fn open(tcti: String) -> Handle {
@@ -72,11 +82,7 @@ impl Queue {
 }
 
 impl EventSource for Queue {
-    fn read(
-        &mut self,
-        max: usize,
-        take: &mut dyn FnMut(&Record) -> Result<(), Refusal>,
-    ) -> Result<usize, SourceError> {
+    fn read(&mut self, max: usize, take: &mut dyn FnMut(&Record) -> Result<(), Refusal>) -> Result<usize, SourceError> {
         let mut queued = self.0.lock().unwrap();
         let mut taken = 0;
         while taken < max {
@@ -154,7 +160,11 @@ impl Running {
         let (say_ready, ready) = std::sync::mpsc::channel();
         let thread = std::thread::spawn(move || measurer.run(|| say_ready.send(()).unwrap()));
         ready.recv_timeout(Duration::from_secs(60)).expect("READY");
-        Self { control, tpm: tpm.clone(), thread }
+        Self {
+            control,
+            tpm: tpm.clone(),
+            thread,
+        }
     }
 
     /// Waits until everything queued is in log and PCR.
@@ -194,14 +204,24 @@ pub async fn attest(tpm: &Handle) -> Result<ReplayedLog, String> {
     let (nonce, exporter) = (Nonce::new(NONCE), Exporter::new(EXPORTER));
     let quote = tpm
         .quote(|log| {
-            let binding = Binding::Quote { nonce: &Nonce::new(NONCE), exporter: &Exporter::new(EXPORTER) };
+            let binding = Binding::Quote {
+                nonce: &Nonce::new(NONCE),
+                exporter: &Exporter::new(EXPORTER),
+            };
             binding.digest(log.records, &log.head)
         })
         .await
         .map_err(|error| error.to_string())?;
-    let bundle = Source::new(tpm.log().clone(), "swtpm:").bundle(quote, 0, false).map_err(|error| error.to_string())?;
-    let binding = Binding::Quote { nonce: &nonce, exporter: &exporter };
-    let verified = bundle.verify(&ak(tpm), &binding, &HeldLog::none()).map_err(|error| error.to_string())?;
+    let bundle = Source::new(tpm.log().clone(), "swtpm:")
+        .bundle(quote, 0, false)
+        .map_err(|error| error.to_string())?;
+    let binding = Binding::Quote {
+        nonce: &nonce,
+        exporter: &exporter,
+    };
+    let verified = bundle
+        .verify(&ak(tpm), &binding, &HeldLog::none())
+        .map_err(|error| error.to_string())?;
     verified.replay().map_err(|error| error.to_string())
 }
 
@@ -217,5 +237,8 @@ pub fn seqs(log: &ReplayedLog) -> Vec<u64> {
 
 /// Names of the log's events without the inventory.
 pub fn names(log: &ReplayedLog) -> Vec<&'static str> {
-    log.events().filter(|(_, event)| !matches!(event, Event::Inventory(_))).map(|(_, event)| event.name()).collect()
+    log.events()
+        .filter(|(_, event)| !matches!(event, Event::Inventory(_)))
+        .map(|(_, event)| event.name())
+        .collect()
 }

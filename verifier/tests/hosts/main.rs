@@ -1,5 +1,5 @@
 //! Verifier and hosts together: the program as operators run it, beside agents with a TPM each, over real TLS. Only the
-//! kernel's measurements are made up here; each is a kernel record, and goes the whole way through log and TPM.
+//! kernel's measurements are made up here; each is a kernel record, and goes the whole way through log and TPM. Modules named `tpm_` need swtpm.
 #![expect(
     clippy::unwrap_used,
     clippy::indexing_slicing,
@@ -7,11 +7,11 @@
     reason = "a test says what it expects by panicking"
 )]
 
-mod enrolment;
 mod host;
 mod http;
-mod lifecycle;
 mod pki;
-mod release;
 mod site;
 mod store;
+mod tpm_enrolment;
+mod tpm_lifecycle;
+mod tpm_release;

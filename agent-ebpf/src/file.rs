@@ -62,8 +62,7 @@ unsafe fn measure(file: *const c_void, kind: u32) {
         let unlinked = identity.links == 0;
         let facts = Facts {
             kind,
-            flags: if unstable { flags::UNSTABLE } else { 0 }
-                | if unlinked { flags::UNLINKED } else { 0 },
+            flags: if unstable { flags::UNSTABLE } else { 0 } | if unlinked { flags::UNLINKED } else { 0 },
             size: after.size,
             ino: identity.ino,
             change: after.change,
@@ -100,13 +99,7 @@ unsafe fn hash(file: *const c_void, identity: &Identity, size: u64) -> Outcome {
     }
     let mut digest = [0_u64; 4];
     // SAFETY: 32 writable bytes, and a file that the verifier tracks.
-    let answer: c_long = unsafe {
-        bpf_ima_file_hash(
-            file.cast_mut().cast(),
-            (&raw mut digest).cast::<c_void>(),
-            32,
-        )
-    };
+    let answer: c_long = unsafe { bpf_ima_file_hash(file.cast_mut().cast(), (&raw mut digest).cast::<c_void>(), 32) };
     if answer == c_long::from(HASH_ALGO_SHA256) {
         Outcome {
             algo: HASH_ALGO_SHA256,
@@ -135,10 +128,7 @@ unsafe fn hash(file: *const c_void, identity: &Identity, size: u64) -> Outcome {
 #[inline(always)]
 pub unsafe fn path_of(file: *const c_void, out: *mut u8) -> i64 {
     unsafe {
-        let path = file
-            .byte_add(layout!(file_path) as usize)
-            .cast_mut()
-            .cast::<path>();
+        let path = file.byte_add(layout!(file_path) as usize).cast_mut().cast::<path>();
         bpf_d_path(path, out.cast(), PATH_MAX as u32)
     }
 }

@@ -86,11 +86,7 @@ pub fn module_file(ctx: LsmContext) -> i32 {
         facts.fs_magic = identity.magic;
         facts.dev = identity.dev;
         facts.generation = state.generation;
-        facts.flags = if identity.links == 0 {
-            flags::UNLINKED
-        } else {
-            0
-        };
+        facts.flags = if identity.links == 0 { flags::UNLINKED } else { 0 };
     }
     submit(&facts, |out| recall(&facts, out));
     0
@@ -158,10 +154,7 @@ fn recall(facts: &Facts, out: *mut u8) -> i64 {
     };
     // SAFETY: a map value, as in `remember`; `out` has room for PATH_MAX bytes.
     unsafe {
-        if (*hint).ino != facts.ino
-            || (*hint).dev != facts.dev
-            || (*hint).generation != facts.generation
-        {
+        if (*hint).ino != facts.ino || (*hint).dev != facts.dev || (*hint).generation != facts.generation {
             return -1;
         }
         let source = (&raw const (*hint).path).cast::<c_void>();

@@ -100,23 +100,13 @@ pub fn submit(facts: &Facts, path: impl FnOnce(*mut u8) -> i64) -> bool {
         (*record).hash_error = facts.hash.error;
         (*record).pid = (bpf_get_current_pid_tgid() >> 32) as u32;
         (*record).uid = bpf_get_current_uid_gid() as u32;
-        (&raw mut (*record).digest)
-            .cast::<[u64; 4]>()
-            .write(facts.hash.digest);
+        (&raw mut (*record).digest).cast::<[u64; 4]>().write(facts.hash.digest);
         (*record).comm = bpf_get_current_comm().unwrap_or([0; 16]);
         let used = path((&raw mut (*record).path).cast());
         let told = used > 0 && used <= PATH_MAX as i64;
         (*record).path_len = if told { used as u32 - 1 } else { 0 };
-        let cut = if told || used == 0 {
-            0
-        } else {
-            flags::PATH_CUT
-        };
-        let missing = if facts.hash.error == 0 {
-            0
-        } else {
-            flags::NOT_HASHED
-        };
+        let cut = if told || used == 0 { 0 } else { flags::PATH_CUT };
+        let missing = if facts.hash.error == 0 { 0 } else { flags::NOT_HASHED };
         (*record).flags = facts.flags | cut | missing;
         (*record).pad = 0;
     }

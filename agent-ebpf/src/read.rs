@@ -52,13 +52,7 @@ impl Record {
         ] {
             put(&mut rest, &field.to_ne_bytes());
         }
-        for field in [
-            self.dev,
-            self.generation,
-            self.kind,
-            self.flags,
-            self.hash_algo,
-        ] {
+        for field in [self.dev, self.generation, self.kind, self.flags, self.hash_algo] {
             put(&mut rest, &field.to_ne_bytes());
         }
         put(&mut rest, &self.hash_error.to_ne_bytes());
@@ -100,9 +94,7 @@ impl Record {
     /// The rules between fields. What lies behind the path's end is left over from older records in the ring buffer:
     /// it is wiped, so that equal measurements are equal records.
     fn checked(mut self) -> Option<Self> {
-        if !(kind::PROGRAM..=kind::MODULE_COMPRESSED).contains(&self.kind)
-            || self.flags & !flags::ALL != 0
-        {
+        if !(kind::PROGRAM..=kind::MODULE_COMPRESSED).contains(&self.kind) || self.flags & !flags::ALL != 0 {
             return None;
         }
         let hashed = self.flags & flags::NOT_HASHED == 0;
@@ -112,9 +104,7 @@ impl Record {
         if !hashed && (self.digest != [0; 32] || self.hash_error >= 0) {
             return None;
         }
-        let used = usize::try_from(self.path_len)
-            .ok()
-            .filter(|len| *len < PATH_MAX)?;
+        let used = usize::try_from(self.path_len).ok().filter(|len| *len < PATH_MAX)?;
         self.path.get_mut(used..)?.fill(0);
         (self.pad == 0).then_some(self)
     }

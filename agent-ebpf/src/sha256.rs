@@ -145,11 +145,7 @@ pub extern "C" fn assay_sha256_chunk(index: u32) -> i32 {
             return 1;
         }
         let left = (*work).length - offset;
-        let size = if left >= CHUNK {
-            CHUNK
-        } else {
-            left & (CHUNK - 1)
-        };
+        let size = if left >= CHUNK { CHUNK } else { left & (CHUNK - 1) };
         let target = (&raw mut (*work).chunk).cast::<c_void>();
         let source = ((*work).source + offset) as *const c_void;
         if bpf_probe_read_kernel(target, size as u32, source) != 0 {
@@ -214,15 +210,8 @@ pub extern "C" fn assay_sha256_block(index: u32) -> i32 {
     // SAFETY: this task's own map entry; the masked index keeps the block inside the chunk.
     unsafe {
         let offset = ((index & 63) * 64) as usize;
-        let block = (&raw const (*work).chunk)
-            .cast::<u8>()
-            .add(offset)
-            .cast::<u32>();
-        compress(
-            &mut (*work).state,
-            block,
-            (&raw mut (*work).schedule).cast(),
-        );
+        let block = (&raw const (*work).chunk).cast::<u8>().add(offset).cast::<u32>();
+        compress(&mut (*work).state, block, (&raw mut (*work).schedule).cast());
     }
     0
 }
@@ -303,8 +292,8 @@ macro_rules! round {
             .wrapping_add($g ^ ($e & ($f ^ $g)))
             .wrapping_add($k)
             .wrapping_add($w);
-        let t2 = ($a.rotate_right(2) ^ $a.rotate_right(13) ^ $a.rotate_right(22))
-            .wrapping_add(($a & $b) | ($c & ($a | $b)));
+        let t2 =
+            ($a.rotate_right(2) ^ $a.rotate_right(13) ^ $a.rotate_right(22)).wrapping_add(($a & $b) | ($c & ($a | $b)));
         $d = $d.wrapping_add(t1);
         $h = t1.wrapping_add(t2);
     };

@@ -8,7 +8,11 @@ const MAP_FROM: libc::c_int = 64 * 1024;
 /// size from which it maps blocks by themselves with each large one it sees: after one verifier asked for a whole log, the
 /// daemon would hold a multiple of that log for good.
 pub fn give_back_early() {
-    for (parameter, value) in [(libc::M_ARENA_MAX, 1), (libc::M_MMAP_THRESHOLD, MAP_FROM), (libc::M_TRIM_THRESHOLD, MAP_FROM)] {
+    for (parameter, value) in [
+        (libc::M_ARENA_MAX, 1),
+        (libc::M_MMAP_THRESHOLD, MAP_FROM),
+        (libc::M_TRIM_THRESHOLD, MAP_FROM),
+    ] {
         // SAFETY: takes two numbers; it must not run while another thread calls it, and only this function does, at start.
         if unsafe { libc::mallopt(parameter, value) } != 1 {
             tracing::debug!(parameter, "the allocator does not know this setting");

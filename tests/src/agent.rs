@@ -30,7 +30,10 @@ impl Agent {
     /// With the agent's last words when it does not come up.
     pub fn start(guest: &Guest) -> Result<Self, HarnessError> {
         let pid = guest.spawn(&["assay-agent", "run"], LOG)?;
-        let agent = Self { guest: guest.clone(), pid };
+        let agent = Self {
+            guest: guest.clone(),
+            pid,
+        };
         let start = Instant::now();
         loop {
             if agent.status().is_ok() {
@@ -58,8 +61,10 @@ impl Agent {
     /// When it does not answer.
     pub fn status(&self) -> Result<Value, HarnessError> {
         let text = self.guest.run_ok(&["assay-agent", "status", "--json"])?;
-        serde_json::from_str(&text)
-            .map_err(|error| HarnessError::Io { action: "read `assay-agent status`".to_owned(), source: error.into() })
+        serde_json::from_str(&text).map_err(|error| HarnessError::Io {
+            action: "read `assay-agent status`".to_owned(),
+            source: error.into(),
+        })
     }
 
     /// The runtime log as `assay-agent log` prints it, one line an event.
@@ -155,10 +160,17 @@ pub fn plain_image(image: &Path, name: &str, content: &[u8]) -> Result<(), Harne
         .args([dir.path(), image])
         .env("PATH", path)
         .output()
-        .map_err(|source| HarnessError::Start { program: "mke2fs".to_owned(), source })?;
+        .map_err(|source| HarnessError::Start {
+            program: "mke2fs".to_owned(),
+            source,
+        })?;
     if output.status.success() {
         return Ok(());
     }
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
-    Err(HarnessError::Failed { program: "mke2fs".to_owned(), status: output.status, output: text })
+    Err(HarnessError::Failed {
+        program: "mke2fs".to_owned(),
+        status: output.status,
+        output: text,
+    })
 }

@@ -24,10 +24,7 @@ impl Child {
     ///
     /// # Errors
     /// [`HarnessError::Start`] when it, or `setpriv`, is not there.
-    pub fn spawn(
-        program: &str,
-        configure: impl FnOnce(&mut Command),
-    ) -> Result<Self, HarnessError> {
+    pub fn spawn(program: &str, configure: impl FnOnce(&mut Command)) -> Result<Self, HarnessError> {
         let fail = |source| HarnessError::Start {
             program: program.to_owned(),
             source,
@@ -40,9 +37,7 @@ impl Child {
         configure(&mut command);
         let (answer, result) = channel();
         let gone = || std::io::Error::other("the starting thread is gone");
-        spawner()
-            .send((command, answer))
-            .map_err(|_| fail(gone()))?;
+        spawner().send((command, answer)).map_err(|_| fail(gone()))?;
         let inner = result.recv().map_err(|_| fail(gone()))?.map_err(fail)?;
         Ok(Self {
             inner,

@@ -79,12 +79,7 @@ impl Guest {
     ///
     /// # Errors
     /// As [`Guest::run`].
-    pub fn run_with(
-        &self,
-        argv: &[&str],
-        stdin: &[u8],
-        timeout: Duration,
-    ) -> Result<Ended, HarnessError> {
+    pub fn run_with(&self, argv: &[&str], stdin: &[u8], timeout: Duration) -> Result<Ended, HarnessError> {
         let timeout_ms = millis(timeout);
         let request = Request::Run {
             argv: strings(argv),
@@ -175,8 +170,7 @@ impl Guest {
     /// # Errors
     /// As [`Guest::put`], or when the file cannot be read.
     pub fn put_file(&self, path: &str, mode: u32, from: &Path) -> Result<(), HarnessError> {
-        let content =
-            std::fs::read(from).map_err(HarnessError::io(format!("read {}", from.display())))?;
+        let content = std::fs::read(from).map_err(HarnessError::io(format!("read {}", from.display())))?;
         self.put(path, mode, &content)
     }
 
@@ -185,12 +179,7 @@ impl Guest {
     /// # Errors
     /// When the guest does not answer or cannot read it.
     pub fn get(&self, path: &str) -> Result<Vec<u8>, HarnessError> {
-        self.done(
-            &Request::Get {
-                path: path.to_owned(),
-            },
-            b"",
-        )
+        self.done(&Request::Get { path: path.to_owned() }, b"")
     }
 
     /// Reads a text file, invalid UTF-8 replaced.
@@ -198,8 +187,7 @@ impl Guest {
     /// # Errors
     /// As [`Guest::get`].
     pub fn get_text(&self, path: &str) -> Result<String, HarnessError> {
-        self.get(path)
-            .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+        self.get(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
     }
 
     /// Gives the guest this machine's time.
@@ -207,16 +195,8 @@ impl Guest {
     /// # Errors
     /// When the guest does not answer.
     pub fn set_clock(&self) -> Result<(), HarnessError> {
-        let now = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default();
-        self.done(
-            &Request::SetClock {
-                unix_ms: millis(now),
-            },
-            b"",
-        )
-        .map(drop)
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        self.done(&Request::SetClock { unix_ms: millis(now) }, b"").map(drop)
     }
 
     /// Powers the machine off; the answer is the last thing it says.
@@ -284,9 +264,7 @@ impl Guest {
         else {
             return Err(unexpected(what, answer.0));
         };
-        let cut = usize::try_from(stdout)
-            .unwrap_or(usize::MAX)
-            .min(body.len());
+        let cut = usize::try_from(stdout).unwrap_or(usize::MAX).min(body.len());
         let (stdout, stderr) = body.split_at(cut);
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         Ok(Ended {
@@ -298,19 +276,8 @@ impl Guest {
         })
     }
 
-    fn ask(
-        &self,
-        request: &Request,
-        body: &[u8],
-        timeout: Duration,
-    ) -> Result<(Response, Vec<u8>), HarnessError> {
-        let action = || {
-            format!(
-                "ask the guest on 127.0.0.1:{} to {}",
-                self.port,
-                short(request)
-            )
-        };
+    fn ask(&self, request: &Request, body: &[u8], timeout: Duration) -> Result<(Response, Vec<u8>), HarnessError> {
+        let action = || format!("ask the guest on 127.0.0.1:{} to {}", self.port, short(request));
         let attempt = || {
             let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, self.port))?;
             stream.set_nodelay(true)?;

@@ -72,9 +72,7 @@ pub enum HarnessError {
         message: String,
     },
     /// A file that the image builder writes is missing or does not read.
-    #[error(
-        "{path} is unusable ({message}): run `cargo xtask test vm`, or `cargo xtask vm --build-only`"
-    )]
+    #[error("{path} is unusable ({message}): run `cargo xtask test vm`, or `cargo xtask vm --build-only`")]
     Image {
         /// The file.
         path: PathBuf,

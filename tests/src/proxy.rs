@@ -110,22 +110,12 @@ impl TpmProxy {
 
     /// How many commands with this code have come so far, failed ones included.
     pub fn count(&self, code: u32) -> usize {
-        let faults = self
-            .shared
-            .faults
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let faults = self.shared.faults.lock().unwrap_or_else(PoisonError::into_inner);
         faults.seen.iter().filter(|&&seen| seen == code).count()
     }
 
     fn set(&self, change: impl FnOnce(&mut Faults)) {
-        change(
-            &mut self
-                .shared
-                .faults
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner),
-        );
+        change(&mut self.shared.faults.lock().unwrap_or_else(PoisonError::into_inner));
         self.shared.changed.notify_all();
     }
 }
@@ -140,11 +130,7 @@ impl Drop for TpmProxy {
     }
 }
 
-fn accept(
-    listener: TcpListener,
-    shared: Arc<Shared>,
-    handle: impl Fn(TcpStream, &Shared) + Clone + Send + 'static,
-) {
+fn accept(listener: TcpListener, shared: Arc<Shared>, handle: impl Fn(TcpStream, &Shared) + Clone + Send + 'static) {
     std::thread::spawn(move || {
         for client in listener.incoming() {
             if shared.closed.load(Ordering::SeqCst) {
@@ -210,10 +196,7 @@ fn decide(shared: &Shared, code: u32) -> Decision {
         if shared.closed.load(Ordering::SeqCst) {
             return Decision::Hangup;
         }
-        faults = shared
-            .changed
-            .wait(faults)
-            .unwrap_or_else(PoisonError::into_inner);
+        faults = shared.changed.wait(faults).unwrap_or_else(PoisonError::into_inner);
     }
     let (count, response_code) = faults.errors;
     if count > 0 {

@@ -63,10 +63,7 @@ impl Swtpm {
                 .arg("--server")
                 .arg(format!("type=tcp,bindaddr=127.0.0.1,port={port}"))
                 .arg("--ctrl")
-                .arg(format!(
-                    "type=tcp,bindaddr=127.0.0.1,port={}",
-                    port.saturating_add(1)
-                ))
+                .arg(format!("type=tcp,bindaddr=127.0.0.1,port={}", port.saturating_add(1)))
                 .arg("--log")
                 .arg(format!("file={},level=1", log.display()))
                 .stdout(Stdio::null())
@@ -144,11 +141,11 @@ pub(crate) fn tcti(port: u16) -> String {
 /// Makes the TPM: without this step libtpms activates four PCR banks, which no real TPM does.
 pub(crate) fn set_up(dir: &Path, ek_certificate: bool) -> Result<(), HarnessError> {
     let mut command = Command::new("swtpm_setup");
-    command.arg("--tpm2").arg("--tpmstate").arg(dir).args([
-        "--overwrite",
-        "--pcr-banks",
-        "sha1,sha256",
-    ]);
+    command
+        .arg("--tpm2")
+        .arg("--tpmstate")
+        .arg(dir)
+        .args(["--overwrite", "--pcr-banks", "sha1,sha256"]);
     if ek_certificate {
         command
             .arg("--create-ek-cert")

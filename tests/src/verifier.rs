@@ -53,12 +53,16 @@ impl Verifier {
             return Err(failed(&output));
         }
         let config = state.join("config.toml");
-        let text =
-            std::fs::read_to_string(&config).map_err(HarnessError::io(format!("read {}", config.display())))?;
+        let text = std::fs::read_to_string(&config).map_err(HarnessError::io(format!("read {}", config.display())))?;
         let text = text.replace("poll_interval_s = 10\n", "poll_interval_s = 1\n");
         std::fs::write(&config, text).map_err(HarnessError::io(format!("write {}", config.display())))?;
         let serve = serve(binary, &state, &dir.path().join("serve.log"))?;
-        let mut verifier = Self { serve, binary: binary.to_owned(), port, dir };
+        let mut verifier = Self {
+            serve,
+            binary: binary.to_owned(),
+            port,
+            dir,
+        };
         verifier.wait_until_listening()?;
         Ok(verifier)
     }
@@ -103,8 +107,10 @@ impl Verifier {
     /// When there is no such host, or the answer is not the documented JSON.
     pub fn host(&self, name: &str) -> Result<HostState, HarnessError> {
         let text = self.run_ok(&["host", "show", name, "--json"])?;
-        let value: Value = serde_json::from_str(&text)
-            .map_err(|error| HarnessError::Io { action: "read `host show --json`".to_owned(), source: error.into() })?;
+        let value: Value = serde_json::from_str(&text).map_err(|error| HarnessError::Io {
+            action: "read `host show --json`".to_owned(),
+            source: error.into(),
+        })?;
         let word = |value: &Value| value.as_str().unwrap_or_default().to_owned();
         let reasons = value.get("reasons").and_then(Value::as_array);
         Ok(HostState {
@@ -133,7 +139,11 @@ impl Verifier {
             if start.elapsed() > timeout {
                 let detail = format!("; it is {}: {}", host.state, host.reasons.join("; "));
                 let what = format!("host {name} did not become {what}");
-                return Err(HarnessError::Timeout { what, seconds: timeout.as_secs(), detail });
+                return Err(HarnessError::Timeout {
+                    what,
+                    seconds: timeout.as_secs(),
+                    detail,
+                });
             }
             std::thread::sleep(Duration::from_millis(200));
         }
@@ -186,7 +196,12 @@ fn serve(binary: &Path, state: &Path, log: &Path) -> Result<Child, HarnessError>
         .open(log)
         .map_err(HarnessError::io(format!("write {}", log.display())))?;
     Child::spawn(&binary.to_string_lossy(), |command| {
-        command.arg("--state").arg(state).arg("serve").stdout(Stdio::null()).stderr(file);
+        command
+            .arg("--state")
+            .arg(state)
+            .arg("serve")
+            .stdout(Stdio::null())
+            .stderr(file);
     })
 }
 
@@ -197,11 +212,18 @@ fn call(binary: &Path, state: &Path, arguments: &[&str]) -> Result<Output, Harne
         .args(arguments)
         .stdin(Stdio::null())
         .output()
-        .map_err(|source| HarnessError::Start { program: binary.display().to_string(), source })
+        .map_err(|source| HarnessError::Start {
+            program: binary.display().to_string(),
+            source,
+        })
 }
 
 fn failed(output: &Output) -> HarnessError {
     let mut text = String::from_utf8_lossy(&output.stdout).into_owned();
     text.push_str(&String::from_utf8_lossy(&output.stderr));
-    HarnessError::Failed { program: "assay-verifier".to_owned(), status: output.status, output: text }
+    HarnessError::Failed {
+        program: "assay-verifier".to_owned(),
+        status: output.status,
+        output: text,
+    }
 }

@@ -116,8 +116,7 @@ pub enum Response {
 /// As the stream's, or `InvalidInput` when head or body are too long.
 pub fn send<T: Serialize>(stream: &mut impl Write, head: &T, body: &[u8]) -> Result<(), Error> {
     let head = serde_json::to_vec(head)?;
-    let head_length =
-        u32::try_from(head.len()).map_err(|_| Error::from(ErrorKind::InvalidInput))?;
+    let head_length = u32::try_from(head.len()).map_err(|_| Error::from(ErrorKind::InvalidInput))?;
     let body_length = body.len() as u64;
     if head.len() > MAX_HEAD || body_length > MAX_BODY {
         return Err(ErrorKind::InvalidInput.into());
@@ -159,13 +158,7 @@ mod tests {
     #[test]
     fn a_frame_comes_back_as_it_went() -> Result<(), Error> {
         let mut bytes = Vec::new();
-        send(
-            &mut bytes,
-            &Request::Get {
-                path: "/a".to_owned(),
-            },
-            b"body",
-        )?;
+        send(&mut bytes, &Request::Get { path: "/a".to_owned() }, b"body")?;
         let (head, body) = receive::<Request>(&mut bytes.as_slice())?;
         assert!(matches!(head, Request::Get { path } if path == "/a"));
         assert_eq!(body, b"body");

@@ -16,11 +16,7 @@ fn tpm2(tcti: &str, arguments: &[&str]) -> Output {
 
 fn pcr_13(tcti: &str) -> String {
     let output = tpm2(tcti, &["pcrread", "sha256:13"]);
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8_lossy(&output.stdout)
         .split("0x")
         .nth(1)
@@ -35,11 +31,7 @@ fn tpm_each_one_is_its_own_and_starts_at_zero() -> Result<(), HarnessError> {
     let zero = "0".repeat(64);
     assert_eq!(pcr_13(&first.tcti()), zero);
     let extend = format!("13:sha256={}", "11".repeat(32));
-    assert!(
-        tpm2(&first.tcti(), &["pcrextend", &extend])
-            .status
-            .success()
-    );
+    assert!(tpm2(&first.tcti(), &["pcrextend", &extend]).status.success());
     assert_ne!(pcr_13(&first.tcti()), zero);
     assert_eq!(pcr_13(&second.tcti()), zero);
     Ok(())
@@ -59,11 +51,7 @@ fn tpm_power_cycle_clears_the_pcrs() -> Result<(), HarnessError> {
 fn tpm_ek_certificate_is_there_and_so_is_its_authority() -> Result<(), HarnessError> {
     let tpm = Swtpm::start_with_ek_certificate()?;
     let output = tpm2(&tpm.tcti(), &["nvreadpublic", "0x01c00002"]);
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     assert_eq!(tpm.ca_certificates().len(), 2);
     assert!(Swtpm::start()?.ca_certificates().is_empty());
     Ok(())
@@ -78,11 +66,7 @@ fn tpm_proxy_retries_delays_and_hangs_as_told() -> Result<(), HarnessError> {
     proxy.only(Some(CC_PCR_EXTEND));
     proxy.fail_next(1, 0x101);
     let extend = format!("13:sha256={}", "33".repeat(32));
-    assert!(
-        !tpm2(&proxy.tcti(), &["pcrextend", &extend])
-            .status
-            .success()
-    );
+    assert!(!tpm2(&proxy.tcti(), &["pcrextend", &extend]).status.success());
     assert_eq!(
         pcr_13(&tpm.tcti()),
         "0".repeat(64),
@@ -92,11 +76,7 @@ fn tpm_proxy_retries_delays_and_hangs_as_told() -> Result<(), HarnessError> {
 
     proxy.delay(Duration::from_millis(300));
     let start = Instant::now();
-    assert!(
-        tpm2(&proxy.tcti(), &["pcrextend", &extend])
-            .status
-            .success()
-    );
+    assert!(tpm2(&proxy.tcti(), &["pcrextend", &extend]).status.success());
     assert!(start.elapsed() >= Duration::from_millis(300));
 
     proxy.delay(Duration::ZERO);

@@ -94,6 +94,7 @@ fn vm_agent_starts_and_stops_in_order_and_tells_systemd() -> Result<(), HarnessE
     put_new_program(&vm, "/root/between")?;
     guest.run_ok(&["/root/between"])?;
     let _agent = Agent::start(guest)?;
+    Log::wait(guest, LOG, "/root/between", |log| !log.of("/root/between").is_empty())?;
     let log = Log::settled(&vm, LOG)?;
     assert_eq!(
         log.of("/root/between"),
@@ -133,7 +134,7 @@ fn check_start_and_inventory(vm: &Vm, log: &Log, gone: &str) -> Result<(), Harne
         sha256sum(vm, "/usr/lib/assay/assay-ebpf.o")?
     );
     assert_eq!(start.boot_id, guest.get_text("/proc/sys/kernel/random/boot_id")?.trim());
-    assert_eq!(start.cmdline, guest.get_text("/proc/cmdline")?.trim());
+    assert_eq!(start.cmdline, guest.get_text("/proc/cmdline")?.trim_end_matches('\n'));
     assert_eq!(start.predecessor, None);
     assert!(
         start
@@ -198,6 +199,8 @@ fn vm_agent_killed_at_any_moment_loses_and_repeats_nothing() -> Result<(), Harne
         }
         agent = Agent::start(guest)?;
     }
+    let last = format!("/root/q{}", PROGRAMS - 1);
+    Log::wait(guest, LOG, &last, |log| !log.of(&last).is_empty())?;
     let log = Log::settled(&vm, LOG)?;
     let program = guest.get("/usr/bin/true")?;
     for number in 0..PROGRAMS {

@@ -64,7 +64,8 @@ impl Stage {
         let folder = tempfile::tempdir_in(self.verifier.scratch()).expect("a scratch folder");
         let (plain, sealed) = (folder.path().join("plain"), folder.path().join("sealed"));
         agent::plain_image(&plain, "hello", content)?;
-        self.verifier.run_ok(&["image", "seal", &plain.to_string_lossy(), &sealed.to_string_lossy()])?;
+        self.verifier
+            .run_ok(&["image", "seal", &plain.to_string_lossy(), &sealed.to_string_lossy()])?;
         self.vm.guest().put_file(path, 0o600, &sealed)
     }
 }
@@ -82,7 +83,11 @@ pub fn wait_log_matches_pcr(vm: &Vm, agent: &Agent) -> Result<(), HarnessError> 
     pcr13(vm)?;
     assay_tests::guest::Guest::wait_for("the log's head and PCR 13 did not agree", PATIENCE, || {
         let status = agent.status()?;
-        let head = status.get("log_head").and_then(|head| head.as_str()).unwrap_or_default().to_owned();
+        let head = status
+            .get("log_head")
+            .and_then(|head| head.as_str())
+            .unwrap_or_default()
+            .to_owned();
         Ok((pcr13(vm)? == head).then_some(()))
     })
 }

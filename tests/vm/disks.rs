@@ -36,7 +36,10 @@ fn vm_odd_images_are_refused_each_with_its_own_words() -> Result<(), HarnessErro
     let said = refused(&stage, "/root/no-token.img")?;
     assert!(said.contains("token"), "{said}");
 
-    with_token("foreign.img", "sed -i 's|https://[^\"]*|https://192.0.2.7:8440|' token.json")?;
+    with_token(
+        "foreign.img",
+        "sed -i 's|https://[^\"]*|https://192.0.2.7:8440|' token.json",
+    )?;
     let said = refused(&stage, "/root/foreign.img")?;
     assert!(said.contains("192.0.2.7"), "{said}");
 
@@ -44,11 +47,18 @@ fn vm_odd_images_are_refused_each_with_its_own_words() -> Result<(), HarnessErro
     let said = refused(&stage, "/root/malformed.img")?;
     assert!(said.contains("token"), "{said}");
 
-    with_token("unknown-key.img", "sed -i -E 's|(\"key_id\": *\")........|\\100000000|' token.json")?;
+    with_token(
+        "unknown-key.img",
+        "sed -i -E 's|(\"key_id\": *\")........|\\100000000|' token.json",
+    )?;
     let ended = agent::unlock(guest, "/root/unknown-key.img", 20)?;
     assert!(!ended.ok() && ended.code != Some(4), "{ended}");
 
-    assert_eq!(guest.run_ok(&["ls", "/dev/mapper"])?.trim(), "control", "nothing may stay open");
+    assert_eq!(
+        guest.run_ok(&["ls", "/dev/mapper"])?.trim(),
+        "control",
+        "nothing may stay open"
+    );
     Ok(())
 }
 

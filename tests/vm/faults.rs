@@ -19,7 +19,10 @@ fn agent_gives_up(vm: &Vm, arguments: &[&str]) -> Result<String, HarnessError> {
 
 #[test]
 fn vm_a_kernel_without_bpf_lsm_says_what_is_missing_and_how_to_turn_it_on() -> Result<(), HarnessError> {
-    let options = BootOptions { cmdline: "lsm=lockdown,yama,apparmor".to_owned(), ..BootOptions::default() };
+    let options = BootOptions {
+        cmdline: "lsm=lockdown,yama,apparmor".to_owned(),
+        ..BootOptions::default()
+    };
     let vm = Vm::boot(&Image::load()?, &options)?;
     let said = agent_gives_up(&vm, &["run"])?;
     assert!(said.contains("lsm=") && said.contains("bpf"), "{said}");
@@ -28,7 +31,10 @@ fn vm_a_kernel_without_bpf_lsm_says_what_is_missing_and_how_to_turn_it_on() -> R
 
 #[test]
 fn vm_a_host_without_a_tpm_says_so() -> Result<(), HarnessError> {
-    let options = BootOptions { without_tpm: true, ..BootOptions::default() };
+    let options = BootOptions {
+        without_tpm: true,
+        ..BootOptions::default()
+    };
     let vm = Vm::boot(&Image::load()?, &options)?;
     let said = agent_gives_up(&vm, &["run"])?;
     assert!(said.contains("/dev/tpmrm0"), "{said}");
@@ -38,22 +44,34 @@ fn vm_a_host_without_a_tpm_says_so() -> Result<(), HarnessError> {
 #[test]
 fn vm_an_unknown_configuration_key_is_named() -> Result<(), HarnessError> {
     let vm = machine()?;
-    vm.guest().put("/etc/assay/agent.toml", 0o644, b"listne = \"0.0.0.0:8443\"\n")?;
+    vm.guest()
+        .put("/etc/assay/agent.toml", 0o644, b"listne = \"0.0.0.0:8443\"\n")?;
     let said = agent_gives_up(&vm, &["run"])?;
-    assert!(said.contains("listne") && said.contains("/etc/assay/agent.toml"), "{said}");
+    assert!(
+        said.contains("listne") && said.contains("/etc/assay/agent.toml"),
+        "{said}"
+    );
     Ok(())
 }
 
 #[test]
 fn vm_a_full_log_folder_ends_the_agent_and_nothing_is_half_done() -> Result<(), HarnessError> {
     let vm = machine()?;
-    vm.guest().script("mkdir -p /run/assay; mount -t tmpfs -o size=8k tmpfs /run/assay")?;
+    vm.guest()
+        .script("mkdir -p /run/assay; mount -t tmpfs -o size=8k tmpfs /run/assay")?;
     let said = agent_gives_up(&vm, &["run"])?;
     assert!(said.contains("/run/assay"), "{said}");
     // With room again it starts, and log and PCR agree.
     vm.guest().script("umount /run/assay")?;
     let agent = Agent::start(vm.guest())?;
-    assert!(agent.status()?.get("records").and_then(serde_json::Value::as_u64).unwrap_or(0) > 0);
+    assert!(
+        agent
+            .status()?
+            .get("records")
+            .and_then(serde_json::Value::as_u64)
+            .unwrap_or(0)
+            > 0
+    );
     Ok(())
 }
 

@@ -6,8 +6,7 @@ use assay_tests::HarnessError;
 use assay_tests::vm::{Image, Vm};
 
 fn pcrs(vm: &Vm) -> Result<String, HarnessError> {
-    vm.guest()
-        .run_ok(&["tpm2", "pcrread", "sha256:0,1,2,3,4,5,6,7,8,9,13"])
+    vm.guest().run_ok(&["tpm2", "pcrread", "sha256:0,1,2,3,4,5,6,7,8,9,13"])
 }
 
 #[test]
@@ -30,10 +29,7 @@ fn vm_runs_programs_and_carries_files() -> Result<(), HarnessError> {
 
     guest.put("/tmp/new/file", 0o640, b"content")?;
     assert_eq!(guest.get("/tmp/new/file")?, b"content");
-    assert_eq!(
-        guest.run_ok(&["stat", "-c", "%a", "/tmp/new/file"])?,
-        "640\n"
-    );
+    assert_eq!(guest.run_ok(&["stat", "-c", "%a", "/tmp/new/file"])?, "640\n");
 
     let pid = guest.spawn(&["sleep", "1000"], "/tmp/sleep.log")?;
     assert!(guest.wait(pid, Duration::ZERO)?.timed_out);
@@ -49,19 +45,10 @@ fn vm_has_what_a_host_has() -> Result<(), HarnessError> {
     let lsm = guest.get_text("/sys/kernel/security/lsm")?;
     assert!(lsm.split(',').any(|name| name == "bpf"), "{lsm}");
     guest.script("test -c /dev/tpmrm0")?;
-    assert!(
-        guest
-            .get("/sys/kernel/security/tpm0/binary_bios_measurements")?
-            .len()
-            > 1000
-    );
+    assert!(guest.get("/sys/kernel/security/tpm0/binary_bios_measurements")?.len() > 1000);
     guest.script("test -e /sys/kernel/btf/vmlinux && mountpoint -q /sys/fs/bpf")?;
     // The guest believes the date that this machine believes, not that of the snapshot.
-    let seconds: u64 = guest
-        .run_ok(&["date", "+%s"])?
-        .trim()
-        .parse()
-        .expect("a number");
+    let seconds: u64 = guest.run_ok(&["date", "+%s"])?.trim().parse().expect("a number");
     let here = std::time::SystemTime::now()
         .duration_since(std::time::UNIX_EPOCH)
         .expect("after 1970")
@@ -76,15 +63,10 @@ fn vm_snapshot_brings_the_tpm_back_and_tests_do_not_meet() -> Result<(), Harness
     let first = Vm::restore(&image)?;
     let before = pcrs(&first)?;
     // The firmware and the kernel were measured when the machine was booted, before it was saved.
-    assert!(
-        !before.contains(&format!("0 : 0x{}", "0".repeat(64))),
-        "{before}"
-    );
-    first.guest().run_ok(&[
-        "tpm2",
-        "pcrextend",
-        &format!("13:sha256={}", "11".repeat(32)),
-    ])?;
+    assert!(!before.contains(&format!("0 : 0x{}", "0".repeat(64))), "{before}");
+    first
+        .guest()
+        .run_ok(&["tpm2", "pcrextend", &format!("13:sha256={}", "11".repeat(32))])?;
     assert_ne!(pcrs(&first)?, before);
 
     let second = Vm::restore(&image)?;
@@ -95,11 +77,8 @@ fn vm_snapshot_brings_the_tpm_back_and_tests_do_not_meet() -> Result<(), Harness
 #[test]
 fn vm_reset_is_a_reboot() -> Result<(), HarnessError> {
     let mut vm = Vm::restore(&Image::load()?)?;
-    vm.guest().run_ok(&[
-        "tpm2",
-        "pcrextend",
-        &format!("13:sha256={}", "11".repeat(32)),
-    ])?;
+    vm.guest()
+        .run_ok(&["tpm2", "pcrextend", &format!("13:sha256={}", "11".repeat(32))])?;
     vm.guest().put("/root/kept", 0o600, b"kept")?;
     vm.guest().put("/run/lost", 0o600, b"lost")?;
     vm.guest().run_ok(&["sync"])?;

@@ -77,8 +77,8 @@ fn vm_kernel_scripts_libraries_and_nameless_files_are_recorded() -> Result<(), H
     )?;
     // A program in a file that has no name, nor ever had: as often as it runs, since nothing tells whether it changed.
     let memfd = r#"
-        my $fd = syscall(319, "hidden", 0); open(my $out, ">&=", $fd);
-        open(my $in, "<", "/usr/bin/true"); local $/; print $out <$in>, "x"; $out->flush();
+        my $name = "hidden"; my $fd = syscall(319, $name, 0); open(my $out, ">&=", $fd);
+        open(my $in, "<", "/usr/bin/true"); local $/; print {$out} <$in>, "x"; $out->flush();
         open(my $exec, "<", "/proc/self/fd/$fd"); close($out);
         exec {"/proc/self/fd/" . fileno($exec)} "hidden"; die "exec: $!";"#;
     guest.run_ok(&["perl", "-MIO::Handle", "-e", memfd])?;
@@ -161,7 +161,7 @@ fn vm_kernel_modules_are_recorded_however_they_get_in() -> Result<(), HarnessErr
 }
 
 /// More than the queue between kernel and agent holds.
-const FLOOD: usize = 7000;
+const FLOOD: u64 = 7000;
 
 #[test]
 fn vm_kernel_records_that_found_no_room_are_counted_in_the_log() -> Result<(), HarnessError> {
@@ -180,25 +180,31 @@ fn vm_kernel_records_that_found_no_room_are_counted_in_the_log() -> Result<(), H
     guest.run_ok(&["/root/unseen"])?;
 
     let agent = Agent::start(guest)?;
+    let (program, digest) = (sha256sum(&vm, "/root/unseen")?, sha256sum(&vm, "/root/flood")?);
+    Log::wait(guest, LOG, "the loss", |log| {
+        log.of("/root/flood").len() > 6000 && !log.violations().is_empty()
+    })?;
     let log = Log::settled(&vm, LOG)?;
     let recorded = log.of("/root/flood");
-    let digest = sha256sum(&vm, "/root/flood")?;
     assert!(
         recorded
             .iter()
             .all(|one| *one == (LoadKind::Mapping, digest.clone(), flags::UNSTABLE))
     );
-    let lost: u64 = match log.violations()[..] {
-        [Violation::Lost { count }] => *count,
-        ref other => panic!("{other:?}"),
-    };
-    // One more was recorded before the flood, and one more lost after it: the program.
+    let mut lost = 0;
+    for violation in log.violations() {
+        match violation {
+            Violation::Lost { count } => lost += *count,
+            other => panic!("{other}"),
+        }
+    }
+    // One was recorded before the flood; lost after it were the program, and what the new agent loaded for the first time.
+    let total = recorded.len() as u64 + lost;
     assert!(
-        lost > 1 && recorded.len() > 6000,
+        (FLOOD + 2..FLOOD + 50).contains(&total),
         "{lost} lost, {} recorded",
         recorded.len()
     );
-    assert_eq!(recorded.len() as u64 + lost, FLOOD as u64 + 2);
     assert_eq!(
         agent.status()?.get("lost").and_then(serde_json::Value::as_u64),
         Some(lost)
@@ -207,9 +213,6 @@ fn vm_kernel_records_that_found_no_room_are_counted_in_the_log() -> Result<(), H
     log.assert_no_gap();
     // What was not recorded does not count as measured: the next run is.
     let log = run_and_wait(&vm, &["/root/unseen"], "/root/unseen", 1)?;
-    assert_eq!(
-        log.of("/root/unseen"),
-        [(LoadKind::Program, sha256sum(&vm, "/root/unseen")?, NONE)]
-    );
+    assert_eq!(log.of("/root/unseen"), [(LoadKind::Program, program, NONE)]);
     Ok(())
 }

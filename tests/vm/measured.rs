@@ -10,7 +10,10 @@ use crate::common::{PATIENCE, machine, put_new_program, sha256sum, wait_log_matc
 fn wait_logged(agent: &Agent, words: &[&str]) -> Result<String, HarnessError> {
     Guest::wait_for(&format!("the log never showed {words:?}"), PATIENCE, || {
         let log = agent.log()?;
-        Ok(log.lines().find(|line| words.iter().all(|word| line.contains(word))).map(str::to_owned))
+        Ok(log
+            .lines()
+            .find(|line| words.iter().all(|word| line.contains(word)))
+            .map(str::to_owned))
     })
 }
 
@@ -61,7 +64,13 @@ fn vm_a_changed_file_is_measured_again_and_an_unchanged_one_is_not() -> Result<(
     guest.run_ok(&["/root/twice"])?;
     wait_logged(&agent, &["/root/twice", &second])?;
     let log = agent.log()?;
-    assert_eq!(log.lines().filter(|line| line.contains("/root/twice") && line.contains(&first)).count(), 1, "{log}");
+    assert_eq!(
+        log.lines()
+            .filter(|line| line.contains("/root/twice") && line.contains(&first))
+            .count(),
+        1,
+        "{log}"
+    );
     Ok(())
 }
 

@@ -27,7 +27,11 @@ fn vm_trusted_released_opened_then_refused_and_allowed_again() -> Result<(), Har
     let host = stage.wait("untrusted for /root/rogue", |host| {
         host.state == "untrusted" && host.reasons.iter().any(|reason| reason.contains("/root/rogue"))
     })?;
-    let reason = host.reasons.iter().find(|reason| reason.contains("/root/rogue")).expect("just seen");
+    let reason = host
+        .reasons
+        .iter()
+        .find(|reason| reason.contains("/root/rogue"))
+        .expect("just seen");
     assert!(reason.contains(&digest), "{reason}");
 
     let refused = agent::unlock(guest, "/root/disk.img", 60)?;
@@ -36,7 +40,10 @@ fn vm_trusted_released_opened_then_refused_and_allowed_again() -> Result<(), Har
 
     // The operator looks at it, approves what ran, and the host is trusted again.
     for reason in &stage.wait("untrusted", |host| host.state == "untrusted")?.reasons {
-        let sha256 = reason.split("sha256:").nth(1).map(|rest| rest.chars().take(64).collect::<String>());
+        let sha256 = reason
+            .split("sha256:")
+            .nth(1)
+            .map(|rest| rest.chars().take(64).collect::<String>());
         if let Some(sha256) = sha256 {
             stage.verifier.run_ok(&["policy", "allow", &sha256])?;
         }
@@ -62,7 +69,9 @@ fn vm_a_reboot_starts_a_new_log_and_the_host_is_trusted_again() -> Result<(), Ha
     let mut stage = trusted()?;
     let before = stage.vm.guest().get("/run/assay/log.cel")?;
     stage.vm.reset()?;
-    stage.wait("unreachable while its agent is down", |host| host.state == "unreachable")?;
+    stage.wait("unreachable while its agent is down", |host| {
+        host.state == "unreachable"
+    })?;
 
     // Somebody brings the old boot's log back: the TPM knows better.
     let guest = stage.vm.guest();

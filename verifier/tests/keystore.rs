@@ -96,7 +96,10 @@ fn unknown_and_taken_ids() {
     store.put(&info(1), &passphrase).unwrap();
     let other = Passphrase::generate().unwrap();
     assert!(matches!(store.put(&info(1), &other), Err(KeyStoreError::Exists { .. })));
-    assert_eq!(store.get(info(1).key_id).unwrap().passphrase.expose(), passphrase.expose());
+    assert_eq!(
+        store.get(info(1).key_id).unwrap().passphrase.expose(),
+        passphrase.expose()
+    );
     store.remove(info(1).key_id).unwrap();
     assert!(matches!(store.get(info(1).key_id), Err(KeyStoreError::NotFound { .. })));
 }
@@ -142,13 +145,25 @@ fn strict_format() {
     };
     let mut unknown = good.clone();
     unknown["surprise"] = 1.into();
-    assert!(matches!(refusal(unknown.to_string().as_bytes()), KeyStoreError::Malformed { .. }));
+    assert!(matches!(
+        refusal(unknown.to_string().as_bytes()),
+        KeyStoreError::Malformed { .. }
+    ));
     let mut newer = good.clone();
     newer["version"] = 2.into();
-    assert!(matches!(refusal(newer.to_string().as_bytes()), KeyStoreError::Version { version: 2, .. }));
+    assert!(matches!(
+        refusal(newer.to_string().as_bytes()),
+        KeyStoreError::Version { version: 2, .. }
+    ));
     assert!(matches!(refusal(b""), KeyStoreError::Malformed { .. }));
-    assert!(matches!(refusal(format!("{good}x").as_bytes()), KeyStoreError::Malformed { .. }));
-    assert!(matches!(refusal(&[b' '; 20_000]), KeyStoreError::TooLong { len: 20_000, .. }));
+    assert!(matches!(
+        refusal(format!("{good}x").as_bytes()),
+        KeyStoreError::Malformed { .. }
+    ));
+    assert!(matches!(
+        refusal(&[b' '; 20_000]),
+        KeyStoreError::TooLong { len: 20_000, .. }
+    ));
 }
 
 #[test]
@@ -171,8 +186,18 @@ fn one_damaged_file_hides_no_other_key() {
     let listing = store.list().unwrap();
     assert_eq!(listing.keys, [info(1), info(3)]);
     assert_eq!(listing.damaged.len(), 2);
-    assert!(listing.damaged.iter().any(|error| matches!(error, KeyStoreError::StrangeFile { .. })));
-    assert!(listing.damaged.iter().any(|error| matches!(error, KeyStoreError::Malformed { .. })));
+    assert!(
+        listing
+            .damaged
+            .iter()
+            .any(|error| matches!(error, KeyStoreError::StrangeFile { .. }))
+    );
+    assert!(
+        listing
+            .damaged
+            .iter()
+            .any(|error| matches!(error, KeyStoreError::Malformed { .. }))
+    );
 }
 
 #[test]
@@ -187,10 +212,16 @@ fn permissions_of_others_are_refused() {
 
     let master = dir.path().join(MASTER_FILE);
     fs::set_permissions(&master, Permissions::from_mode(0o604)).unwrap();
-    assert!(matches!(FileKeyStore::open(dir.path()), Err(KeyStoreError::Permissions { mode: 0o604, .. })));
+    assert!(matches!(
+        FileKeyStore::open(dir.path()),
+        Err(KeyStoreError::Permissions { mode: 0o604, .. })
+    ));
     fs::set_permissions(&master, Permissions::from_mode(0o600)).unwrap();
     fs::set_permissions(dir.path().join(KEY_DIR), Permissions::from_mode(0o755)).unwrap();
-    assert!(matches!(FileKeyStore::open(dir.path()), Err(KeyStoreError::Permissions { .. })));
+    assert!(matches!(
+        FileKeyStore::open(dir.path()),
+        Err(KeyStoreError::Permissions { .. })
+    ));
 }
 
 #[test]
@@ -201,21 +232,40 @@ fn master_key_missing_short_long_or_another() {
     let error = keystore::create_master(dir.path()).unwrap_err();
     assert!(matches!(error, KeyStoreError::MasterExists { .. }));
     fs::write(&master, [7; 31]).unwrap();
-    assert!(matches!(FileKeyStore::open(dir.path()), Err(KeyStoreError::MasterSize { len: 31, .. })));
+    assert!(matches!(
+        FileKeyStore::open(dir.path()),
+        Err(KeyStoreError::MasterSize { len: 31, .. })
+    ));
     fs::write(&master, [7; 100_000]).unwrap();
-    assert!(matches!(FileKeyStore::open(dir.path()), Err(KeyStoreError::MasterSize { len: 100_000, .. })));
+    assert!(matches!(
+        FileKeyStore::open(dir.path()),
+        Err(KeyStoreError::MasterSize { len: 100_000, .. })
+    ));
     fs::write(&master, [7; 32]).unwrap();
     let other = FileKeyStore::open(dir.path()).unwrap();
     assert!(matches!(other.get(info(1).key_id), Err(KeyStoreError::Tampered { .. })));
     fs::remove_file(&master).unwrap();
-    assert!(matches!(FileKeyStore::open(dir.path()), Err(KeyStoreError::MasterMissing { .. })));
+    assert!(matches!(
+        FileKeyStore::open(dir.path()),
+        Err(KeyStoreError::MasterMissing { .. })
+    ));
 }
 
 #[test]
 fn names_that_do_not_fit_are_refused() {
     let (_dir, store) = state();
-    let long = KeyInfo { policy: "p".repeat(2000), ..info(1) };
+    let long = KeyInfo {
+        policy: "p".repeat(2000),
+        ..info(1)
+    };
     let error = store.put(&long, &Passphrase::generate().unwrap()).unwrap_err();
-    assert!(matches!(error, KeyStoreError::FieldTooLong { field: "policy name", len: 2000, .. }));
+    assert!(matches!(
+        error,
+        KeyStoreError::FieldTooLong {
+            field: "policy name",
+            len: 2000,
+            ..
+        }
+    ));
     assert!(store.list().unwrap().keys.is_empty());
 }

@@ -90,7 +90,11 @@ fn disk(len: usize) -> Vec<u8> {
 fn cryptsetup(args: &[&str], path: &Path) -> Output {
     let output = Command::new("cryptsetup").args(args).arg(path).output();
     let output = output.expect("cryptsetup is not installed: `cargo xtask setup` installs it");
-    assert!(output.status.success(), "cryptsetup {args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "cryptsetup {args:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     output
 }
 
@@ -107,7 +111,15 @@ fn cryptsetup_decrypts_to_the_disk_that_was_sealed() {
     let key_file = bench.key_file(info.key_id);
     let header = bench.path("exported-header");
     let (key_file, header) = (key_file.to_str().unwrap(), header.to_str().unwrap());
-    let args = ["--decrypt", "--header", header, "--force-offline-reencrypt", "--key-file", key_file, "--batch-mode"];
+    let args = [
+        "--decrypt",
+        "--header",
+        header,
+        "--force-offline-reencrypt",
+        "--key-file",
+        key_file,
+        "--batch-mode",
+    ];
     cryptsetup(&[&["reencrypt"], &args[..]].concat(), &image);
 
     // cryptsetup decrypts in place and leaves the room of the header behind the disk.
@@ -138,7 +150,11 @@ fn luks_dump_shows_the_layout_that_was_asked_for() {
     assert_eq!(token.key_id(), info.key_id.to_string());
     assert_eq!(token.policy(), "default");
     assert_eq!(token.keyslots(), ["0"]);
-    assert!(token.allowed_verifiers(&["https://verifier.example:8440".to_owned()], &ca()).is_ok());
+    assert!(
+        token
+            .allowed_verifiers(&["https://verifier.example:8440".to_owned()], &ca())
+            .is_ok()
+    );
 
     let uuid = cryptsetup(&["luksUUID"], &image).stdout;
     assert_eq!(String::from_utf8(uuid).unwrap().trim(), info.disk_uuid.to_string());
@@ -153,13 +169,24 @@ fn the_owner_can_add_a_recovery_passphrase() {
     fs::write(&recovery, "correct horse battery staple").unwrap();
     let image = bench.path("disk.luks");
     let add = Command::new("cryptsetup")
-        .args(["luksAddKey", "--batch-mode", "--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "1000", "--key-file"])
+        .args([
+            "luksAddKey",
+            "--batch-mode",
+            "--pbkdf",
+            "pbkdf2",
+            "--pbkdf-force-iterations",
+            "1000",
+            "--key-file",
+        ])
         .args([&key_file, &image, &recovery])
         .output()
         .unwrap();
     assert!(add.status.success(), "{}", String::from_utf8_lossy(&add.stderr));
     let recovery = recovery.to_str().unwrap();
-    cryptsetup(&["open", "--test-passphrase", "--key-slot", "1", "--key-file", recovery], &image);
+    cryptsetup(
+        &["open", "--test-passphrase", "--key-slot", "1", "--key-file", recovery],
+        &image,
+    );
 }
 
 #[test]
@@ -169,7 +196,11 @@ fn two_seals_of_one_disk_share_nothing() {
     let second = bench.seal_into("again.luks", &bench.keys).unwrap();
     assert_ne!(first.key_id, second.key_id);
     assert_ne!(first.disk_uuid, second.disk_uuid);
-    let data = |name| fs::read(bench.path(name)).unwrap().split_off(usize::try_from(HEADER_LEN).unwrap());
+    let data = |name| {
+        fs::read(bench.path(name))
+            .unwrap()
+            .split_off(usize::try_from(HEADER_LEN).unwrap())
+    };
     assert_ne!(data("disk.luks"), data("again.luks"));
     assert_eq!(bench.keys.list().unwrap().keys.len(), 2);
 }
@@ -217,7 +248,12 @@ fn luks_and_container_formats_are_refused() {
     luks[..6].copy_from_slice(b"LUKS\xba\xbe");
     let bench = Bench::new(&luks);
     assert!(matches!(bench.seal(), Err(SealError::InputLuks(_))));
-    for (magic, name) in [(b"QFI\xfb".as_slice(), "qcow2"), (b"KDMV", "VMDK"), (b"vhdxfile", "VHDX"), (b"conectix", "VHD")] {
+    for (magic, name) in [
+        (b"QFI\xfb".as_slice(), "qcow2"),
+        (b"KDMV", "VMDK"),
+        (b"vhdxfile", "VHDX"),
+        (b"conectix", "VHD"),
+    ] {
         let mut image = disk(MIB);
         image[..magic.len()].copy_from_slice(magic);
         fs::write(bench.path("disk.raw"), image).unwrap();
@@ -257,8 +293,17 @@ fn nothing_is_overwritten() {
 fn an_output_in_no_directory_is_refused() {
     let bench = Bench::new(&disk(MIB));
     let error = bench.seal_into("missing/disk.luks", &bench.keys).unwrap_err();
-    assert!(matches!(error, SealError::Output { operation: "create", .. }));
-    assert!(matches!(bench.seal_into("..", &bench.keys), Err(SealError::OutputName(_))));
+    assert!(matches!(
+        error,
+        SealError::Output {
+            operation: "create",
+            ..
+        }
+    ));
+    assert!(matches!(
+        bench.seal_into("..", &bench.keys),
+        Err(SealError::OutputName(_))
+    ));
 }
 
 #[test]
@@ -272,7 +317,10 @@ fn a_policy_that_no_token_can_carry_is_refused() {
         verifier_spki_sha256: ca(),
         now: 0,
     };
-    assert!(matches!(seal::seal(&request, &bench.keys, &mut |_, _| {}), Err(SealError::Token(_))));
+    assert!(matches!(
+        seal::seal(&request, &bench.keys, &mut |_, _| {}),
+        Err(SealError::Token(_))
+    ));
     bench.assert_nothing_left();
 }
 
@@ -290,8 +338,18 @@ fn an_image_written_to_while_it_is_read_is_refused() {
             verifier_spki_sha256: ca(),
             now: 0,
         };
-        let mut change = |_, _| fs::File::options().write(true).open(&input).unwrap().set_len(new_len).unwrap();
-        assert!(matches!(seal::seal(&request, &bench.keys, &mut change), Err(SealError::InputChanged(_))));
+        let mut change = |_, _| {
+            fs::File::options()
+                .write(true)
+                .open(&input)
+                .unwrap()
+                .set_len(new_len)
+                .unwrap()
+        };
+        assert!(matches!(
+            seal::seal(&request, &bench.keys, &mut change),
+            Err(SealError::InputChanged(_))
+        ));
         bench.assert_nothing_left();
     }
 }
@@ -335,7 +393,10 @@ fn a_name_taken_at_the_last_moment_is_respected_and_the_key_goes() {
         now: 0,
     };
     let mut intrude = |_, _| fs::write(&output, "theirs").unwrap();
-    assert!(matches!(seal::seal(&request, &bench.keys, &mut intrude), Err(SealError::OutputExists(_))));
+    assert!(matches!(
+        seal::seal(&request, &bench.keys, &mut intrude),
+        Err(SealError::OutputExists(_))
+    ));
     assert_eq!(fs::read(&output).unwrap(), b"theirs");
     assert!(bench.keys.list().unwrap().keys.is_empty(), "a key without an image");
 }

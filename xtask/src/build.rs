@@ -10,8 +10,7 @@ use crate::workspace::{Key, artifacts, root, target};
 
 /// Debug information and `--btf`: functions called across programs, callbacks and maps need BTF, or do not load.
 /// `v3`: 32-bit arithmetic and jumps, which the verifier follows better; every kernel since 5.1 has it.
-const BPF_FLAGS: &str =
-    r#"--cfg=bpf_target_arch="x86_64" -Ctarget-cpu=v3 -Cdebuginfo=2 -Clink-arg=--btf"#;
+const BPF_FLAGS: &str = r#"--cfg=bpf_target_arch="x86_64" -Ctarget-cpu=v3 -Cdebuginfo=2 -Clink-arg=--btf"#;
 /// The workspace's release profile is made for daemons: strip and thin LTO would spoil the kernel programs.
 const BPF_PROFILE: &[(&str, &str)] = &[
     ("CARGO_PROFILE_RELEASE_LTO", "true"),
@@ -44,25 +43,13 @@ pub struct Built {
 
 /// Builds everything.
 pub fn all(tools: &Tools, profile: Profile) -> Result<Built, Error> {
-    let packages = [
-        "-p",
-        "assay-agent",
-        "-p",
-        "assay-verifier",
-        "-p",
-        "assay-tests",
-    ];
+    let packages = ["-p", "assay-agent", "-p", "assay-verifier", "-p", "assay-tests"];
     programs(tools, profile, &packages, &["assay-guest", "assay-agent"])
 }
 
 /// Builds what a machine without the agent needs.
 pub fn bare(tools: &Tools) -> Result<Built, Error> {
-    programs(
-        tools,
-        Profile::Debug,
-        &["-p", "assay-tests"],
-        &["assay-guest"],
-    )
+    programs(tools, Profile::Debug, &["-p", "assay-tests"], &["assay-guest"])
 }
 
 fn programs(
@@ -73,10 +60,7 @@ fn programs(
 ) -> Result<Built, Error> {
     let bpf_object = bpf(&tools.bpf)?;
     let mut command = Command::new("cargo");
-    command
-        .current_dir(root())
-        .args(["build", "--bins"])
-        .args(packages);
+    command.current_dir(root()).args(["build", "--bins"]).args(packages);
     if profile == Profile::Release {
         command.arg("--release");
     }
@@ -124,13 +108,7 @@ fn bpf(compiler: &BpfCompiler) -> Result<PathBuf, Error> {
             "-p",
             "assay-ebpf",
         ])
-        .args([
-            "--features",
-            "kernel",
-            "--bin",
-            "assay-ebpf",
-            "--target-dir",
-        ])
+        .args(["--features", "kernel", "--bin", "assay-ebpf", "--target-dir"])
         .arg(&target)
         .env("RUSTFLAGS", BPF_FLAGS)
         .envs(BPF_PROFILE.iter().copied());
@@ -143,10 +121,5 @@ fn bpf(compiler: &BpfCompiler) -> Result<PathBuf, Error> {
 
 /// Copies a program without its debug information: test machines have little memory, and a debug build is mostly that.
 pub fn strip_debug(from: &Path, to: &Path) -> Result<(), Error> {
-    output(
-        Command::new("objcopy")
-            .arg("--strip-debug")
-            .args([from, to]),
-    )
-    .map(drop)
+    output(Command::new("objcopy").arg("--strip-debug").args([from, to])).map(drop)
 }

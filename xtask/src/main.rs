@@ -14,11 +14,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 #[derive(Parser)]
-#[command(
-    name = "cargo xtask",
-    about = "Set up, build, test and show Assay",
-    version
-)]
+#[command(name = "cargo xtask", about = "Set up, build, test and show Assay", version)]
 struct Arguments {
     #[command(subcommand)]
     command: Task,

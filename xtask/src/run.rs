@@ -4,8 +4,6 @@ use std::ffi::OsStr;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Command, ExitStatus, Stdio};
-use std::sync::mpsc::{RecvTimeoutError, channel};
-use std::time::Duration;
 
 use crate::ui::Step;
 
@@ -44,9 +42,7 @@ pub enum Error {
         output: String,
     },
     /// There is no folder to keep tools and images in.
-    #[error(
-        "neither ASSAY_CACHE, XDG_CACHE_HOME nor HOME is set: set ASSAY_CACHE to a folder for tools and images"
-    )]
+    #[error("neither ASSAY_CACHE, XDG_CACHE_HOME nor HOME is set: set ASSAY_CACHE to a folder for tools and images")]
     NoCache,
     /// Something that only the user can supply is missing.
     #[error("{0}")]
@@ -82,10 +78,7 @@ pub fn command<S: AsRef<OsStr>>(program: &str, arguments: impl IntoIterator<Item
     let mut command = Command::new(program);
     let mut path = std::env::var_os("PATH").unwrap_or_default();
     path.push(":/usr/sbin:/sbin");
-    command
-        .args(arguments)
-        .env("PATH", path)
-        .stdin(Stdio::null());
+    command.args(arguments).env("PATH", path).stdin(Stdio::null());
     command
 }
 
@@ -97,7 +90,10 @@ pub fn cargo() -> Command {
     command.current_dir(crate::workspace::root()).env_remove("CARGO");
     for (name, _) in std::env::vars_os() {
         let text = name.to_string_lossy();
-        if ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_", "CARGO_CRATE_"].iter().any(|start| text.starts_with(start)) {
+        if ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_", "CARGO_CRATE_"]
+            .iter()
+            .any(|start| text.starts_with(start))
+        {
             command.env_remove(&name);
         }
     }
@@ -142,15 +138,12 @@ pub fn loud(command: &mut Command) -> Result<(), Error> {
 pub fn step(what: &str, command: &mut Command) -> Result<(), Error> {
     let step = Step::start(what);
     let mut kept: Vec<String> = Vec::new();
-    let status = lines(command, |line| match line {
-        Some(line) => {
-            step.say(line);
-            if kept.len() >= KEPT_LINES {
-                kept.remove(0);
-            }
-            kept.push(line.to_owned());
+    let status = lines(command, |line| {
+        step.say(line);
+        if kept.len() >= KEPT_LINES {
+            kept.remove(0);
         }
-        None => step.alive(),
+        kept.push(line.to_owned());
     })?;
     if status.success() {
         step.done();
@@ -164,11 +157,8 @@ pub fn step(what: &str, command: &mut Command) -> Result<(), Error> {
     })
 }
 
-/// Runs it, giving each line of both its streams to `each` as it comes, and `None` every second of silence.
-pub fn lines(
-    command: &mut Command,
-    mut each: impl FnMut(Option<&str>),
-) -> Result<ExitStatus, Error> {
+/// Runs it, giving each line of both its streams to `each` as it comes.
+pub fn lines(command: &mut Command, mut each: impl FnMut(&str)) -> Result<ExitStatus, Error> {
     let (reader, writer) = std::io::pipe().map_err(io("make a pipe"))?;
     let second = writer.try_clone().map_err(io("make a pipe"))?;
     command.stdout(writer).stderr(second);
@@ -178,27 +168,10 @@ pub fn lines(
     })?;
     // The command holds the writing ends; only when they are gone does the reader see the end.
     command.stdout(Stdio::null()).stderr(Stdio::null());
-    let (sender, receiver) = channel();
-    std::thread::spawn(move || {
-        for line in BufReader::new(reader).split(b'\n').map_while(Result::ok) {
-            if sender
-                .send(String::from_utf8_lossy(&line).trim_end().to_owned())
-                .is_err()
-            {
-                return;
-            }
-        }
-    });
-    loop {
-        match receiver.recv_timeout(Duration::from_secs(1)) {
-            Ok(line) => each(Some(&line)),
-            Err(RecvTimeoutError::Timeout) => each(None),
-            Err(RecvTimeoutError::Disconnected) => break,
-        }
+    for line in BufReader::new(reader).split(b'\n').map_while(Result::ok) {
+        each(String::from_utf8_lossy(&line).trim_end());
     }
-    child
-        .wait()
-        .map_err(io(format!("wait for {}", name(command))))
+    child.wait().map_err(io(format!("wait for {}", name(command))))
 }
 
 fn name(command: &Command) -> String {
@@ -207,10 +180,7 @@ fn name(command: &Command) -> String {
 
 fn line(command: &Command) -> String {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
-    words
-        .map(OsStr::to_string_lossy)
-        .collect::<Vec<_>>()
-        .join(" ")
+    words.map(OsStr::to_string_lossy).collect::<Vec<_>>().join(" ")
 }
 
 /// Is this process root?

@@ -44,11 +44,7 @@ impl Layer {
     /// Why it cannot run here, if so.
     fn obstacle(self) -> Option<String> {
         let lacks = |programs: &[&str]| {
-            let missing: Vec<&str> = programs
-                .iter()
-                .copied()
-                .filter(|program| !in_path(program))
-                .collect();
+            let missing: Vec<&str> = programs.iter().copied().filter(|program| !in_path(program)).collect();
             (!missing.is_empty()).then(|| format!("{} not installed", missing.join(", ")))
         };
         match self {
@@ -58,13 +54,7 @@ impl Layer {
                 (!folder.is_dir()).then(|| "../shared/vectors is not there".to_owned())
             }
             Self::Tpm => lacks(&["swtpm", "swtpm_setup", "tpm2"]),
-            Self::Vm => lacks(&[
-                "swtpm",
-                "swtpm_setup",
-                "qemu-system-x86_64",
-                "qemu-img",
-                "mmdebstrap",
-            ]),
+            Self::Vm => lacks(&["swtpm", "swtpm_setup", "qemu-system-x86_64", "qemu-img", "mmdebstrap"]),
         }
     }
 
@@ -78,9 +68,7 @@ impl Layer {
         };
         command.arg("--");
         match (self, filter) {
-            (Self::Unit, filter) => command
-                .args(["--skip", "tpm_", "--skip", "vectors_"])
-                .args(filter),
+            (Self::Unit, filter) => command.args(["--skip", "tpm_", "--skip", "vectors_"]).args(filter),
             // libtest takes several filters as alternatives, so a filter is applied alone, within the layer's skips.
             (Self::Vectors, Some(filter)) => command.args([filter, "--skip", "tpm_"]),
             (Self::Vectors, None) => command.args(["vectors_", "--skip", "tpm_"]),
@@ -151,10 +139,8 @@ fn run_layer(layer: Layer, built: Option<&Built>, filter: Option<&str>) -> Resul
     }
     let mut outcome = Outcome::default();
     let status = lines(&mut layer.cargo(filter), |line| {
-        if let Some(line) = line {
-            outcome.read(line);
-            println!("{line}");
-        }
+        outcome.read(line);
+        println!("{line}");
     })?;
     outcome.broken = !status.success() && outcome.failed == 0;
     outcome.seconds = start.elapsed().as_secs();
@@ -167,9 +153,7 @@ impl Outcome {
         if let Some(rest) = line.strip_prefix("test result: ") {
             for part in rest.split([';', '.']) {
                 let mut words = part.split_whitespace();
-                let (Some(Ok(count)), Some(what)) =
-                    (words.next().map(str::parse::<u64>), words.next())
-                else {
+                let (Some(Ok(count)), Some(what)) = (words.next().map(str::parse::<u64>), words.next()) else {
                     continue;
                 };
                 match what {
@@ -205,11 +189,7 @@ fn summary(outcomes: &[(Layer, Outcome)]) -> Result<(), Error> {
                 outcome.failed,
                 outcome.ignored,
                 outcome.seconds,
-                if outcome.broken {
-                    "  BROKEN: see above"
-                } else {
-                    ""
-                }
+                if outcome.broken { "  BROKEN: see above" } else { "" }
             ),
         }
         for name in &outcome.failures {
@@ -250,12 +230,10 @@ mod tests {
         let mut outcome = Outcome::default();
         outcome.read("test a::b ... ok");
         outcome.read("test a::c ... FAILED");
-        outcome.read("test result: FAILED. 12 passed; 1 failed; 2 ignored; 0 measured; 0 filtered out; finished in 3.00s");
+        outcome
+            .read("test result: FAILED. 12 passed; 1 failed; 2 ignored; 0 measured; 0 filtered out; finished in 3.00s");
         outcome.read("test result: ok. 5 passed; 0 failed; 0 ignored; 0 measured; 1 filtered out; finished in 0.01s");
-        assert_eq!(
-            (outcome.passed, outcome.failed, outcome.ignored),
-            (17, 1, 2)
-        );
+        assert_eq!((outcome.passed, outcome.failed, outcome.ignored), (17, 1, 2));
         assert_eq!(outcome.failures.into_iter().collect::<Vec<_>>(), ["a::c"]);
     }
 }

@@ -31,11 +31,7 @@ pub trait EventSource: Send {
     /// `take` is called while the record still occupies its place in the queue, and the place is freed only after it
     /// returned `Ok`: a consumer that puts the record into its journal first cannot lose it. On an error the record
     /// stays queued, and those taken before it are gone.
-    fn read(
-        &mut self,
-        max: usize,
-        take: &mut dyn FnMut(&Record) -> Result<(), Refusal>,
-    ) -> Result<usize, SourceError>;
+    fn read(&mut self, max: usize, take: &mut dyn FnMut(&Record) -> Result<(), Refusal>) -> Result<usize, SourceError>;
 
     /// Measurements that the kernel made, or should have made, and could not queue, since the host booted. It only
     /// grows while the kernel side stays loaded.

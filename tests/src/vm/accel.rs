@@ -46,11 +46,7 @@ impl std::fmt::Display for Accelerator {
         write!(
             f,
             "{} ({})",
-            if self.kvm {
-                "KVM"
-            } else {
-                "TCG, software emulation"
-            },
+            if self.kvm { "KVM" } else { "TCG, software emulation" },
             self.why
         )
     }
@@ -61,10 +57,7 @@ fn unusable() -> Option<String> {
     let capable = cpu
         .lines()
         .filter(|line| line.starts_with("flags"))
-        .any(|line| {
-            line.split_whitespace()
-                .any(|flag| flag == "vmx" || flag == "svm")
-        });
+        .any(|line| line.split_whitespace().any(|flag| flag == "vmx" || flag == "svm"));
     if !capable {
         return Some("the processor shows neither vmx nor svm".to_owned());
     }

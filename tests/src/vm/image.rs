@@ -53,8 +53,7 @@ impl Image {
             message,
         };
         let text = std::fs::read(path).map_err(|error| unusable(error.to_string()))?;
-        let image: Self =
-            serde_json::from_slice(&text).map_err(|error| unusable(error.to_string()))?;
+        let image: Self = serde_json::from_slice(&text).map_err(|error| unusable(error.to_string()))?;
         for file in [&image.kernel, &image.initrd, &image.root]
             .into_iter()
             .chain(&image.snapshot)

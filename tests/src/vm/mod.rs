@@ -63,8 +63,7 @@ impl Vm {
         make_overlay(&image.root, &dir.path().join("disk.qcow2"))?;
         if !options.without_tpm {
             let state = dir.path().join("tpm");
-            std::fs::create_dir(&state)
-                .map_err(HarnessError::io(format!("make {}", state.display())))?;
+            std::fs::create_dir(&state).map_err(HarnessError::io(format!("make {}", state.display())))?;
             set_up(&state, true)?;
         }
         let mut vm = Self::start(image, dir, options, false)?;
@@ -87,12 +86,8 @@ impl Vm {
             });
         };
         let dir = machine_dir()?;
-        let (disk, from) = (
-            dir.path().join("disk.qcow2"),
-            Image::snapshot_disk(snapshot),
-        );
-        std::fs::copy(&from, &disk)
-            .map_err(HarnessError::io(format!("copy {}", from.display())))?;
+        let (disk, from) = (dir.path().join("disk.qcow2"), Image::snapshot_disk(snapshot));
+        std::fs::copy(&from, &disk).map_err(HarnessError::io(format!("copy {}", from.display())))?;
         copy_dir(&Image::snapshot_tpm(snapshot), &dir.path().join("tpm"))?;
         let mut vm = Self::start(image, dir, &BootOptions::default(), true)?;
         vm.wait_until_up(BOOT_TIMEOUT)?;
@@ -128,17 +123,9 @@ impl Vm {
     pub fn reset(&mut self) -> Result<(), HarnessError> {
         let before = self.guest.ping()?.0;
         self.qmp()?.execute("system_reset", &json!({}))?;
-        Guest::wait_for(
-            "the machine did not come back after a reset",
-            BOOT_TIMEOUT,
-            || {
-                Ok(self
-                    .guest
-                    .ping()
-                    .ok()
-                    .filter(|(boot_id, _)| *boot_id != before))
-            },
-        )?;
+        Guest::wait_for("the machine did not come back after a reset", BOOT_TIMEOUT, || {
+            Ok(self.guest.ping().ok().filter(|(boot_id, _)| *boot_id != before))
+        })?;
         self.guest.set_clock()
     }
 
@@ -158,8 +145,7 @@ impl Vm {
         }
         std::fs::create_dir_all(to).map_err(HarnessError::io(format!("make {}", to.display())))?;
         let (from, disk) = (self.dir.path().join("disk.qcow2"), Image::snapshot_disk(to));
-        std::fs::copy(&from, &disk)
-            .map_err(HarnessError::io(format!("write {}", disk.display())))?;
+        std::fs::copy(&from, &disk).map_err(HarnessError::io(format!("write {}", disk.display())))?;
         copy_dir(&self.dir.path().join("tpm"), &Image::snapshot_tpm(to))
     }
 
@@ -193,13 +179,7 @@ impl Vm {
             };
             let (guest_port, agent_port) = free_ports()?;
             let mut qemu = Child::spawn("qemu-system-x86_64", |command| {
-                configure(
-                    command,
-                    image,
-                    dir.path(),
-                    options,
-                    (guest_port, agent_port),
-                );
+                configure(command, image, dir.path(), options, (guest_port, agent_port));
                 if restored {
                     command.args(["-loadvm", SNAPSHOT]);
                 }
@@ -337,25 +317,10 @@ fn start_tpm(dir: &Path) -> Result<Child, HarnessError> {
     Ok(child)
 }
 
-fn configure(
-    command: &mut Command,
-    image: &Image,
-    dir: &Path,
-    options: &BootOptions,
-    ports: (u16, u16),
-) {
+fn configure(command: &mut Command, image: &Image, dir: &Path, options: &BootOptions, ports: (u16, u16)) {
     let file = |name: &str| dir.join(name).display().to_string();
     command.args(Accelerator::detect().arguments());
-    command.args([
-        "-M",
-        "q35",
-        "-m",
-        "1024",
-        "-smp",
-        "2",
-        "-nographic",
-        "-nodefaults",
-    ]);
+    command.args(["-M", "q35", "-m", "1024", "-smp", "2", "-nographic", "-nodefaults"]);
     command
         .arg("-kernel")
         .arg(&image.kernel)
@@ -367,10 +332,7 @@ fn configure(
     // The disk lives as long as the test: nothing needs to reach the platter.
     command.args([
         "-drive",
-        &format!(
-            "file={},format=qcow2,if=virtio,cache=unsafe",
-            file("disk.qcow2")
-        ),
+        &format!("file={},format=qcow2,if=virtio,cache=unsafe", file("disk.qcow2")),
     ]);
     let (guest, agent) = ports;
     command.args([
@@ -397,23 +359,18 @@ fn configure(
         ]);
     }
     if options.interactive {
-        command
-            .args(["-serial", "mon:stdio"])
-            .stdin(Stdio::inherit());
+        command.args(["-serial", "mon:stdio"]).stdin(Stdio::inherit());
         return;
     }
     command.args(["-serial", &format!("file:{}", file("console.log"))]);
-    let log =
-        std::fs::File::create(dir.join("qemu.log")).map_or_else(|_| Stdio::null(), Stdio::from);
+    let log = std::fs::File::create(dir.join("qemu.log")).map_or_else(|_| Stdio::null(), Stdio::from);
     command.stdout(Stdio::null()).stderr(log);
 }
 
 /// Two free loopback ports.
 fn free_ports() -> Result<(u16, u16), HarnessError> {
-    let listen = || {
-        TcpListener::bind(("127.0.0.1", 0))
-            .and_then(|listener| Ok((listener.local_addr()?.port(), listener)))
-    };
+    let listen =
+        || TcpListener::bind(("127.0.0.1", 0)).and_then(|listener| Ok((listener.local_addr()?.port(), listener)));
     match (listen(), listen()) {
         (Ok((first, _one)), Ok((second, _two))) => Ok((first, second)),
         _ => Err(HarnessError::NoPorts),

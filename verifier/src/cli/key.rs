@@ -55,7 +55,10 @@ fn as_text(keys: &[KeyInfo]) -> String {
     if keys.is_empty() {
         return "No keys: `assay-verifier image seal IN OUT` makes an image and its key\n".to_owned();
     }
-    let mut text = format!("{:36}  {:36}  {:20}  {:>15}  {:16}  IMAGE\n", "KEY", "DISK", "CREATED", "BYTES", "POLICY");
+    let mut text = format!(
+        "{:36}  {:36}  {:20}  {:>15}  {:16}  IMAGE\n",
+        "KEY", "DISK", "CREATED", "BYTES", "POLICY"
+    );
     for key in keys {
         let [key_id, disk] = [key.key_id.to_string(), key.disk_uuid.to_string()];
         let created = rfc3339(key.created);

@@ -8,7 +8,9 @@ use assay_evidence::uuid::Uuid;
 #[derive(Debug, thiserror::Error)]
 pub enum KeyStoreError {
     /// The master key file isn't there.
-    #[error("key store: master key {path} is missing; restore it from your backup (without it no stored key can be read), or run `assay-verifier init` for a new verifier")]
+    #[error(
+        "key store: master key {path} is missing; restore it from your backup (without it no stored key can be read), or run `assay-verifier init` for a new verifier"
+    )]
     MasterMissing {
         /// Where it should be.
         path: PathBuf,
@@ -28,7 +30,9 @@ pub enum KeyStoreError {
         len: u64,
     },
     /// Somebody other than the owner may read or write the file.
-    #[error("key store: {path} has mode {mode:04o}, which lets others in; check who could read it, then `chmod go= {path}`")]
+    #[error(
+        "key store: {path} has mode {mode:04o}, which lets others in; check who could read it, then `chmod go= {path}`"
+    )]
     Permissions {
         /// The file or directory.
         path: PathBuf,
@@ -73,7 +77,9 @@ pub enum KeyStoreError {
         source: serde_json::Error,
     },
     /// The file is of a version that this program doesn't know.
-    #[error("key store: {path} has format version {version}, this program knows version {known}; use the program that wrote it")]
+    #[error(
+        "key store: {path} has format version {version}, this program knows version {known}; use the program that wrote it"
+    )]
     Version {
         /// The file.
         path: PathBuf,
@@ -91,7 +97,9 @@ pub enum KeyStoreError {
         key_id: Uuid,
     },
     /// The file was changed after it was written, or under another master key.
-    #[error("key store: {path} fails its authentication: it was changed, or written under another master key; restore file and master key from the same backup")]
+    #[error(
+        "key store: {path} fails its authentication: it was changed, or written under another master key; restore file and master key from the same backup"
+    )]
     Tampered {
         /// The file.
         path: PathBuf,

@@ -55,7 +55,10 @@ impl FileKeyStore {
             KeyStoreError::Io { source, .. } if source.kind() == io::ErrorKind::NotFound => {
                 KeyStoreError::MasterMissing { path: path.clone() }
             }
-            KeyStoreError::TooLong { len, .. } => KeyStoreError::MasterSize { path: path.clone(), len },
+            KeyStoreError::TooLong { len, .. } => KeyStoreError::MasterSize {
+                path: path.clone(),
+                len,
+            },
             other => other,
         })?;
         let master = MasterKey::new(&bytes).ok_or_else(|| KeyStoreError::MasterSize {
@@ -74,7 +77,10 @@ impl FileKeyStore {
     fn read(&self, key_id: Uuid, path: &Path) -> Result<StoredKey, KeyStoreError> {
         let key = format::open(&self.master, path, &read_private(path, MAX_FILE)?)?;
         if key.info.key_id != key_id {
-            return Err(KeyStoreError::Renamed { path: path.to_owned(), key_id: key.info.key_id });
+            return Err(KeyStoreError::Renamed {
+                path: path.to_owned(),
+                key_id: key.info.key_id,
+            });
         }
         Ok(key)
     }
@@ -91,7 +97,8 @@ impl FileKeyStore {
 
 impl KeySource for FileKeyStore {
     fn get(&self, key_id: Uuid) -> Result<StoredKey, KeyStoreError> {
-        self.read(key_id, &self.path_of(key_id)).map_err(|error| not_found(error, key_id))
+        self.read(key_id, &self.path_of(key_id))
+            .map_err(|error| not_found(error, key_id))
     }
 
     fn list(&self) -> Result<Listing, KeyStoreError> {

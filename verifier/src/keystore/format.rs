@@ -38,7 +38,9 @@ pub(super) struct MasterKey(LessSafeKey);
 impl MasterKey {
     /// `None` when it isn't [`MASTER_LEN`] bytes.
     pub(super) fn new(bytes: &[u8]) -> Option<Self> {
-        UnboundKey::new(&AES_256_GCM, bytes).ok().map(|key| Self(LessSafeKey::new(key)))
+        UnboundKey::new(&AES_256_GCM, bytes)
+            .ok()
+            .map(|key| Self(LessSafeKey::new(key)))
     }
 }
 
@@ -49,7 +51,11 @@ impl MasterKey {
 pub(super) fn seal(master: &MasterKey, info: &KeyInfo, passphrase: &Passphrase) -> Result<Vec<u8>, KeyStoreError> {
     for (field, text) in [("policy name", &info.policy), ("image name", &info.image)] {
         if text.len() > MAX_NAME {
-            return Err(KeyStoreError::FieldTooLong { field, len: text.len(), limit: MAX_NAME });
+            return Err(KeyStoreError::FieldTooLong {
+                field,
+                len: text.len(),
+                limit: MAX_NAME,
+            });
         }
     }
     let mut nonce = [0_u8; NONCE_LEN];
@@ -83,10 +89,16 @@ pub(super) fn seal(master: &MasterKey, info: &KeyInfo, passphrase: &Passphrase) 
 
 /// Reads one key out of the bytes of its file, which `path` only names for errors.
 pub(super) fn open(master: &MasterKey, path: &Path, bytes: &[u8]) -> Result<StoredKey, KeyStoreError> {
-    let file: KeyFile = serde_json::from_slice(bytes)
-        .map_err(|source| KeyStoreError::Malformed { path: path.to_owned(), source })?;
+    let file: KeyFile = serde_json::from_slice(bytes).map_err(|source| KeyStoreError::Malformed {
+        path: path.to_owned(),
+        source,
+    })?;
     if file.version != VERSION {
-        return Err(KeyStoreError::Version { path: path.to_owned(), version: file.version, known: VERSION });
+        return Err(KeyStoreError::Version {
+            path: path.to_owned(),
+            version: file.version,
+            known: VERSION,
+        });
     }
     let info = KeyInfo {
         key_id: file.key_id,

@@ -19,7 +19,11 @@ pub(super) fn fill_random(buffer: &mut [u8]) -> Result<(), KeyStoreError> {
 
 /// Turns a failed operation into an error that names it.
 pub(super) fn failed<'a>(operation: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> KeyStoreError + 'a {
-    move |source| KeyStoreError::Io { operation, path: path.to_owned(), source }
+    move |source| KeyStoreError::Io {
+        operation,
+        path: path.to_owned(),
+        source,
+    }
 }
 
 /// Makes a directory that only its owner can enter; fine when it is there already and private.
@@ -41,7 +45,11 @@ pub(super) fn read_private(path: &Path, limit: u64) -> Result<Zeroizing<Vec<u8>>
     let metadata = file.metadata().map_err(failed("look at", path))?;
     check_private(path, &metadata)?;
     if metadata.len() > limit {
-        return Err(KeyStoreError::TooLong { path: path.to_owned(), len: metadata.len(), limit });
+        return Err(KeyStoreError::TooLong {
+            path: path.to_owned(),
+            len: metadata.len(),
+            limit,
+        });
     }
     // Room for all of it at once: a vector that grows leaves unwiped copies behind.
     let mut bytes = Zeroizing::new(Vec::with_capacity(usize::try_from(limit).unwrap_or(0)));
@@ -71,7 +79,9 @@ pub(super) fn write_new_private(path: &Path, bytes: &[u8]) -> Result<(), KeyStor
 /// Makes a change of names in the file's directory durable.
 pub(super) fn sync_parent(path: &Path) -> Result<(), KeyStoreError> {
     let Some(parent) = path.parent() else { return Ok(()) };
-    File::open(parent).and_then(|dir| dir.sync_all()).map_err(failed("sync directory", parent))
+    File::open(parent)
+        .and_then(|dir| dir.sync_all())
+        .map_err(failed("sync directory", parent))
 }
 
 fn write_and_sync(path: &Path, bytes: &[u8]) -> Result<(), KeyStoreError> {
@@ -82,7 +92,9 @@ fn write_and_sync(path: &Path, bytes: &[u8]) -> Result<(), KeyStoreError> {
         .open(path)
         .map_err(failed("create", path))?;
     give_to_owner_of_parent(&file, path)?;
-    file.write_all(bytes).and_then(|()| file.sync_all()).map_err(failed("write", path))
+    file.write_all(bytes)
+        .and_then(|()| file.sync_all())
+        .map_err(failed("write", path))
 }
 
 /// An operator may seal as root what the service, under a user of its own, must read: the file belongs to whom its
@@ -100,7 +112,10 @@ fn give_to_owner_of_parent(file: &File, path: &Path) -> Result<(), KeyStoreError
 fn check_private(path: &Path, metadata: &fs::Metadata) -> Result<(), KeyStoreError> {
     let mode = metadata.permissions().mode() & 0o7777;
     if mode & 0o077 != 0 {
-        return Err(KeyStoreError::Permissions { path: path.to_owned(), mode });
+        return Err(KeyStoreError::Permissions {
+            path: path.to_owned(),
+            mode,
+        });
     }
     Ok(())
 }

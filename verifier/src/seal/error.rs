@@ -27,7 +27,9 @@ pub enum SealError {
     #[error("{0} is empty; give a raw disk image")]
     InputEmpty(PathBuf),
     /// The input isn't made of whole sectors.
-    #[error("{path} has {len} bytes, which is not a multiple of 512; a disk has whole sectors: `truncate -s %512 {path}` pads it with zeros")]
+    #[error(
+        "{path} has {len} bytes, which is not a multiple of 512; a disk has whole sectors: `truncate -s %512 {path}` pads it with zeros"
+    )]
     InputSize {
         /// The input.
         path: PathBuf,
@@ -52,7 +54,9 @@ pub enum SealError {
     #[error("{0} exists already and is not overwritten; choose another name or remove it")]
     OutputExists(PathBuf),
     /// Another run writes this output, or one was interrupted.
-    #[error("{0} exists: either another `image seal` is writing it, or one was interrupted; if none is running, remove it")]
+    #[error(
+        "{0} exists: either another `image seal` is writing it, or one was interrupted; if none is running, remove it"
+    )]
     PartialExists(PathBuf),
     /// The output has no file name, or one that libcryptsetup can't take.
     #[error("{0} can't be used as output; give a file name in UTF-8")]
@@ -94,7 +98,9 @@ pub enum SealError {
         source: LibcryptErr,
     },
     /// libcryptsetup made another layout than the one that the data is written in.
-    #[error("libcryptsetup made a header with {what} {found} where {wanted} was asked for; this version of the library can't be used")]
+    #[error(
+        "libcryptsetup made a header with {what} {found} where {wanted} was asked for; this version of the library can't be used"
+    )]
     Layout {
         /// Which property.
         what: &'static str,

@@ -82,7 +82,13 @@ pub(super) fn write(
     passphrase: &Passphrase,
     token: &serde_json::Value,
 ) -> Result<Header, SealError> {
-    let failed = |operation| move |source| SealError::Luks { operation, path: path.to_owned(), source };
+    let failed = |operation| {
+        move |source| SealError::Luks {
+            operation,
+            path: path.to_owned(),
+            source,
+        }
+    };
     let mut device = CryptInit::init(path).map_err(failed("start"))?;
     format(&mut device, volume_key).map_err(failed("write a LUKS2 header"))?;
     device
@@ -94,7 +100,10 @@ pub(super) fn write(
             CryptVolumeKey::empty(),
         )
         .map_err(failed("fill the key slot"))?;
-    device.token_handle().json_set(TokenInput::AddToken(token)).map_err(failed("write the token"))?;
+    device
+        .token_handle()
+        .json_set(TokenInput::AddToken(token))
+        .map_err(failed("write the token"))?;
     drop(device);
     read_back(path, volume_key, passphrase)
 }
@@ -137,7 +146,13 @@ fn format(device: &mut CryptDevice, volume_key: &VolumeKey) -> Result<(), Libcry
 
 /// Opens the finished header as a host would, and refuses any layout but the one that the data is written in.
 fn read_back(path: &Path, volume_key: &VolumeKey, passphrase: &Passphrase) -> Result<Header, SealError> {
-    let failed = |operation| move |source| SealError::Luks { operation, path: path.to_owned(), source };
+    let failed = |operation| {
+        move |source| SealError::Luks {
+            operation,
+            path: path.to_owned(),
+            source,
+        }
+    };
     let mut device = CryptInit::init(path).map_err(failed("start"))?;
     device
         .context_handle()
@@ -152,12 +167,20 @@ fn read_back(path: &Path, volume_key: &VolumeKey, passphrase: &Passphrase) -> Re
         ("data offset", "/offset", serde_json::json!(HEADER_LEN.to_string())),
         ("segment size", "/size", serde_json::json!("dynamic")),
         ("iv_tweak", "/iv_tweak", serde_json::json!("0")),
-        ("cipher", "/encryption", serde_json::json!(format!("{}-{}", CIPHER.0, CIPHER.1))),
+        (
+            "cipher",
+            "/encryption",
+            serde_json::json!(format!("{}-{}", CIPHER.0, CIPHER.1)),
+        ),
         ("sector size", "/sector_size", serde_json::json!(SECTOR_LEN)),
     ] {
         let found = segment.pointer(pointer).cloned().unwrap_or_default();
         if found != wanted {
-            return Err(SealError::Layout { what, found: found.to_string(), wanted: wanted.to_string() });
+            return Err(SealError::Layout {
+                what,
+                found: found.to_string(),
+                wanted: wanted.to_string(),
+            });
         }
     }
     let mut opened = Zeroizing::new([0_u8; VOLUME_KEY_LEN]);

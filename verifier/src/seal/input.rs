@@ -10,8 +10,12 @@ use std::{
 use super::{SECTOR_LEN, SealError};
 
 /// Container formats by their first bytes. Sealed as they are, they would be a disk that no VM can boot.
-const CONTAINERS: [(&[u8], &str); 4] =
-    [(b"QFI\xfb", "qcow2"), (b"KDMV", "VMDK"), (b"vhdxfile", "VHDX"), (b"conectix", "VHD")];
+const CONTAINERS: [(&[u8], &str); 4] = [
+    (b"QFI\xfb", "qcow2"),
+    (b"KDMV", "VMDK"),
+    (b"vhdxfile", "VHDX"),
+    (b"conectix", "VHD"),
+];
 /// Both LUKS versions begin with this.
 const LUKS_MAGIC: &[u8] = b"LUKS\xba\xbe";
 
@@ -33,7 +37,13 @@ struct FileState {
 impl Source {
     /// Opens an image and refuses what isn't a raw disk.
     pub(super) fn open(path: &Path) -> Result<Self, SealError> {
-        let failed = |operation| move |source| SealError::Input { operation, path: path.to_owned(), source };
+        let failed = |operation| {
+            move |source| SealError::Input {
+                operation,
+                path: path.to_owned(),
+                source,
+            }
+        };
         let mut file = File::open(path).map_err(failed("open"))?;
         let metadata = file.metadata().map_err(failed("look at"))?;
         if !metadata.is_file() && !metadata.file_type().is_block_device() {
@@ -46,7 +56,10 @@ impl Source {
             return Err(SealError::InputEmpty(path.to_owned()));
         }
         if !len.is_multiple_of(SECTOR_LEN) {
-            return Err(SealError::InputSize { path: path.to_owned(), len });
+            return Err(SealError::InputSize {
+                path: path.to_owned(),
+                len,
+            });
         }
         let mut start = Vec::new();
         (&file).take(8).read_to_end(&mut start).map_err(failed("read"))?;
@@ -55,10 +68,18 @@ impl Source {
             return Err(SealError::InputLuks(path.to_owned()));
         }
         if let Some((_, format)) = CONTAINERS.iter().find(|(magic, _)| start.starts_with(magic)) {
-            return Err(SealError::InputFormat { path: path.to_owned(), format });
+            return Err(SealError::InputFormat {
+                path: path.to_owned(),
+                format,
+            });
         }
         let state = FileState::of(&file).map_err(failed("look at"))?;
-        Ok(Self { path: path.to_owned(), file, len, state })
+        Ok(Self {
+            path: path.to_owned(),
+            file,
+            len,
+            state,
+        })
     }
 
     /// Length of the disk in bytes, a multiple of [`SECTOR_LEN`].
@@ -70,7 +91,11 @@ impl Source {
     pub(super) fn read_block(&mut self, block: &mut [u8]) -> Result<(), SealError> {
         self.file.read_exact(block).map_err(|source| match source.kind() {
             io::ErrorKind::UnexpectedEof => SealError::InputChanged(self.path.clone()),
-            _ => SealError::Input { operation: "read", path: self.path.clone(), source },
+            _ => SealError::Input {
+                operation: "read",
+                path: self.path.clone(),
+                source,
+            },
         })
     }
 
@@ -81,13 +106,20 @@ impl Source {
             path: self.path.clone(),
             source,
         })?;
-        if now == self.state { Ok(()) } else { Err(SealError::InputChanged(self.path.clone())) }
+        if now == self.state {
+            Ok(())
+        } else {
+            Err(SealError::InputChanged(self.path.clone()))
+        }
     }
 }
 
 impl FileState {
     fn of(file: &File) -> io::Result<Self> {
         let metadata = file.metadata()?;
-        Ok(Self { size: metadata.size(), modified: (metadata.mtime(), metadata.mtime_nsec()) })
+        Ok(Self {
+            size: metadata.size(),
+            modified: (metadata.mtime(), metadata.mtime_nsec()),
+        })
     }
 }

@@ -67,7 +67,11 @@ pub fn seal(
         key_id,
         disk_uuid: header.uuid,
         policy: request.policy.to_owned(),
-        image: request.output.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default(),
+        image: request
+            .output
+            .file_name()
+            .map(|name| name.to_string_lossy().into_owned())
+            .unwrap_or_default(),
         size: source.len(),
         created: request.now,
     };
@@ -89,5 +93,7 @@ fn new_uuid() -> Result<Uuid, SealError> {
 
 fn random(buffer: &mut [u8]) -> Result<(), SealError> {
     use ring::rand::SecureRandom;
-    ring::rand::SystemRandom::new().fill(buffer).map_err(|_| SealError::Random)
+    ring::rand::SystemRandom::new()
+        .fill(buffer)
+        .map_err(|_| SealError::Random)
 }

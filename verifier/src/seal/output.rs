@@ -29,12 +29,25 @@ impl Partial {
         }
         name.push(".partial");
         let partial = output.with_file_name(name);
-        let opened = OpenOptions::new().read(true).write(true).create_new(true).open(&partial);
+        let opened = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .open(&partial);
         let file = opened.map_err(|source| match source.kind() {
             io::ErrorKind::AlreadyExists => SealError::PartialExists(partial.clone()),
-            _ => SealError::Output { operation: "create", path: partial.clone(), source },
+            _ => SealError::Output {
+                operation: "create",
+                path: partial.clone(),
+                source,
+            },
         })?;
-        let this = Self { partial, output: output.to_owned(), file, len };
+        let this = Self {
+            partial,
+            output: output.to_owned(),
+            file,
+            len,
+        };
         this.file.set_len(len).map_err(|source| this.failed("extend", source))?;
         Ok(this)
     }
@@ -46,7 +59,9 @@ impl Partial {
 
     /// Writes a block at a byte offset.
     pub(super) fn write_at(&self, block: &[u8], offset: u64) -> Result<(), SealError> {
-        self.file.write_all_at(block, offset).map_err(|source| self.failed("write", source))
+        self.file
+            .write_all_at(block, offset)
+            .map_err(|source| self.failed("write", source))
     }
 
     /// Makes the content durable.
@@ -64,12 +79,20 @@ impl Partial {
             }
             Err(_) => self.rename()?,
         }
-        let parent = self.output.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let parent = self
+            .output
+            .parent()
+            .filter(|dir| !dir.as_os_str().is_empty())
+            .unwrap_or(Path::new("."));
         let synced = File::open(parent).and_then(|dir| dir.sync_all());
         synced.map_err(|source| {
             // Not durable is not done: take the name back, so that no image stays without its key.
             drop(fs::remove_file(&self.output));
-            SealError::Output { operation: "sync the directory of", path: self.output.clone(), source }
+            SealError::Output {
+                operation: "sync the directory of",
+                path: self.output.clone(),
+                source,
+            }
         })
     }
 
@@ -78,16 +101,27 @@ impl Partial {
         if self.output.symlink_metadata().is_ok() {
             return Err(SealError::OutputExists(self.output.clone()));
         }
-        fs::rename(&self.partial, &self.output)
-            .map_err(|source| SealError::Output { operation: "rename to", path: self.output.clone(), source })
+        fs::rename(&self.partial, &self.output).map_err(|source| SealError::Output {
+            operation: "rename to",
+            path: self.output.clone(),
+            source,
+        })
     }
 
     fn failed(&self, operation: &'static str, source: io::Error) -> SealError {
         match source.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => {
-                SealError::DiskFull { path: self.partial.clone(), needed: self.len, source }
+                SealError::DiskFull {
+                    path: self.partial.clone(),
+                    needed: self.len,
+                    source,
+                }
             }
-            _ => SealError::Output { operation, path: self.partial.clone(), source },
+            _ => SealError::Output {
+                operation,
+                path: self.partial.clone(),
+                source,
+            },
         }
     }
 }

@@ -38,7 +38,10 @@ fn seals_and_lists_the_key() {
     assert_eq!(list["keys"][0]["image"], "disk.luks");
     assert_eq!(list["damaged"], Value::Array(Vec::new()));
     let text = site.run(&["key", "list"]).good();
-    assert!(text.contains(key) && text.contains(disk) && text.contains("disk.luks"), "{text}");
+    assert!(
+        text.contains(key) && text.contains(disk) && text.contains("disk.luks"),
+        "{text}"
+    );
 }
 
 #[test]
@@ -59,7 +62,11 @@ fn the_token_names_this_verifier() {
     let pem = fs::read(site.state().join("ca.pem")).unwrap();
     let (_, pem) = x509_parser::pem::parse_x509_pem(&pem).unwrap();
     let spki = Sha256Digest::of(pem.parse_x509().unwrap().public_key().raw);
-    assert!(token.allowed_verifiers(&["https://192.0.2.1:8440".to_owned()], &spki).is_ok());
+    assert!(
+        token
+            .allowed_verifiers(&["https://192.0.2.1:8440".to_owned()], &spki)
+            .is_ok()
+    );
 }
 
 #[test]
@@ -99,11 +106,18 @@ fn a_damaged_key_is_named_and_hides_no_other() {
     let site = site_with_disk();
     let first = site.seal(&site.path("disk.raw"), &site.path("a.luks")).good();
     let second = site.seal(&site.path("disk.raw"), &site.path("b.luks")).good();
-    let file = site.state().join("keys").join(format!("{}.json", value_of(&first, "key")));
+    let file = site
+        .state()
+        .join("keys")
+        .join(format!("{}.json", value_of(&first, "key")));
     let edited = fs::read_to_string(&file).unwrap().replace("default", "lenient");
     fs::write(&file, edited).unwrap();
     let ran = site.run(&["key", "list"]);
-    assert!(ran.out.contains(value_of(&second, "key")) && !ran.out.contains(value_of(&first, "key")), "{}", ran.out);
+    assert!(
+        ran.out.contains(value_of(&second, "key")) && !ran.out.contains(value_of(&first, "key")),
+        "{}",
+        ran.out
+    );
     ran.refused(&[value_of(&first, "key"), "fails its authentication"]);
 }
 
@@ -113,7 +127,14 @@ fn without_a_verifier_nothing_is_sealed() {
     fs::write(dir.path().join("disk.raw"), vec![0; 512]).unwrap();
     let state = dir.path().join("state");
     let [input, output] = ["disk.raw", "disk.luks"].map(|name| dir.path().join(name));
-    let ran = verifier(["--state".as_ref(), state.as_os_str(), "image".as_ref(), "seal".as_ref(), input.as_os_str(), output.as_os_str()]);
+    let ran = verifier([
+        "--state".as_ref(),
+        state.as_os_str(),
+        "image".as_ref(),
+        "seal".as_ref(),
+        input.as_os_str(),
+        output.as_os_str(),
+    ]);
     ran.refused(&["init"]);
     assert!(!output.exists());
 }

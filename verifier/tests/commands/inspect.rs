@@ -49,7 +49,11 @@ fn events() -> [Vec<Event>; 3] {
         cgroup: 6,
     };
     let lost = Event::Violation(Violation::Lost { count: 3 });
-    [vec![Event::AgentStart(start), Event::Ready], vec![Event::Load(load), lost], vec![Event::AgentStop]]
+    [
+        vec![Event::AgentStart(start), Event::Ready],
+        vec![Event::Load(load), lost],
+        vec![Event::AgentStop],
+    ]
 }
 
 fn records() -> Vec<Record> {
@@ -86,13 +90,25 @@ fn a_log_as_text() {
     let file = saved(&log());
     let out = inspect("cel", &file.path, false).good();
     let digest = Sha256Digest::of(b"rogue");
-    assert!(out.contains(&format!("load program sha256:{digest} /root/rogue\\u{{1b}}[2J (5 bytes) #7 by sh pid 42")), "{out}");
+    assert!(
+        out.contains(&format!(
+            "load program sha256:{digest} /root/rogue\\u{{1b}}[2J (5 bytes) #7 by sh pid 42"
+        )),
+        "{out}"
+    );
     assert!(out.contains("agent-start agent 0.1.0"), "{out}");
     assert!(out.contains("violation lost: 3 measurements were lost"), "{out}");
     assert!(!out.contains('\x1b'), "an escape sequence came through");
     let mut head = Head::new();
     records().iter().for_each(|record| head.push(record).unwrap());
-    assert!(out.ends_with(&format!("3 records, {} bytes, head sha256:{}\n", log().len(), head.value())), "{out}");
+    assert!(
+        out.ends_with(&format!(
+            "3 records, {} bytes, head sha256:{}\n",
+            log().len(),
+            head.value()
+        )),
+        "{out}"
+    );
 }
 
 #[test]
@@ -117,8 +133,17 @@ fn a_damaged_log_is_shown_up_to_the_damage() {
 
     let cut = saved(&good[..good.len() - 1]);
     let ran = inspect("cel", &cut.path, false);
-    assert!(ran.out.contains("record 1 ") && !ran.out.contains("record 2 "), "{}", ran.out);
-    ran.refused(&["evidence", "record 2", &format!("byte {}", first + second), "ends inside a record"]);
+    assert!(
+        ran.out.contains("record 1 ") && !ran.out.contains("record 2 "),
+        "{}",
+        ran.out
+    );
+    ran.refused(&[
+        "evidence",
+        "record 2",
+        &format!("byte {}", first + second),
+        "ends inside a record",
+    ]);
 
     let mut flipped = good.clone();
     flipped[first + second - 1] ^= 1;
@@ -173,9 +198,16 @@ fn bundle() -> Bundle {
     Bundle {
         version: 1,
         boot_id: BOOT_ID.into(),
-        quote: QuotePart { attest: B64(attest()), signature: B64(signature) },
+        quote: QuotePart {
+            attest: B64(attest()),
+            signature: B64(signature),
+        },
         pcrs: [(Algorithm::Sha256, pcrs.into_iter().collect())].into_iter().collect(),
-        log: LogPart { from: 0, records: 3, data: B64(log()) },
+        log: LogPart {
+            from: 0,
+            records: 3,
+            data: B64(log()),
+        },
         boot_log: None,
         ima_log: None,
     }
@@ -185,12 +217,23 @@ fn bundle() -> Bundle {
 fn a_bundle() {
     let file = saved(&bundle().to_json().unwrap());
     let out = inspect("bundle", &file.path, false).good();
-    for part in ["shown, not verified", "of sha256:0,13", "extra data ccdd", "reset count 5", "pcr sha256:13 2222", "record 2 ", "/root/rogue"] {
+    for part in [
+        "shown, not verified",
+        "of sha256:0,13",
+        "extra data ccdd",
+        "reset count 5",
+        "pcr sha256:13 2222",
+        "record 2 ",
+        "/root/rogue",
+    ] {
         assert!(out.contains(part), "{part:?} is not in: {out}");
     }
     let json: Value = serde_json::from_str(&inspect("bundle", &file.path, true).good()).unwrap();
     assert_eq!(json["verified"], false);
-    assert_eq!(json["quote"]["attested"]["quote"]["pcrs"]["sha256"], serde_json::json!([0, 13]));
+    assert_eq!(
+        json["quote"]["attested"]["quote"]["pcrs"]["sha256"],
+        serde_json::json!([0, 13])
+    );
     assert_eq!(json["log"]["data"].as_array().unwrap().len(), 3);
 }
 
@@ -205,17 +248,30 @@ fn damaged_bundles() {
     refusal(|b| b.boot_id = "today".into(), &["boot_id"]);
     refusal(|b| b.quote.attest.0[0] = 0, &["quote.attest", "no TPM made it"]);
     refusal(|b| b.quote.signature.0.truncate(40), &["quote.signature"]);
-    refusal(|b| b.log.data.0.truncate(b.log.data.0.len() - 1), &["record 2", "ends inside a record"]);
+    refusal(
+        |b| b.log.data.0.truncate(b.log.data.0.len() - 1),
+        &["record 2", "ends inside a record"],
+    );
     refusal(|b| b.log.records = 4, &["log.records says 4"]);
-    refusal(|b| b.log.from = 1, &["record 1", "record 0 comes where record 1 was due"]);
-    refusal(|b| b.boot_log = Some(B64(vec![1, 2, 3])), &["boot log ends inside event 0"]);
-    let unknown = String::from_utf8(bundle().to_json().unwrap()).unwrap().replacen('{', "{\"surprise\":1,", 1);
+    refusal(
+        |b| b.log.from = 1,
+        &["record 1", "record 0 comes where record 1 was due"],
+    );
+    refusal(
+        |b| b.boot_log = Some(B64(vec![1, 2, 3])),
+        &["boot log ends inside event 0"],
+    );
+    let unknown = String::from_utf8(bundle().to_json().unwrap())
+        .unwrap()
+        .replacen('{', "{\"surprise\":1,", 1);
     inspect("bundle", &saved(unknown.as_bytes()).path, false).refused(&["surprise"]);
 }
 
 /// Other projects' files, where they are at hand.
 fn vector(name: &str) -> Option<PathBuf> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/vectors").join(name);
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../../shared/vectors")
+        .join(name);
     if !path.exists() {
         eprintln!("skipped: no test vector at {}", path.display());
     }
@@ -224,9 +280,14 @@ fn vector(name: &str) -> Option<PathBuf> {
 
 #[test]
 fn a_boot_log_of_a_real_machine() {
-    let Some(path) = vector("boot-logs/arch-linux-workstation.bin") else { return };
+    let Some(path) = vector("boot-logs/arch-linux-workstation.bin") else {
+        return;
+    };
     let out = inspect("boot-log", &path, false).good();
-    assert!(out.contains("crypto-agile boot log") && out.contains("replay sha256 pcr  0"), "{out}");
+    assert!(
+        out.contains("crypto-agile boot log") && out.contains("replay sha256 pcr  0"),
+        "{out}"
+    );
     let json: Value = serde_json::from_str(&inspect("boot-log", &path, true).good()).unwrap();
     assert!(json["pcrs"]["sha256"]["0"].is_string());
 }
@@ -234,9 +295,14 @@ fn a_boot_log_of_a_real_machine() {
 #[test]
 fn a_canonical_event_log_of_another_project() {
     use base64::Engine as _;
-    let Some(path) = vector("cel/go-tpm-tools-cel.b64") else { return };
+    let Some(path) = vector("cel/go-tpm-tools-cel.b64") else {
+        return;
+    };
     let text: String = fs::read_to_string(path).unwrap().split_whitespace().collect();
     let bytes = base64::engine::general_purpose::STANDARD.decode(text).unwrap();
     let out = inspect("cel", &saved(&bytes).path, false).good();
-    assert!(out.contains("content of type 80") && out.ends_with("head none\n"), "{out}");
+    assert!(
+        out.contains("content of type 80") && out.ends_with("head none\n"),
+        "{out}"
+    );
 }

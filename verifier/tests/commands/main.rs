@@ -1,5 +1,9 @@
 //! The operator's commands, run as programs.
-#![expect(clippy::unwrap_used, clippy::panic, reason = "a test says what it expects by panicking")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test says what it expects by panicking"
+)]
 
 mod image;
 mod inspect;

@@ -20,7 +20,11 @@ impl Ran {
     /// From the output of a finished process.
     pub fn new(output: Output) -> Self {
         let text = |bytes| String::from_utf8(bytes).unwrap();
-        Self { code: output.status.code(), out: text(output.stdout), err: text(output.stderr) }
+        Self {
+            code: output.status.code(),
+            out: text(output.stdout),
+            err: text(output.stderr),
+        }
     }
 
     /// The standard output of a run that worked.
@@ -43,7 +47,12 @@ impl Ran {
 
 /// Runs the program.
 pub fn verifier<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Ran {
-    Ran::new(Command::new(env!("CARGO_BIN_EXE_assay-verifier")).args(args).output().unwrap())
+    Ran::new(
+        Command::new(env!("CARGO_BIN_EXE_assay-verifier"))
+            .args(args)
+            .output()
+            .unwrap(),
+    )
 }
 
 /// A directory for files, with a verifier's state directory inside.
@@ -54,7 +63,9 @@ pub struct Site {
 impl Site {
     /// A new verifier.
     pub fn init() -> Self {
-        let site = Self { dir: tempfile::tempdir().unwrap() };
+        let site = Self {
+            dir: tempfile::tempdir().unwrap(),
+        };
         site.run(&["init", "--url", "https://192.0.2.1:8440"]).good();
         site
     }
@@ -72,11 +83,20 @@ impl Site {
     /// Runs the program with this state directory.
     pub fn run<S: AsRef<OsStr>>(&self, args: &[S]) -> Ran {
         let state = self.state();
-        verifier([OsStr::new("--state"), state.as_os_str()].into_iter().chain(args.iter().map(AsRef::as_ref)))
+        verifier(
+            [OsStr::new("--state"), state.as_os_str()]
+                .into_iter()
+                .chain(args.iter().map(AsRef::as_ref)),
+        )
     }
 
     /// `image seal`.
     pub fn seal(&self, input: &Path, output: &Path) -> Ran {
-        self.run(&[OsStr::new("image"), OsStr::new("seal"), input.as_os_str(), output.as_os_str()])
+        self.run(&[
+            OsStr::new("image"),
+            OsStr::new("seal"),
+            input.as_os_str(),
+            output.as_os_str(),
+        ])
     }
 }

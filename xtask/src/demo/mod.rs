@@ -81,7 +81,9 @@ fn on_host(story: &Story, built: &Built, image: &Image, vm: &Vm, seen: &mut Seen
 fn enrol(story: &Story, vm: &Vm, verifier: &Verifier) -> Result<Agent, Error> {
     agent::join(vm.guest(), verifier)?;
     story.line("the host joined: the join file was copied in, and `assay-agent join` made its TLS key");
-    let agent = step("the agent loads its kernel programs and inventories what runs", || Ok(Agent::start(vm.guest())?))?;
+    let agent = step("the agent loads its kernel programs and inventories what runs", || {
+        Ok(Agent::start(vm.guest())?)
+    })?;
     let status = agent.status()?;
     let field = |name| status.get(name).map(ToString::to_string).unwrap_or_default();
     story.line(&format!(
@@ -98,10 +100,14 @@ fn enrol(story: &Story, vm: &Vm, verifier: &Verifier) -> Result<Agent, Error> {
 
 /// What runs on the good host becomes the policy.
 fn capture(story: &Story, vm: &Vm, agent: &Agent, verifier: &Verifier, seen: &mut Seen) -> Result<(), Error> {
-    step("the host does its usual work, so that its programs are known", || Ok(agent::rehearse(vm.guest())?))?;
+    step("the host does its usual work, so that its programs are known", || {
+        Ok(agent::rehearse(vm.guest())?)
+    })?;
     let loads = agent.log()?.lines().count();
     let answer = verifier.run_ok(&["policy", "capture", HOST])?;
-    story.line(&format!("known-good values captured from {loads} events of the host's log:"));
+    story.line(&format!(
+        "known-good values captured from {loads} events of the host's log:"
+    ));
     story.quote(&answer);
     step("waiting for the verifier's next look", || {
         Ok(verifier.wait_host(HOST, "trusted", PATIENCE, |host| host.state == "trusted")?)
@@ -119,12 +125,17 @@ struct Disk {
 
 /// The verifier's side encrypts a disk and keeps its key.
 fn seal(story: &Story, vm: &Vm, verifier: &Verifier) -> Result<Disk, Error> {
-    let (plain, sealed) = (verifier.scratch().join("plain.img"), verifier.scratch().join("sealed.img"));
+    let (plain, sealed) = (
+        verifier.scratch().join("plain.img"),
+        verifier.scratch().join("sealed.img"),
+    );
     // Different each time: it can only come from the disk.
     let secret = format!("the disk's secret {}", story::random_hex()?);
     agent::plain_image(&plain, "secret.txt", secret.as_bytes())?;
     let (from, to) = (plain.display().to_string(), sealed.display().to_string());
-    let answer = step("sealing a disk image", || Ok(verifier.run_ok(&["image", "seal", &from, &to])?))?;
+    let answer = step("sealing a disk image", || {
+        Ok(verifier.run_ok(&["image", "seal", &from, &to])?)
+    })?;
     story.line("sealed a disk image: LUKS2, its key known to the verifier alone");
     story.quote(&answer);
     let image = "/root/disk.img";
@@ -135,17 +146,24 @@ fn seal(story: &Story, vm: &Vm, verifier: &Verifier) -> Result<Disk, Error> {
 /// The host asks for the key, gets it, and reads the disk.
 fn open(story: &Story, vm: &Vm, disk: &Disk, seen: &mut Seen) -> Result<(), Error> {
     let guest = vm.guest();
-    let ended = step("the host asks for the disk's key", || Ok(agent::unlock(guest, disk.image, 60)?))?;
+    let ended = step("the host asks for the disk's key", || {
+        Ok(agent::unlock(guest, disk.image, 60)?)
+    })?;
     if !ended.ok() {
         return Err(Error::Demo(format!("the key was not released: {ended}")));
     }
     seen.released = true;
     let device = ended.stdout.trim().to_owned();
-    story.line(&format!("key released, to this TPM in this state over this connection alone; the disk is {device}"));
+    story.line(&format!(
+        "key released, to this TPM in this state over this connection alone; the disk is {device}"
+    ));
     guest.run_ok(&["mount", "-o", "ro", &device, "/mnt/disk"])?;
     let content = guest.run_ok(&["cat", "/mnt/disk/secret.txt"])?;
     if content != disk.secret {
-        return Err(Error::Demo(format!("the file on the disk reads {content:?}, not {:?}", disk.secret)));
+        return Err(Error::Demo(format!(
+            "the file on the disk reads {content:?}, not {:?}",
+            disk.secret
+        )));
     }
     seen.opened = true;
     story.line(&format!("disk opened, and a file on it read: \"{content}\""));
@@ -167,9 +185,15 @@ fn refuse(
 ) -> Result<(), Error> {
     let guest = vm.guest();
     guest.run_ok(&["insmod", rogue::MODULE])?;
-    story.line(&format!("ROGUE: a kernel module that nobody approved was loaded: {}", rogue::MODULE));
+    story.line(&format!(
+        "ROGUE: a kernel module that nobody approved was loaded: {}",
+        rogue::MODULE
+    ));
     guest.run_ok(&[rogue::PROGRAM])?;
-    story.line(&format!("ROGUE: a program that nobody approved was run: {}", rogue::PROGRAM));
+    story.line(&format!(
+        "ROGUE: a program that nobody approved was run: {}",
+        rogue::PROGRAM
+    ));
     let host = step("waiting for the verifier's next look", || {
         Ok(verifier.wait_host(HOST, "untrusted for both", PATIENCE, |host| {
             host.state == "untrusted" && rogue.module_reason(host).is_some() && rogue.program_reason(host).is_some()
@@ -178,10 +202,19 @@ fn refuse(
     story.line("the host is UNTRUSTED:");
     story.quote(&host.reasons.join("\n"));
     let reasons = [rogue.module_reason(&host), rogue.program_reason(&host)];
-    seen.reason = reasons.into_iter().flatten().map(str::to_owned).collect::<Vec<_>>().join("; ");
-    let ended = step("the host asks for the disk's key again", || Ok(agent::unlock(guest, disk.image, 60)?))?;
+    seen.reason = reasons
+        .into_iter()
+        .flatten()
+        .map(str::to_owned)
+        .collect::<Vec<_>>()
+        .join("; ");
+    let ended = step("the host asks for the disk's key again", || {
+        Ok(agent::unlock(guest, disk.image, 60)?)
+    })?;
     if ended.code != Some(KEY_REFUSED) {
-        return Err(Error::Demo(format!("the second request for the key was not refused: {ended}")));
+        return Err(Error::Demo(format!(
+            "the second request for the key was not refused: {ended}"
+        )));
     }
     seen.rogue_module = rogue.module_reason(&host).is_some();
     seen.rogue_program = rogue.program_reason(&host).is_some();

@@ -24,7 +24,10 @@ pub struct Rogue {
 impl Rogue {
     /// Puts them there.
     pub fn new(image: &Image, vm: &Vm) -> Result<Self, Error> {
-        let candidates = [image.modules.join(MODULE_FILE), image.modules.join(format!("{MODULE_FILE}.xz"))];
+        let candidates = [
+            image.modules.join(MODULE_FILE),
+            image.modules.join(format!("{MODULE_FILE}.xz")),
+        ];
         let file = candidates
             .iter()
             .find(|file| file.exists())
@@ -36,10 +39,16 @@ impl Rogue {
         vm.guest().put(MODULE, 0o644, &module)?;
         vm.guest().put(PROGRAM, 0o755, &program)?;
         if vm.guest().get(PROGRAM)? != program {
-            return Err(Error::Io { action: format!("copy {PROGRAM}"), source: std::io::ErrorKind::InvalidData.into() });
+            return Err(Error::Io {
+                action: format!("copy {PROGRAM}"),
+                source: std::io::ErrorKind::InvalidData.into(),
+            });
         }
         let digest = |bytes: &[u8]| hex::encode(Sha256::digest(bytes));
-        Ok(Self { module_sha256: digest(&module), program_sha256: digest(&program) })
+        Ok(Self {
+            module_sha256: digest(&module),
+            program_sha256: digest(&program),
+        })
     }
 
     /// The verifier's reason that names the module and its digest.
@@ -54,5 +63,8 @@ impl Rogue {
 }
 
 fn names<'a>(host: &'a HostState, path: &str, sha256: &str) -> Option<&'a str> {
-    host.reasons.iter().map(String::as_str).find(|reason| reason.contains(path) && reason.contains(sha256))
+    host.reasons
+        .iter()
+        .map(String::as_str)
+        .find(|reason| reason.contains(path) && reason.contains(sha256))
 }

@@ -34,11 +34,7 @@ exec switch_root /new /usr/bin/assay-guest
 
 /// Builds it, unless the one for exactly these programs is there.
 pub fn ensure(kernel: &Kernel, built: &Built) -> Result<PathBuf, Error> {
-    let programs: Vec<PathBuf> = built
-        .on_board
-        .iter()
-        .map(|name| built.bin.join(name))
-        .collect();
+    let programs: Vec<PathBuf> = built.on_board.iter().map(|name| built.bin.join(name)).collect();
     let mut key = Key::new("initramfs 1")
         .text(&kernel.release)
         .text(INIT)
@@ -96,11 +92,7 @@ fn build(kernel: &Kernel, built: &Built, programs: &[PathBuf]) -> Result<Vec<u8>
         strip_debug(program, &stripped)?;
         archive.file(&format!("payload/usr/bin/{name}"), 0o755, &read(&stripped)?);
     }
-    archive.file(
-        "payload/usr/lib/assay/assay-ebpf.o",
-        0o644,
-        &read(&built.bpf_object)?,
-    );
+    archive.file("payload/usr/lib/assay/assay-ebpf.o", 0o644, &read(&built.bpf_object)?);
     Ok(archive.finish())
 }
 
@@ -117,15 +109,10 @@ fn module_files(kernel: &Kernel) -> Result<Vec<PathBuf>, Error> {
     let mut files: Vec<PathBuf> = Vec::new();
     for module in MODULES {
         let mut modprobe = command("modprobe", ["-S", &kernel.release, "-d"]);
-        modprobe
-            .arg(kernel.module_base())
-            .args(["--show-depends", module]);
+        modprobe.arg(kernel.module_base()).args(["--show-depends", module]);
         for line in output(&mut modprobe)?.lines() {
             // "builtin NAME" needs no file.
-            let Some(file) = line
-                .strip_prefix("insmod ")
-                .map(|file| PathBuf::from(file.trim()))
-            else {
+            let Some(file) = line.strip_prefix("insmod ").map(|file| PathBuf::from(file.trim())) else {
                 continue;
             };
             if !files.contains(&file) {

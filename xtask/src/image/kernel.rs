@@ -24,9 +24,7 @@ pub struct Kernel {
 impl Kernel {
     /// The compressed kernel.
     pub fn bzimage(&self) -> PathBuf {
-        self.dir
-            .join("boot")
-            .join(format!("vmlinuz-{}", self.release))
+        self.dir.join("boot").join(format!("vmlinuz-{}", self.release))
     }
 
     /// What belongs at /usr/lib/modules/RELEASE.
@@ -72,20 +70,14 @@ fn fetch(system: &System, folder: &Path) -> Result<Kernel, Error> {
         .ok_or_else(|| Error::Missing(format!("{META_PACKAGE} depends on no kernel")))?;
     let release = package.trim_start_matches("linux-image-").to_owned();
     let version = apt.candidate(&package)?.unwrap_or_default();
-    note(&format!(
-        "test machines get Debian's kernel {release} ({version})"
-    ));
+    note(&format!("test machines get Debian's kernel {release} ({version})"));
     let part = make_dir(folder.join("part"))?;
     apt.download("downloading the kernel", &[package], &part)?;
     for deb in crate::setup::debs(&part)? {
         crate::setup::unpack(&deb, &part)?;
         std::fs::remove_file(&deb).map_err(io(format!("remove {}", deb.display())))?;
     }
-    output(
-        command("depmod", ["-b"])
-            .arg(part.join("usr"))
-            .arg(&release),
-    )?;
+    output(command("depmod", ["-b"]).arg(part.join("usr")).arg(&release))?;
     let dir = folder.join(&release);
     std::fs::rename(&part, &dir).map_err(io(format!("rename {}", part.display())))?;
     Ok(Kernel { release, dir })

@@ -18,12 +18,11 @@ use crate::build::{self, Built, Profile};
 use crate::run::{Error, io, output};
 use crate::setup::{self, System};
 use crate::ui::{Step, note};
-use crate::workspace::{Key, artifacts, cache};
+use crate::workspace::{Key, artifacts, cache, root};
 
 /// Kernels from here on list `bpf` among their security modules by default; the machines say it outright, and keep the
 /// rest of Debian's list that matters to Assay. No IMA policy: hosts have none either.
-const CMDLINE: &str =
-    "console=ttyS0 panic=-1 quiet lsm=landlock,lockdown,yama,integrity,apparmor,bpf";
+const CMDLINE: &str = "console=ttyS0 panic=-1 quiet lsm=landlock,lockdown,yama,integrity,apparmor,bpf";
 /// Saved machines that are kept: this tree's, and those of a few other states of it.
 const SAVED_KEPT: usize = 3;
 
@@ -34,9 +33,7 @@ const SCRIPT_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(600);
 pub fn prepare(built: &Built) -> Result<Image, Error> {
     let system = System::detect();
     if !cfg!(target_arch = "x86_64") {
-        return Err(Error::Missing(
-            "test machines exist for x86_64 only".to_owned(),
-        ));
+        return Err(Error::Missing("test machines exist for x86_64 only".to_owned()));
     }
     let kernel = kernel::ensure(&system)?;
     let root = rootfs::ensure(&system, &kernel)?;
@@ -120,9 +117,7 @@ pub fn script(bare: bool, script: &str, files: &[PathBuf]) -> Result<(), Error> 
             .unwrap_or_default();
         vm.guest().put_file(&format!("/root/{name}"), 0o755, file)?;
     }
-    let ended = vm
-        .guest()
-        .run_with(&["bash", "-c", script], b"", SCRIPT_TIMEOUT)?;
+    let ended = vm.guest().run_with(&["bash", "-c", script], b"", SCRIPT_TIMEOUT)?;
     print!("{}", ended.stdout);
     eprint!("{}", ended.stderr);
     if ended.ok() {
@@ -138,6 +133,8 @@ pub fn script(bare: bool, script: &str, files: &[PathBuf]) -> Result<(), Error> 
 fn saved_name(image: &Image) -> Result<String, Error> {
     let version = |program: &str| output(std::process::Command::new(program).arg("--version"));
     Ok(Key::new("saved machine 1")
+        // How a machine is put together: one that was put together otherwise cannot be restored.
+        .file(&root().join("tests/src/vm/mod.rs"))?
         .text(&image.root.display().to_string())
         .text(&image.initrd.display().to_string())
         .text(&image.kernel.display().to_string())

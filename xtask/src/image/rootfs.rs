@@ -55,10 +55,7 @@ fn bootstrap(system: &System, sources: &[String], tar: &Path) -> Result<(), Erro
         .arg(tar)
         .args(sources);
     step(
-        &format!(
-            "making a {} root filesystem (under a minute)",
-            system.codename
-        ),
+        &format!("making a {} root filesystem (under a minute)", system.codename),
         &mut mmdebstrap,
     )
 }
@@ -76,9 +73,7 @@ fn sources(system: &System) -> Result<Vec<String>, Error> {
         }
     };
     let fallback = |suite: &str| match system.family {
-        Family::Debian if suite.ends_with("-security") => {
-            "http://deb.debian.org/debian-security".to_owned()
-        }
+        Family::Debian if suite.ends_with("-security") => "http://deb.debian.org/debian-security".to_owned(),
         _ => main.to_owned(),
     };
     let suites = [

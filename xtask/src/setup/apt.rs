@@ -99,14 +99,8 @@ impl PrivateApt {
     /// The options for installing into this machine from these sources.
     pub fn sources(&self) -> Vec<String> {
         vec![
-            format!(
-                "-oDir::Etc::sourcelist={}",
-                self.dir.join("debian.sources").display()
-            ),
-            format!(
-                "-oDir::Etc::sourceparts={}",
-                self.dir.join("none").display()
-            ),
+            format!("-oDir::Etc::sourcelist={}", self.dir.join("debian.sources").display()),
+            format!("-oDir::Etc::sourceparts={}", self.dir.join("none").display()),
             format!("-oDir::State::lists={}", self.dir.join("lists").display()),
             "-oAPT::Sandbox::User=root".to_owned(),
         ]
@@ -131,19 +125,13 @@ impl PrivateApt {
     /// Downloads packages into `dir`, checked against the archive's signature.
     pub fn download(&self, what: &str, packages: &[String], dir: &Path) -> Result<(), Error> {
         let mut apt = command("apt-get", self.options());
-        step(
-            what,
-            apt.args(["-q", "download"]).args(packages).current_dir(dir),
-        )
+        step(what, apt.args(["-q", "download"]).args(packages).current_dir(dir))
     }
 }
 
 /// Which version would the machine's own apt install, if it knows the package?
 pub fn candidate(package: &str) -> Result<Option<String>, Error> {
-    Ok(candidate_in(&output(&mut command(
-        "apt-cache",
-        ["policy", package],
-    ))?))
+    Ok(candidate_in(&output(&mut command("apt-cache", ["policy", package]))?))
 }
 
 fn candidate_in(policy: &str) -> Option<String> {
@@ -164,19 +152,13 @@ fn debian_mirror(system: &System, suite: &str) -> String {
         system.mirror(suite).or_else(|| system.mirror(&same))
     });
     own.flatten().unwrap_or_else(|| {
-        let path = if security {
-            "debian-security"
-        } else {
-            "debian"
-        };
+        let path = if security { "debian-security" } else { "debian" };
         format!("http://deb.debian.org/{path}")
     })
 }
 
 fn stanza(suite: &str, uri: &str) -> String {
-    format!(
-        "Types: deb\nURIs: {uri}\nSuites: {suite}\nComponents: main\nSigned-By: {DEBIAN_KEYRING}\n\n"
-    )
+    format!("Types: deb\nURIs: {uri}\nSuites: {suite}\nComponents: main\nSigned-By: {DEBIAN_KEYRING}\n\n")
 }
 
 /// Unpacks a .deb without installing it.

@@ -143,10 +143,7 @@ mod tests {
     #[test]
     fn finds_a_mirror_in_both_formats() {
         let deb822 = "# old\nTypes: deb\nURIs: http://m/debian\nSuites: bookworm bookworm-updates\n\nTypes: deb\nURIs: http://m/security\nSuites: bookworm-security\n";
-        assert_eq!(
-            mirror_in(deb822, "bookworm").as_deref(),
-            Some("http://m/debian")
-        );
+        assert_eq!(mirror_in(deb822, "bookworm").as_deref(), Some("http://m/debian"));
         assert_eq!(
             mirror_in(deb822, "bookworm-security").as_deref(),
             Some("http://m/security")

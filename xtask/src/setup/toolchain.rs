@@ -78,9 +78,7 @@ impl BpfCompiler {
             }
             Kind::Folder(usr) => {
                 // Target options of a tier-3 target count as unstable.
-                cargo
-                    .env("RUSTC", usr.join("bin/rustc"))
-                    .env("RUSTC_BOOTSTRAP", "1");
+                cargo.env("RUSTC", usr.join("bin/rustc")).env("RUSTC_BOOTSTRAP", "1");
                 cargo.env("LD_LIBRARY_PATH", usr.join(LIBRARIES));
             }
         }
@@ -109,8 +107,7 @@ pub fn find() -> Result<Option<BpfCompiler>, Error> {
 pub fn install(system: &System) -> Result<BpfCompiler, Error> {
     if !system.has_apt() {
         return Err(Error::Missing(
-            "no compiler for the kernel programs: `rustup toolchain install nightly -c rust-src`"
-                .to_owned(),
+            "no compiler for the kernel programs: `rustup toolchain install nightly -c rust-src`".to_owned(),
         ));
     }
     note("no nightly with rust-src: taking Debian's rustc-web, unpacked privately (110 MB)");
@@ -121,9 +118,8 @@ pub fn install(system: &System) -> Result<BpfCompiler, Error> {
     };
     let (apt, version) = match source(system, release)? {
         Some(found) => found,
-        None => source(system, DEBIAN_RELEASE)?.ok_or_else(|| {
-            Error::Missing("Debian's archive has no libstd-rust-web-dev-bpf any more".to_owned())
-        })?,
+        None => source(system, DEBIAN_RELEASE)?
+            .ok_or_else(|| Error::Missing("Debian's archive has no libstd-rust-web-dev-bpf any more".to_owned()))?,
     };
     let folder = private_folder()?;
     let debs = make_dir(folder.join("debs"))?;
@@ -159,21 +155,16 @@ fn source(system: &System, release: &str) -> Result<Option<(PrivateApt, String)>
 
 /// All at one version: `core` is tied to the very compiler that it was built with.
 fn package_names(apt: &PrivateApt, version: &str) -> Result<Vec<String>, Error> {
-    let mut names: Vec<String> = [
-        "rustc-web",
-        "libstd-rust-web-dev",
-        "libstd-rust-web-dev-bpf",
-    ]
-    .iter()
-    .map(|package| format!("{package}={version}"))
-    .collect();
+    let mut names: Vec<String> = ["rustc-web", "libstd-rust-web-dev", "libstd-rust-web-dev-bpf"]
+        .iter()
+        .map(|package| format!("{package}={version}"))
+        .collect();
     let runtime = apt
         .depends("libstd-rust-web-dev")?
         .into_iter()
         .find(|name| is_runtime(name));
-    let runtime = runtime.ok_or_else(|| {
-        Error::Missing("libstd-rust-web-dev depends on no libstd-rust-web-*".to_owned())
-    })?;
+    let runtime =
+        runtime.ok_or_else(|| Error::Missing("libstd-rust-web-dev depends on no libstd-rust-web-*".to_owned()))?;
     let llvm = apt
         .depends(&runtime)?
         .into_iter()

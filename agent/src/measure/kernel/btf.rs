@@ -156,16 +156,12 @@ impl Btf {
             structure: structure.to_owned(),
             member: path.to_owned(),
         };
-        let mut of = self
-            .named(KIND_STRUCT, structure)?
-            .ok_or_else(|| BtfError::NoStruct {
-                name: structure.to_owned(),
-            })?;
+        let mut of = self.named(KIND_STRUCT, structure)?.ok_or_else(|| BtfError::NoStruct {
+            name: structure.to_owned(),
+        })?;
         let mut bits = 0_u32;
         for name in path.split('.') {
-            let (offset, target) = self
-                .member_of(of, name, NESTING_LIMIT)?
-                .ok_or_else(missing)?;
+            let (offset, target) = self.member_of(of, name, NESTING_LIMIT)?.ok_or_else(missing)?;
             bits = bits.checked_add(offset).ok_or_else(missing)?;
             of = target;
         }
@@ -211,12 +207,7 @@ impl Btf {
     }
 
     /// Offset in bits and type of a member, looked for in anonymous structures as well.
-    fn member_of(
-        &self,
-        id: usize,
-        name: &str,
-        depth: u32,
-    ) -> Result<Option<(u32, usize)>, BtfError> {
+    fn member_of(&self, id: usize, name: &str, depth: u32) -> Result<Option<(u32, usize)>, BtfError> {
         let header = self.header(self.resolved(id)?)?;
         if depth == 0 || !matches!(header.kind, KIND_STRUCT | KIND_UNION) {
             return Ok(None);
@@ -301,8 +292,8 @@ fn body_length(id: usize, header: &Header) -> Result<usize, BtfError> {
         KIND_ARRAY => 12,
         KIND_STRUCT | KIND_UNION | KIND_DATASEC | KIND_ENUM64 => header.count * MEMBER,
         KIND_ENUM | KIND_FUNC_PROTO => header.count * ENUMERATOR,
-        KIND_PTR | KIND_FWD | KIND_TYPEDEF | KIND_VOLATILE | KIND_CONST | KIND_RESTRICT
-        | KIND_FUNC | KIND_FLOAT | KIND_TYPE_TAG => 0,
+        KIND_PTR | KIND_FWD | KIND_TYPEDEF | KIND_VOLATILE | KIND_CONST | KIND_RESTRICT | KIND_FUNC | KIND_FLOAT
+        | KIND_TYPE_TAG => 0,
         kind => return Err(BtfError::UnknownKind { id, kind }),
     })
 }
@@ -342,10 +333,7 @@ mod tests {
 
     fn name(wanted: &str) -> u32 {
         let text = [b"\0".as_slice(), wanted.as_bytes(), b"\0"].concat();
-        let at = STRINGS
-            .windows(text.len())
-            .position(|window| window == text)
-            .unwrap();
+        let at = STRINGS.windows(text.len()).position(|window| window == text).unwrap();
         u32::try_from(at + 1).unwrap()
     }
 
@@ -374,27 +362,9 @@ mod tests {
             &[0, KIND_UNION << 24 | 1, 4, name("i_nlink"), 1, 0],
             // 4: const of 5, 5: struct { sec, nsec }
             &[0, KIND_CONST << 24, 5],
-            &[
-                0,
-                KIND_STRUCT << 24 | 2,
-                8,
-                name("sec"),
-                1,
-                0,
-                name("nsec"),
-                1,
-                32,
-            ],
+            &[0, KIND_STRUCT << 24 | 2, 8, name("sec"), 1, 0, name("nsec"), 1, 32],
             // 6: enum ids
-            &[
-                name("ids"),
-                KIND_ENUM << 24 | 2,
-                4,
-                name("NONE"),
-                0,
-                name("MODULE"),
-                2,
-            ],
+            &[name("ids"), KIND_ENUM << 24 | 2, 4, name("NONE"), 0, name("MODULE"), 2],
         ];
         file(&types.concat(), STRINGS)
     }
@@ -412,10 +382,7 @@ mod tests {
     fn what_is_missing_is_named() {
         let btf = Btf::parse(sample()).unwrap();
         let text = |result: Result<u32, BtfError>| result.unwrap_err().to_string();
-        assert_eq!(
-            text(btf.member("file", "f_inode")),
-            "the kernel has no struct file"
-        );
+        assert_eq!(text(btf.member("file", "f_inode")), "the kernel has no struct file");
         assert_eq!(
             text(btf.member("inode", "i_size")),
             "the kernel's struct inode has no member i_size"
@@ -424,28 +391,19 @@ mod tests {
             text(btf.member("inode", "i_ino.x")),
             "the kernel's struct inode has no member i_ino.x"
         );
-        assert_eq!(
-            text(btf.member("inode", "flag")),
-            "inode.flag is a bit field"
-        );
+        assert_eq!(text(btf.member("inode", "flag")), "inode.flag is a bit field");
         assert_eq!(
             text(btf.enumerator("ids", "KEXEC")),
             "the kernel's enum ids has no KEXEC"
         );
-        assert_eq!(
-            text(btf.enumerator("no", "KEXEC")),
-            "the kernel's enum no has no KEXEC"
-        );
+        assert_eq!(text(btf.enumerator("no", "KEXEC")), "the kernel's enum no has no KEXEC");
     }
 
     #[test]
     fn a_file_cut_anywhere_is_an_error_or_still_right() {
         let whole = sample();
         for length in 0..whole.len() {
-            assert!(
-                Btf::parse(whole[..length].to_vec()).is_err(),
-                "cut at {length}"
-            );
+            assert!(Btf::parse(whole[..length].to_vec()).is_err(), "cut at {length}");
         }
     }
 
@@ -470,10 +428,7 @@ mod tests {
         let strings = b"\0s\0";
         let types = [1, KIND_STRUCT << 24 | 1, 4, 0, 1, 0];
         let btf = Btf::parse(file(&types, strings)).unwrap();
-        assert!(matches!(
-            btf.member("s", "x"),
-            Err(BtfError::NoMember { .. })
-        ));
+        assert!(matches!(btf.member("s", "x"), Err(BtfError::NoMember { .. })));
     }
 
     #[test]

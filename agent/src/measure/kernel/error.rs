@@ -86,9 +86,7 @@ pub enum KernelError {
         source: io::Error,
     },
     /// The object with the kernel programs is larger than any that we build.
-    #[error(
-        "{path} has more than {limit} bytes: not the kernel programs of this package, install it again"
-    )]
+    #[error("{path} has more than {limit} bytes: not the kernel programs of this package, install it again")]
     ObjectTooLarge {
         /// The object.
         path: PathBuf,
@@ -113,9 +111,7 @@ pub enum KernelError {
         source: Box<aya::EbpfError>,
     },
     /// The object has no such program.
-    #[error(
-        "{path} has no kernel program `{program}`: it is of another version, install the package again"
-    )]
+    #[error("{path} has no kernel program `{program}`: it is of another version, install the package again")]
     NoProgram {
         /// The object.
         path: PathBuf,
@@ -132,9 +128,7 @@ pub enum KernelError {
         program: &'static str,
     },
     /// The kernel's verifier refused a program.
-    #[error(
-        "the kernel refused the program `{program}`; the end of its verifier's report:\n{report}"
-    )]
+    #[error("the kernel refused the program `{program}`; the end of its verifier's report:\n{report}")]
     Refused {
         /// The program.
         program: &'static str,
@@ -195,10 +189,7 @@ pub enum KernelError {
 
 impl KernelError {
     /// For `map_err` on file operations.
-    pub(super) fn file(
-        operation: &'static str,
-        path: &std::path::Path,
-    ) -> impl FnOnce(io::Error) -> Self {
+    pub(super) fn file(operation: &'static str, path: &std::path::Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();
         move |source| Self::File {
             operation,
@@ -211,15 +202,10 @@ impl KernelError {
     pub(super) fn load(program: &'static str, error: aya::programs::ProgramError) -> Self {
         use aya::programs::ProgramError;
         match error {
-            ProgramError::LoadError { io_error, .. }
-                if io_error.raw_os_error() == Some(nix::libc::EPERM) =>
-            {
+            ProgramError::LoadError { io_error, .. } if io_error.raw_os_error() == Some(nix::libc::EPERM) => {
                 Self::NotPermitted { program }
             }
-            ProgramError::LoadError {
-                io_error,
-                verifier_log,
-            } => Self::Refused {
+            ProgramError::LoadError { io_error, verifier_log } => Self::Refused {
                 program,
                 report: last_lines(&verifier_log.to_string()),
                 source: io_error,
@@ -236,12 +222,6 @@ impl KernelError {
 /// The end of a verifier's report: the reason is there, and the whole can have megabytes.
 fn last_lines(report: &str) -> String {
     const LINES: usize = 12;
-    let lines: Vec<&str> = report
-        .lines()
-        .filter(|line| !line.trim().is_empty())
-        .collect();
-    lines
-        .get(lines.len().saturating_sub(LINES)..)
-        .unwrap_or(&[])
-        .join("\n")
+    let lines: Vec<&str> = report.lines().filter(|line| !line.trim().is_empty()).collect();
+    lines.get(lines.len().saturating_sub(LINES)..).unwrap_or(&[]).join("\n")
 }

@@ -36,20 +36,12 @@ pub fn resolve(btf: &Btf) -> Result<Layout, BtfError> {
         inode_version: member("inode", "i_version")?,
         inode_generation: member("inode", "i_generation")?,
         inode_writecount: member("inode", "i_writecount")?,
-        inode_ctime_sec: either(
-            "inode",
-            &["i_ctime_sec", "__i_ctime.tv_sec", "i_ctime.tv_sec"],
-        )?,
-        inode_ctime_nsec: either(
-            "inode",
-            &["i_ctime_nsec", "__i_ctime.tv_nsec", "i_ctime.tv_nsec"],
-        )?,
+        inode_ctime_sec: either("inode", &["i_ctime_sec", "__i_ctime.tv_sec", "i_ctime.tv_sec"])?,
+        inode_ctime_nsec: either("inode", &["i_ctime_nsec", "__i_ctime.tv_nsec", "i_ctime.tv_nsec"])?,
         super_dev: member("super_block", "s_dev")?,
         super_magic: member("super_block", "s_magic")?,
         reading_module: btf.enumerator("kernel_read_file_id", "READING_MODULE")?,
-        reading_module_compressed: match btf
-            .enumerator("kernel_read_file_id", "READING_MODULE_COMPRESSED")
-        {
+        reading_module_compressed: match btf.enumerator("kernel_read_file_id", "READING_MODULE_COMPRESSED") {
             Err(BtfError::NoEnumerator { .. }) => ABSENT,
             other => other?,
         },
@@ -68,11 +60,7 @@ mod tests {
             return;
         };
         let layout = resolve(&Btf::parse(bytes).unwrap()).unwrap();
-        let required = layout
-            .words()
-            .iter()
-            .filter(|word| **word == ABSENT)
-            .count();
+        let required = layout.words().iter().filter(|word| **word == ABSENT).count();
         assert!(required <= 1, "{layout:?}");
         assert_ne!(layout.inode_ino, layout.inode_size);
         assert_ne!(layout.reading_module, ABSENT);

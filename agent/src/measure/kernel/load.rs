@@ -66,8 +66,7 @@ impl Object {
     /// from their pins, or made and pinned. Programs attached by the time of an error go when the error is dropped,
     /// or, if pinned, at the next start.
     pub fn attach(&self, pins: &Pins, folder: &Path) -> Result<Vec<FdLink>, KernelError> {
-        let btf =
-            aya::Btf::from_sys_fs().map_err(|error| KernelError::KernelBtf(Box::new(error)))?;
+        let btf = aya::Btf::from_sys_fs().map_err(|error| KernelError::KernelBtf(Box::new(error)))?;
         let mut ebpf = self.load(&btf, pins)?;
         let mut links = Vec::new();
         for (name, hook) in PROGRAMS {

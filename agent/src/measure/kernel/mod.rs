@@ -133,11 +133,7 @@ impl std::fmt::Debug for Kernel {
 }
 
 impl EventSource for Kernel {
-    fn read(
-        &mut self,
-        max: usize,
-        take: &mut dyn FnMut(&Record) -> Result<(), Refusal>,
-    ) -> Result<usize, SourceError> {
+    fn read(&mut self, max: usize, take: &mut dyn FnMut(&Record) -> Result<(), Refusal>) -> Result<usize, SourceError> {
         let mut taken = 0;
         while taken < max {
             let Some(item) = self.ring.next() else { break };
@@ -199,10 +195,7 @@ fn queues_to(name: &'static str, program: u32, map: u32) -> Result<bool, KernelE
     for info in loaded_programs() {
         let info = info.map_err(failed)?;
         if info.id() == program {
-            return Ok(info
-                .map_ids()
-                .map_err(failed)?
-                .is_some_and(|ids| ids.contains(&map)));
+            return Ok(info.map_ids().map_err(failed)?.is_some_and(|ids| ids.contains(&map)));
         }
     }
     Ok(false)

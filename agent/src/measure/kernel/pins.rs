@@ -44,9 +44,7 @@ impl Pins {
         match lock.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
-                return Err(KernelError::InUse {
-                    path: dir.to_owned(),
-                });
+                return Err(KernelError::InUse { path: dir.to_owned() });
             }
             Err(TryLockError::Error(error)) => return Err(KernelError::file("lock", dir)(error)),
         }
@@ -55,11 +53,7 @@ impl Pins {
             _lock: lock,
         };
         let ours = pins.maps();
-        if let Some(path) = pins
-            .folders("maps-")?
-            .into_iter()
-            .find(|path| *path != ours)
-        {
+        if let Some(path) = pins.folders("maps-")?.into_iter().find(|path| *path != ours) {
             return Err(KernelError::ForeignPins { path });
         }
         make_folder(&ours)?;
@@ -177,10 +171,7 @@ mod tests {
     fn one_agent_at_a_time() {
         let root = tempfile::tempdir().unwrap();
         let first = Pins::open(root.path()).unwrap();
-        assert!(matches!(
-            Pins::open(root.path()),
-            Err(KernelError::InUse { .. })
-        ));
+        assert!(matches!(Pins::open(root.path()), Err(KernelError::InUse { .. })));
         drop(first);
         assert!(Pins::open(root.path()).is_ok());
     }
@@ -189,9 +180,6 @@ mod tests {
     fn maps_of_another_version_are_left_alone() {
         let root = tempfile::tempdir().unwrap();
         fs::create_dir(root.path().join("maps-0")).unwrap();
-        assert!(matches!(
-            Pins::open(root.path()),
-            Err(KernelError::ForeignPins { .. })
-        ));
+        assert!(matches!(Pins::open(root.path()), Err(KernelError::ForeignPins { .. })));
     }
 }

@@ -82,9 +82,7 @@ fn lockdown_state(security: &Path) -> Result<String, KernelError> {
     let path = security.join("lockdown");
     match fs::read_to_string(&path) {
         Ok(text) => {
-            let state = text
-                .split_once('[')
-                .and_then(|(_, rest)| rest.split_once(']'));
+            let state = text.split_once('[').and_then(|(_, rest)| rest.split_once(']'));
             Ok(state.map_or("", |(word, _)| word).to_owned())
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),
@@ -94,12 +92,8 @@ fn lockdown_state(security: &Path) -> Result<String, KernelError> {
 
 /// The folder itself need not exist yet, but what it will be made in must be a BPF file system.
 fn check_bpf_fs(bpf_dir: &Path) -> Result<(), KernelError> {
-    let existing = bpf_dir
-        .ancestors()
-        .find(|path| path.exists())
-        .unwrap_or(bpf_dir);
-    let found =
-        statfs(existing).map_err(|error| KernelError::file("look at", existing)(error.into()))?;
+    let existing = bpf_dir.ancestors().find(|path| path.exists()).unwrap_or(bpf_dir);
+    let found = statfs(existing).map_err(|error| KernelError::file("look at", existing)(error.into()))?;
     if found.filesystem_type() == BPF_FS_MAGIC {
         Ok(())
     } else {
@@ -125,10 +119,7 @@ mod tests {
         };
         write("sys/kernel/security/lsm", "lockdown,capability,ima,bpf");
         write("sys/kernel/security/ima/runtime_measurements_count", "1\n");
-        write(
-            "sys/kernel/security/lockdown",
-            "none [integrity] confidentiality\n",
-        );
+        write("sys/kernel/security/lockdown", "none [integrity] confidentiality\n");
         write("sys/kernel/btf/vmlinux", "");
         write("proc/cmdline", "quiet ima_hash=sha1 ima_hash=sha256\n");
         change(root.path());
@@ -146,8 +137,7 @@ mod tests {
     fn each_missing_thing_has_its_own_error() {
         let error = host(|root| fs::remove_file(root.join("sys/kernel/security/lsm")).unwrap());
         assert!(matches!(error, Err(KernelError::SecurityFsMissing { .. })));
-        let error =
-            host(|root| fs::write(root.join("sys/kernel/security/lsm"), "yama,bpfx\n").unwrap());
+        let error = host(|root| fs::write(root.join("sys/kernel/security/lsm"), "yama,bpfx\n").unwrap());
         let text = error.unwrap_err().to_string();
         assert!(text.contains("(lsm=yama,bpfx,bpf)"), "{text}");
         let error = host(|root| fs::remove_file(root.join("sys/kernel/btf/vmlinux")).unwrap());
@@ -157,15 +147,13 @@ mod tests {
         let error = host(|root| fs::write(root.join("proc/cmdline"), "ima_hash=sha512").unwrap());
         assert!(matches!(error, Err(KernelError::ImaHash { .. })));
         let text = "none integrity [confidentiality]\n";
-        let error =
-            host(|root| fs::write(root.join("sys/kernel/security/lockdown"), text).unwrap());
+        let error = host(|root| fs::write(root.join("sys/kernel/security/lockdown"), text).unwrap());
         assert!(matches!(error, Err(KernelError::Lockdown)));
     }
 
     #[test]
     fn a_kernel_without_lockdown_passes() {
-        let found =
-            host(|root| fs::remove_file(root.join("sys/kernel/security/lockdown")).unwrap());
+        let found = host(|root| fs::remove_file(root.join("sys/kernel/security/lockdown")).unwrap());
         assert_eq!(found.unwrap().lockdown, "");
     }
 

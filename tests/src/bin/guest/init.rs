@@ -62,10 +62,7 @@ pub fn run() -> Result<()> {
     std::fs::write("/proc/sys/kernel/hostname", "guest")?;
     for module in MODULES {
         // Built in, or not made for this kernel: what is really missing shows where it is used.
-        let _ = Command::new("modprobe")
-            .args(["-q", module])
-            .env("PATH", PATH)
-            .status();
+        let _ = Command::new("modprobe").args(["-q", module]).env("PATH", PATH).status();
     }
     network()?;
     let mut helper = Command::new("/proc/self/exe").env("PATH", PATH).spawn()?;
@@ -73,10 +70,7 @@ pub fn run() -> Result<()> {
     loop {
         let status = wait()?;
         if status.pid().is_some_and(|pid| pid.as_raw() == helper_pid) {
-            return Err(Error::other(format!(
-                "the helper ended: {:?}",
-                helper.try_wait()
-            )));
+            return Err(Error::other(format!("the helper ended: {:?}", helper.try_wait())));
         }
     }
 }
@@ -89,13 +83,7 @@ pub fn power_off() {
 
 fn mount_one(kind: &str, place: &str) -> Result<()> {
     std::fs::create_dir_all(place)?;
-    Ok(mount(
-        Some(kind),
-        place,
-        Some(kind),
-        MsFlags::empty(),
-        None::<&str>,
-    )?)
+    Ok(mount(Some(kind), place, Some(kind), MsFlags::empty(), None::<&str>)?)
 }
 
 /// The addresses that QEMU's user-mode network expects.

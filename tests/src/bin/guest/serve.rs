@@ -59,16 +59,9 @@ fn execute(request: Request, body: &[u8], background: &Background) -> Result<(Re
     let done = || (Response::Done, Vec::new());
     Ok(match request {
         Request::Ping => (pong()?, Vec::new()),
-        Request::Run {
-            argv,
-            env,
-            timeout_ms,
-        } => run_program(&argv, env, body, Duration::from_millis(timeout_ms))?,
+        Request::Run { argv, env, timeout_ms } => run_program(&argv, env, body, Duration::from_millis(timeout_ms))?,
         Request::Spawn { argv, env, log } => (start(&argv, env, &log, background)?, Vec::new()),
-        Request::Wait { pid, timeout_ms } => (
-            wait(pid, Duration::from_millis(timeout_ms), background)?,
-            Vec::new(),
-        ),
+        Request::Wait { pid, timeout_ms } => (wait(pid, Duration::from_millis(timeout_ms), background)?, Vec::new()),
         Request::Signal { pid, signal } => {
             kill(Pid::from_raw(pid), Signal::try_from(signal)?)?;
             done()
@@ -80,10 +73,7 @@ fn execute(request: Request, body: &[u8], background: &Background) -> Result<(Re
         Request::Get { path } => (Response::Done, std::fs::read(path)?),
         Request::SetClock { unix_ms } => {
             let since_epoch = Duration::from_millis(unix_ms);
-            clock_settime(
-                ClockId::CLOCK_REALTIME,
-                TimeSpec::from_duration(since_epoch),
-            )?;
+            clock_settime(ClockId::CLOCK_REALTIME, TimeSpec::from_duration(since_epoch))?;
             done()
         }
         Request::PowerOff => done(),
@@ -99,9 +89,7 @@ fn pong() -> Result<Response> {
 }
 
 fn command(argv: &[String], env: Vec<(String, String)>) -> Result<Command> {
-    let (program, arguments) = argv
-        .split_first()
-        .ok_or_else(|| Error::other("no program given"))?;
+    let (program, arguments) = argv.split_first().ok_or_else(|| Error::other("no program given"))?;
     let mut command = Command::new(program);
     command
         .args(arguments)
@@ -173,12 +161,7 @@ fn ended(status: ExitStatus, timed_out: bool, stdout: u64) -> Response {
     }
 }
 
-fn start(
-    argv: &[String],
-    env: Vec<(String, String)>,
-    log: &str,
-    background: &Background,
-) -> Result<Response> {
+fn start(argv: &[String], env: Vec<(String, String)>, log: &str, background: &Background) -> Result<Response> {
     let output = File::options().create(true).append(true).open(log)?;
     let mut child = command(argv, env)?
         .stdin(Stdio::null())

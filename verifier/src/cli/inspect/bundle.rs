@@ -25,32 +25,60 @@ struct Shown {
 /// Shows a bundle, if every part of it can be read.
 pub(super) fn run(path: &Path, bytes: &[u8], as_json: bool) -> Result<(), CliError> {
     let shown = Shown::read(path, bytes)?;
-    if as_json { print_json(&shown.to_json()) } else { print(&shown.to_text()) }
+    if as_json {
+        print_json(&shown.to_json())
+    } else {
+        print(&shown.to_text())
+    }
 }
 
 impl Shown {
     fn read(path: &Path, bytes: &[u8]) -> Result<Self, InspectError> {
-        let bundle =
-            Bundle::from_json(bytes).map_err(|cause| InspectError::Bundle { path: path.to_owned(), cause })?;
-        let tpm = |part| move |cause| InspectError::Tpm { path: path.to_owned(), part, cause };
+        let bundle = Bundle::from_json(bytes).map_err(|cause| InspectError::Bundle {
+            path: path.to_owned(),
+            cause,
+        })?;
+        let tpm = |part| {
+            move |cause| InspectError::Tpm {
+                path: path.to_owned(),
+                part,
+                cause,
+            }
+        };
         let attest = Attest::parse(&bundle.quote.attest.0).map_err(tpm("quote.attest"))?;
         let scheme = match Signature::parse(&bundle.quote.signature.0).map_err(tpm("quote.signature"))? {
             Signature::Rsassa { .. } => "RSASSA",
             Signature::Ecdsa { .. } => "ECDSA P-256",
         };
         let records = Records::new(path, &bundle.log.data.0, bundle.log.from).collect::<Result<Vec<_>, _>>()?;
-        let found = bundle.log.from.saturating_add(u64::try_from(records.len()).unwrap_or(u64::MAX));
+        let found = bundle
+            .log
+            .from
+            .saturating_add(u64::try_from(records.len()).unwrap_or(u64::MAX));
         if found != bundle.log.records {
-            return Err(InspectError::Count { path: path.to_owned(), wanted: bundle.log.records, found });
+            return Err(InspectError::Count {
+                path: path.to_owned(),
+                wanted: bundle.log.records,
+                found,
+            });
         }
         let boot_log = match &bundle.boot_log {
             None => None,
             Some(raw) => {
                 let parsed = bootlog::parse(&raw.0);
-                Some(parsed.map_err(|cause| InspectError::BootLog { path: path.to_owned(), cause })?)
+                Some(parsed.map_err(|cause| InspectError::BootLog {
+                    path: path.to_owned(),
+                    cause,
+                })?)
             }
         };
-        Ok(Self { bundle, attest, scheme, records, boot_log })
+        Ok(Self {
+            bundle,
+            attest,
+            scheme,
+            records,
+            boot_log,
+        })
     }
 
     fn to_text(&self) -> String {
@@ -72,12 +100,25 @@ impl Shown {
         );
         for (bank, values) in &bundle.pcrs {
             for (index, value) in values {
-                add(&mut text, format_args!("pcr {}:{index:<2} {}\n", bank.name(), hex::encode(&value.0)));
+                add(
+                    &mut text,
+                    format_args!("pcr {}:{index:<2} {}\n", bank.name(), hex::encode(&value.0)),
+                );
             }
         }
         let log = &bundle.log;
-        add(&mut text, format_args!("log: records {} to {}, {} bytes\n", log.from, log.records, log.data.0.len()));
-        self.records.iter().for_each(|placed| text.push_str(&text::record(placed)));
+        add(
+            &mut text,
+            format_args!(
+                "log: records {} to {}, {} bytes\n",
+                log.from,
+                log.records,
+                log.data.0.len()
+            ),
+        );
+        self.records
+            .iter()
+            .for_each(|placed| text.push_str(&text::record(placed)));
         if let Some(log) = &self.boot_log {
             add(&mut text, format_args!("{log}"));
         }

@@ -32,20 +32,33 @@ pub(super) struct Records<'a> {
 impl<'a> Records<'a> {
     /// The records in `bytes`, of which the first has the number `from`; `path` is for errors.
     pub(super) fn new(path: &'a Path, bytes: &'a [u8], from: u64) -> Self {
-        Self { path, bytes, offset: 0, next: from, failed: false }
+        Self {
+            path,
+            bytes,
+            offset: 0,
+            next: from,
+            failed: false,
+        }
     }
 
     fn read(&mut self, rest: &[u8]) -> Result<Placed, CelError> {
         let (record, len) = cel::read(rest)?;
         if record.number != self.next {
-            return Err(CelError::Number { found: record.number, wanted: self.next });
+            return Err(CelError::Number {
+                found: record.number,
+                wanted: self.next,
+            });
         }
         record.check_digests()?;
         // Other projects' content is theirs to read.
         if record.content_type == CONTENT_ASSAY {
             record.events()?;
         }
-        let placed = Placed { record, offset: self.offset, len };
+        let placed = Placed {
+            record,
+            offset: self.offset,
+            len,
+        };
         self.offset = self.offset.saturating_add(len);
         self.next = self.next.saturating_add(1);
         Ok(placed)
@@ -56,11 +69,19 @@ impl Iterator for Records<'_> {
     type Item = Result<Placed, InspectError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        let rest = self.bytes.get(self.offset..).filter(|rest| !rest.is_empty() && !self.failed)?;
+        let rest = self
+            .bytes
+            .get(self.offset..)
+            .filter(|rest| !rest.is_empty() && !self.failed)?;
         Some(self.read(rest).map_err(|cause| {
             self.failed = true;
             let (path, record, offset) = (self.path.to_owned(), self.next, self.offset);
-            InspectError::Record { path, record, offset, cause }
+            InspectError::Record {
+                path,
+                record,
+                offset,
+                cause,
+            }
         }))
     }
 }
@@ -78,8 +99,14 @@ pub(super) fn run(path: &Path, bytes: &[u8], as_json: bool) -> Result<(), CliErr
         total.push(path, &placed)?;
         print(&text::record(&placed))?;
     }
-    let head = total.head().map_or_else(|| "none".to_owned(), |head| format!("sha256:{head}"));
-    print(&format!("{} records, {} bytes, head {head}\n", total.records, bytes.len()))
+    let head = total
+        .head()
+        .map_or_else(|| "none".to_owned(), |head| format!("sha256:{head}"));
+    print(&format!(
+        "{} records, {} bytes, head {head}\n",
+        total.records,
+        bytes.len()
+    ))
 }
 
 fn total(path: &Path, bytes: &[u8]) -> Result<Total, InspectError> {

@@ -126,18 +126,35 @@ pub(super) fn run(command: InspectCommand) -> Result<(), CliError> {
 
 fn boot_log(args: &FileArgs) -> Result<(), CliError> {
     let bytes = read(&args.file, bootlog::MAX_LOG)?;
-    let log = bootlog::parse(&bytes).map_err(|cause| InspectError::BootLog { path: args.file.clone(), cause })?;
-    if args.json { print_json(&log.to_json()) } else { print(&log.to_string()) }
+    let log = bootlog::parse(&bytes).map_err(|cause| InspectError::BootLog {
+        path: args.file.clone(),
+        cause,
+    })?;
+    if args.json {
+        print_json(&log.to_json())
+    } else {
+        print(&log.to_string())
+    }
 }
 
 /// Reads a file of at most `limit` bytes, whatever its metadata says: files under /sys claim to be empty.
 fn read(path: &Path, limit: usize) -> Result<Vec<u8>, InspectError> {
-    let failed = |cause| InspectError::Read { path: path.to_owned(), cause };
+    let failed = |cause| InspectError::Read {
+        path: path.to_owned(),
+        cause,
+    };
     let budget = u64::try_from(limit).unwrap_or(u64::MAX).saturating_add(1);
     let mut bytes = Vec::new();
-    File::open(path).map_err(failed)?.take(budget).read_to_end(&mut bytes).map_err(failed)?;
+    File::open(path)
+        .map_err(failed)?
+        .take(budget)
+        .read_to_end(&mut bytes)
+        .map_err(failed)?;
     if bytes.len() > limit {
-        return Err(InspectError::TooLong { path: path.to_owned(), limit });
+        return Err(InspectError::TooLong {
+            path: path.to_owned(),
+            limit,
+        });
     }
     Ok(bytes)
 }

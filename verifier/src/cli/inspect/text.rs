@@ -10,16 +10,25 @@ use super::cel::Placed;
 /// A record with its events, one a line.
 pub(super) fn record(placed: &Placed) -> String {
     let Placed { record, offset, len } = placed;
-    let mut text = format!("record {} pcr {} (byte {offset}, {len} bytes)", record.number, record.pcr);
+    let mut text = format!(
+        "record {} pcr {} (byte {offset}, {len} bytes)",
+        record.number, record.pcr
+    );
     for (bank, digest) in &record.digests {
         add(&mut text, format_args!(" {}:{}", bank.name(), hex::encode(digest)));
     }
     text.push('\n');
     match record.events() {
-        Ok(events) => events.iter().for_each(|event| add(&mut text, format_args!("  {}\n", line(event)))),
+        Ok(events) => events
+            .iter()
+            .for_each(|event| add(&mut text, format_args!("  {}\n", line(event)))),
         Err(_) => add(
             &mut text,
-            format_args!("  content of type {}, {} bytes: not this agent's\n", record.content_type, record.content.len()),
+            format_args!(
+                "  content of type {}, {} bytes: not this agent's\n",
+                record.content_type,
+                record.content.len()
+            ),
         ),
     }
     text
@@ -46,7 +55,11 @@ fn agent_start(start: &AgentStart) -> String {
         start.boot_id.escape_debug(),
         start.kernel_release.escape_debug(),
         start.lsm.escape_debug(),
-        if start.lockdown.is_empty() { "-".to_owned() } else { start.lockdown.escape_debug().to_string() },
+        if start.lockdown.is_empty() {
+            "-".to_owned()
+        } else {
+            start.lockdown.escape_debug().to_string()
+        },
     );
     for (bank, value) in &start.pcr_start {
         add(&mut text, format_args!(" start {}:{}", bank.name(), hex::encode(value)));
@@ -59,11 +72,21 @@ fn agent_start(start: &AgentStart) -> String {
 }
 
 fn measured(load: &Measurement) -> String {
-    let digest = load.digest.map_or_else(|| "NOT HASHED".to_owned(), |digest| format!("sha256:{digest}"));
-    let mut text = format!("{} {digest} {} ({} bytes)", load.kind, load.path.escape_debug(), load.size);
+    let digest = load
+        .digest
+        .map_or_else(|| "NOT HASHED".to_owned(), |digest| format!("sha256:{digest}"));
+    let mut text = format!(
+        "{} {digest} {} ({} bytes)",
+        load.kind,
+        load.path.escape_debug(),
+        load.size
+    );
     if let Some(seq) = load.seq {
         let comm = load.comm.escape_debug();
-        add(&mut text, format_args!(" #{seq} by {comm} pid {} uid {}", load.pid, load.uid));
+        add(
+            &mut text,
+            format_args!(" #{seq} by {comm} pid {} uid {}", load.pid, load.uid),
+        );
     }
     text
 }

@@ -328,7 +328,7 @@ fn configure(command: &mut Command, image: &Image, dir: &Path, options: &BootOpt
         .arg(&image.initrd);
     command
         .arg("-append")
-        .arg(format!("{} {}", image.cmdline, options.cmdline));
+        .arg(format!("{} {}", image.cmdline, options.cmdline).trim_end());
     // The disk lives as long as the test: nothing needs to reach the platter.
     command.args([
         "-drive",

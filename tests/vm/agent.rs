@@ -126,7 +126,7 @@ fn vm_agent_starts_and_stops_in_order_and_tells_systemd() -> Result<(), HarnessE
 
 /// The first record tells the truth about agent, kernel and boot; the inventory has what ran.
 fn check_start_and_inventory(vm: &Vm, log: &Log, gone: &str) -> Result<(), HarnessError> {
-    let start = log.starts()[0];
+    let start = log.start();
     let guest = vm.guest();
     assert_eq!(start.agent_digest.to_string(), sha256sum(vm, "/usr/bin/assay-agent")?);
     assert_eq!(
@@ -331,7 +331,7 @@ fn vm_agent_after_a_reboot_sets_the_old_log_aside() -> Result<(), HarnessError> 
     Log::settled(&vm, log_path)?;
     agent.kill()?;
     let old = vm.guest().get(log_path)?;
-    let old_boot = Log::read(vm.guest(), log_path)?.starts()[0].boot_id.clone();
+    let old_boot = Log::read(vm.guest(), log_path)?.start().boot_id.clone();
     vm.guest().run_ok(&["sync"])?;
     vm.reset()?;
 
@@ -342,7 +342,7 @@ fn vm_agent_after_a_reboot_sets_the_old_log_aside() -> Result<(), HarnessError> 
         old,
         "the old log is kept as it was"
     );
-    let start = log.starts()[0];
+    let start = log.start();
     assert_ne!(start.boot_id, old_boot);
     assert_eq!(
         start.boot_id,

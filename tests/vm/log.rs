@@ -61,11 +61,7 @@ impl Log {
 
     /// What PCR 13 (SHA-256) shows if this log is all that was extended, in hex.
     pub fn pcr(&self) -> String {
-        let first = self
-            .starts()
-            .into_iter()
-            .next()
-            .expect("a log begins with the agent's start");
+        let first = self.start();
         let mut value = first
             .pcr_start
             .iter()
@@ -79,18 +75,15 @@ impl Log {
         value.iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
+    /// The first start of an agent, with which every log begins.
+    pub fn start(&self) -> &AgentStart {
+        let first = self.events.first();
+        first.and_then(start_of).expect("a log begins with the agent's start")
+    }
+
     /// Every start of an agent.
     pub fn starts(&self) -> Vec<&AgentStart> {
-        self.events
-            .iter()
-            .filter_map(|event| {
-                if let Event::AgentStart(start) = event {
-                    Some(start)
-                } else {
-                    None
-                }
-            })
-            .collect()
+        self.events.iter().filter_map(start_of).collect()
     }
 
     /// Everything that the kernel programs recorded.
@@ -158,6 +151,14 @@ impl Log {
             numbers == expected,
             "the kernel's records have gaps or repetitions: {numbers:?}"
         );
+    }
+}
+
+fn start_of(event: &Event) -> Option<&AgentStart> {
+    if let Event::AgentStart(start) = event {
+        Some(start)
+    } else {
+        None
     }
 }
 

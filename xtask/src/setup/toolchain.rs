@@ -153,12 +153,11 @@ fn source(system: &System, release: &str) -> Result<Option<(PrivateApt, String)>
     Ok(version.map(|version| (apt, version)))
 }
 
-/// All at one version: `core` is tied to the very compiler that it was built with.
+/// All of one version: `core` is tied to the very compiler that it was built with.
 fn package_names(apt: &PrivateApt, version: &str) -> Result<Vec<String>, Error> {
     let mut names: Vec<String> = ["rustc-web", "libstd-rust-web-dev", "libstd-rust-web-dev-bpf"]
-        .iter()
-        .map(|package| format!("{package}={version}"))
-        .collect();
+        .map(str::to_owned)
+        .into();
     let runtime = apt
         .depends("libstd-rust-web-dev")?
         .into_iter()
@@ -181,9 +180,26 @@ fn package_names(apt: &PrivateApt, version: &str) -> Result<Vec<String>, Error> 
             super::linker::VERSION
         )));
     }
-    names.push(format!("{runtime}={version}"));
+    names.push(runtime);
+    for name in &names {
+        let candidate = apt.candidate(name)?.unwrap_or_default();
+        if source_version(&candidate) != source_version(version) {
+            return Err(Error::Missing(format!(
+                "Debian's archive has {name} {candidate} beside libstd-rust-web-dev-bpf {version}: try again when they \
+                 agree, or set {VARIABLE}"
+            )));
+        }
+    }
     names.push(llvm);
     Ok(names)
+}
+
+/// Without the mark of a rebuild (`+b1`): packages for one architecture are rebuilt, those for all are not.
+fn source_version(version: &str) -> &str {
+    match version.rsplit_once("+b") {
+        Some((source, build)) if build.chars().all(|c| c.is_ascii_digit()) => source,
+        _ => version,
+    }
 }
 
 fn is_runtime(name: &str) -> bool {
@@ -236,4 +252,16 @@ fn nightly_is_usable() -> bool {
 
 fn private_folder() -> Result<PathBuf, Error> {
     cache("rustc-web")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rebuild_is_the_same_version() {
+        assert_eq!(source_version("1.96.0+dfsg1-1~deb13u1+b1"), "1.96.0+dfsg1-1~deb13u1");
+        assert_eq!(source_version("1.96.0+dfsg1-1~deb12u2"), "1.96.0+dfsg1-1~deb12u2");
+        assert_eq!(source_version("1.0+bpo12"), "1.0+bpo12");
+    }
 }

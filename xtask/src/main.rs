@@ -42,7 +42,7 @@ enum Task {
         #[arg(long)]
         filter: Option<String>,
     },
-    /// Boot a test machine and use its console (Ctrl-A X switches it off)
+    /// Boot a test machine and use its console (`exit` or Ctrl-A X switches it off)
     Vm {
         /// Build and save the machine that the tests restore, but do not start one
         #[arg(long)]

@@ -26,6 +26,8 @@ pub use qmp::Qmp;
 
 /// Where `assay-agent` listens inside the guest.
 pub const AGENT_PORT: u16 = 8443;
+/// On the kernel's command line: give a shell on the console, and switch off when it ends.
+pub const SHELL_WORD: &str = "assay.shell";
 /// From switching on to the helper's answer; 10 s on an idle machine under emulation.
 const BOOT_TIMEOUT: Duration = Duration::from_secs(240);
 /// The name of the one snapshot in a saved disk.

@@ -10,7 +10,7 @@ mod rootfs;
 
 use std::path::{Path, PathBuf};
 
-use assay_tests::vm::{Accelerator, BootOptions, Image, Vm};
+use assay_tests::vm::{Accelerator, BootOptions, Image, SHELL_WORD, Vm};
 
 pub use initrd::decompress;
 
@@ -85,11 +85,11 @@ pub fn console(build_only: bool, bare: bool, cmdline: String) -> Result<(), Erro
     }
     let image = prepare(&built)?;
     note(&format!(
-        "booting Linux {} on {}; Ctrl-A X switches off",
+        "booting Linux {} on {}; `exit` or Ctrl-A X switches off",
         image.kernel_release,
         Accelerator::detect()
     ));
-    let cmdline = format!("assay.shell {cmdline}");
+    let cmdline = format!("{SHELL_WORD} {cmdline}");
     let mut vm = Vm::boot(
         &image,
         &BootOptions {

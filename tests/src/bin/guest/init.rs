@@ -1,6 +1,7 @@
 //! The start of a test machine.
 
 use std::convert::Infallible;
+use std::fs::File;
 use std::io::{Error, Result};
 use std::os::unix::fs::symlink;
 use std::process::Command;
@@ -8,6 +9,9 @@ use std::process::Command;
 use nix::mount::{MsFlags, mount};
 use nix::sys::reboot::{RebootMode, reboot};
 use nix::sys::wait::wait;
+use nix::unistd::Pid;
+
+use assay_tests::vm::SHELL_WORD;
 
 /// Loaded before anything is measured, so that opening a disk or a connection loads no module of its own.
 const MODULES: &[&str] = &[
@@ -67,12 +71,37 @@ pub fn run() -> Result<()> {
     network()?;
     let mut helper = Command::new("/proc/self/exe").env("PATH", PATH).spawn()?;
     let helper_pid = i32::try_from(helper.id()).map_err(Error::other)?;
+    let shell_pid = shell()?;
     loop {
         let status = wait()?;
-        if status.pid().is_some_and(|pid| pid.as_raw() == helper_pid) {
+        let pid = status.pid().map(Pid::as_raw);
+        if pid == Some(helper_pid) {
             return Err(Error::other(format!("the helper ended: {:?}", helper.try_wait())));
         }
+        if pid.is_some() && pid == shell_pid {
+            // Whoever used the console is done with the machine.
+            return Ok(());
+        }
     }
+}
+
+/// A shell on the console, where the kernel's command line asks for one with [`SHELL_WORD`].
+fn shell() -> Result<Option<i32>> {
+    let cmdline = std::fs::read_to_string("/proc/cmdline")?;
+    if !cmdline.split_whitespace().any(|word| word == SHELL_WORD) {
+        return Ok(None);
+    }
+    let console = File::options().read(true).write(true).open("/dev/ttyS0")?;
+    let shell = Command::new("setsid")
+        .args(["--ctty", "bash", "-i"])
+        .env("PATH", PATH)
+        .env("HOME", "/root")
+        .current_dir("/root")
+        .stdin(console.try_clone()?)
+        .stdout(console.try_clone()?)
+        .stderr(console)
+        .spawn()?;
+    Ok(i32::try_from(shell.id()).ok())
 }
 
 /// Writes what is cached to the disk and switches the machine off.

@@ -51,9 +51,9 @@ impl EventSource for Paced {
 fn record(number: u64) -> Record {
     let name = format!("/usr/lib/x86_64-linux-gnu/libexample-{number:06}.so.1");
     let mut path = [0; PATH_MAX];
-    path[..name.len()].copy_from_slice(name.as_bytes());
+    path.iter_mut().zip(name.as_bytes()).for_each(|(to, from)| *to = *from);
     let mut digest = [1; 32];
-    digest[..8].copy_from_slice(&number.to_be_bytes());
+    digest.iter_mut().zip(number.to_be_bytes()).for_each(|(to, from)| *to = from);
     Record {
         seq: number,
         time_ns: number * 1_000_000,

@@ -7,5 +7,4 @@ mod faults;
 mod harness;
 mod kernel;
 mod log;
-mod measured;
 mod story;

@@ -169,7 +169,10 @@ async fn identities(agent: &mut Agent, name: &'static str) -> Outcome<Samples> {
 /// A poll that finds nothing new: the asker holds the whole log, as it does nearly always.
 async fn quote(agent: &mut Agent, turn: usize) -> Outcome<u64> {
     let mut nonce = [0; 32];
-    nonce.iter_mut().zip(turn.to_be_bytes()).for_each(|(to, from)| *to = from);
+    nonce
+        .iter_mut()
+        .zip(turn.to_be_bytes())
+        .for_each(|(to, from)| *to = from);
     let request = QuoteRequest {
         nonce: Nonce::new(nonce),
         log_from: RECORDS,

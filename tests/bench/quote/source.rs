@@ -53,7 +53,10 @@ fn record(number: u64) -> Record {
     let mut path = [0; PATH_MAX];
     path.iter_mut().zip(name.as_bytes()).for_each(|(to, from)| *to = *from);
     let mut digest = [1; 32];
-    digest.iter_mut().zip(number.to_be_bytes()).for_each(|(to, from)| *to = from);
+    digest
+        .iter_mut()
+        .zip(number.to_be_bytes())
+        .for_each(|(to, from)| *to = from);
     Record {
         seq: number,
         time_ns: number * 1_000_000,

@@ -59,8 +59,8 @@ fn programs(
     on_board: &'static [&'static str],
 ) -> Result<Built, Error> {
     let bpf_object = bpf(&tools.bpf)?;
-    let mut command = Command::new("cargo");
-    command.current_dir(root()).args(["build", "--bins"]).args(packages);
+    let mut command = cargo();
+    command.args(["build", "--bins"]).args(packages);
     if profile == Profile::Release {
         command.arg("--release");
     }

@@ -64,7 +64,9 @@ impl Layer {
         command.arg("test");
         match self {
             Self::Vm => command.args(["-p", "assay-tests", "--test", "vm"]),
-            _ => command.args(["--workspace", "--no-fail-fast"]),
+            Self::Unit => command.args(["--workspace", "--no-fail-fast"]),
+            // Without the examples in documentation: those are unit tests.
+            Self::Vectors | Self::Tpm => command.args(["--workspace", "--no-fail-fast", "--tests"]),
         };
         command.arg("--");
         match (self, filter) {

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use assay_evidence::binding::{Binding, Nonce};
 use assay_evidence::bundle::Bundle;
 use assay_evidence::credential::make_credential;
+use assay_evidence::pcr::RuntimePcr;
 use assay_evidence::replay::HeldLog;
 use assay_evidence::tpm::{AttestationKey, Public};
 use assay_evidence::wire::{ActivateRequest, ActivateResponse, B64, Identity, LogPage, QuoteRequest};
@@ -54,7 +55,7 @@ fn a_quote_verifies_on_its_own_connection_and_no_other() {
         let replayed = bundle
             .verify(&ak, &binding, &HeldLog::none())
             .unwrap()
-            .replay()
+            .replay(RuntimePcr::DEFAULT)
             .unwrap();
         assert!(replayed.records() >= 2, "AGENT_START and the inventory at least");
         assert_eq!(replayed.boot_id(), BOOT_ID);
@@ -85,7 +86,10 @@ fn a_quote_verifies_on_its_own_connection_and_no_other() {
             nonce: &NONCE,
             exporter: &connection.exporter,
         };
-        next.verify(&ak, &binding, &held).unwrap().replay().unwrap();
+        next.verify(&ak, &binding, &held)
+            .unwrap()
+            .replay(RuntimePcr::DEFAULT)
+            .unwrap();
 
         // Who holds a longer log than there is, holds another boot's: it gets the whole.
         assert_eq!(quote(&mut connection, NONCE, 1_000_000).await.log.from, 0);

@@ -17,6 +17,7 @@ use assay_agent::tpm::{Handle, TpmConfig, TpmError};
 use assay_evidence::binding::{Binding, Exporter, Nonce};
 use assay_evidence::credential::make_credential;
 use assay_evidence::digest::{Algorithm, Sha256Digest};
+use assay_evidence::pcr::RuntimePcr;
 use assay_evidence::replay::HeldLog;
 use assay_evidence::tpm::{Attest, EccPoint, Name, Parameters, Public, Signature};
 use assay_evidence::wire::{B64, ReleaseKey};
@@ -240,7 +241,7 @@ async fn tpm_a_release_key_opens_in_its_state_and_holds_extends_back() {
     let log = bundle
         .verify(&ak(&tpm), &binding, &HeldLog::none())
         .unwrap()
-        .replay()
+        .replay(RuntimePcr::DEFAULT)
         .unwrap();
     let claim = ReleaseKey {
         public: B64(key.public().to_vec()),

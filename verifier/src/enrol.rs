@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use assay_evidence::credential::{CredentialError, make_credential};
 use assay_evidence::ek::{EkError, EkTrust, TrustedEk};
+use assay_evidence::pcr::RuntimePcr;
 use assay_evidence::tpm::{AkError, AttestationKey};
 use assay_evidence::wire::{ActivateRequest, B64};
 use ring::hmac;
@@ -97,6 +98,7 @@ pub async fn enrol(store: &Store, asker: &Asker, request: &Request, timeout: Dur
         ak_public: identity.ak_public.0,
         ak_name: ak.name().as_bytes().to_vec(),
         tls_spki_sha256: agent.spki_sha256(),
+        pcr: request.pcr,
         policy: request.policy.clone(),
     };
     let row = host.clone();
@@ -112,6 +114,8 @@ pub struct Request {
     pub address: String,
     /// Which endorsement key it may have.
     pub trust: EkTrust,
+    /// The PCR that its runtime log must be in.
+    pub pcr: RuntimePcr,
     /// The policy that will judge it.
     pub policy: String,
 }

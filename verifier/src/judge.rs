@@ -155,7 +155,7 @@ impl Evidence {
 
     /// Whether it is the host's answer, and its log leads to the quoted values.
     pub fn replay(&self, host: &Host) -> Result<ReplayedLog, LookError> {
-        Ok(self.verify(&attestation_key(host)?)?.replay()?)
+        Ok(self.verify(&attestation_key(host)?)?.replay(host.pinned.pcr)?)
     }
 }
 

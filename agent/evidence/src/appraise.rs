@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::bootlog::{self, BootLogError};
 use crate::digest::Sha256Digest;
 use crate::event::{AgentStart, Event, LoadKind, Measurement};
-use crate::policy::Policy;
+use crate::policy::{Policy, golden_pcrs};
 use crate::quote::QUOTED_BANK;
 use crate::replay::ReplayedLog;
 
@@ -163,10 +163,11 @@ struct Judge<'a> {
 }
 
 impl<'a> Judge<'a> {
-    /// PCRs with golden values must have one of them.
+    /// PCRs with golden values must have one of them. The runtime PCR moves with every load: replay has judged it.
     fn golden_pcrs(&mut self, log: &ReplayedLog) {
+        let runtime = log.runtime_pcr().index();
         let mut unjudged = Vec::new();
-        for pcr in crate::policy::GOLDEN_PCRS {
+        for pcr in golden_pcrs(log.runtime_pcr()) {
             if self.policy.pcrs().get(&pcr).is_none_or(|values| values.is_empty()) {
                 unjudged.push(pcr.to_string());
             }
@@ -176,6 +177,11 @@ impl<'a> Judge<'a> {
                 .push(format!("the policy has no values for PCR {}", unjudged.join(", ")));
         }
         for (pcr, golden) in self.policy.pcrs().iter().filter(|(_, golden)| !golden.is_empty()) {
+            if *pcr == runtime {
+                let note = format!("the policy's values for PCR {pcr} are not for this host: its runtime log is there");
+                self.notes.push(note);
+                continue;
+            }
             let quoted = log.pcr(*pcr).and_then(|value| Sha256Digest::try_from(value).ok());
             if !quoted.is_some_and(|value| golden.contains(&value)) {
                 let nearest = golden.first().map(|value| format!("the policy has sha256:{value}"));
@@ -219,7 +225,12 @@ impl<'a> Judge<'a> {
             .into_iter()
             .filter(|pcr| mentioned.contains(&u32::from(*pcr)));
         for pcr in FIRMWARE_PCRS.chain(loader) {
-            let quoted = log.pcr(pcr).unwrap_or_default();
+            // What the agent found there is what the firmware left.
+            let quoted = if log.runtime_pcr().index() == pcr {
+                log.pcr_start()
+            } else {
+                log.pcr(pcr).unwrap_or_default()
+            };
             let value = replayed.get(&u32::from(pcr)).map(Vec::as_slice).unwrap_or_default();
             if value != quoted {
                 self.failures.push(Failure {
@@ -238,7 +249,7 @@ impl<'a> Judge<'a> {
         let zero = Sha256Digest::ZERO;
         if !start.is_some_and(|start| start == zero || self.policy.runtime_start().contains(&start)) {
             self.failures.push(Failure {
-                pcr: Some(crate::quote::RUNTIME_PCR),
+                pcr: Some(log.runtime_pcr().index()),
                 record: Some(0),
                 digest: start,
                 ..Failure::new(Rule::RuntimeStart, String::new())

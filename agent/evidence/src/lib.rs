@@ -2,7 +2,8 @@
 //!
 //! Nothing here does input or output: bytes, keys and held state go in, a value or a refusal comes out. Each value of
 //! the chain [`bundle::Bundle`] → [`quote::VerifiedQuote`] → [`replay::ReplayedLog`] → [`appraise::Appraisal`] can only
-//! be made by the check before it; attestation key, nonce and channel binding are arguments, never read from the evidence itself.
+//! be made by the check before it; attestation key, nonce, channel binding and the log's PCR are arguments, never read from the
+//! evidence itself.
 //!
 //! Bytes from strangers are read through [`reader::Reader`]: short input is an error, trailing input is an error, and
 //! lengths, counts and strings are limited.
@@ -18,6 +19,7 @@ pub mod digest;
 pub mod ek;
 pub mod event;
 pub mod jwe;
+pub mod pcr;
 pub mod policy;
 pub mod quote;
 pub mod reader;

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::appraise::UNSTABLE;
 use crate::digest::{DigestError, Sha256Digest};
 use crate::event::{Event, LoadKind, MAX_PATH, Mode};
-use crate::quote::RUNTIME_PCR;
+use crate::pcr::RuntimePcr;
 use crate::replay::ReplayedLog;
 
 /// The version of the format that this crate reads and writes.
@@ -25,10 +25,10 @@ pub const MAX_VALUES: usize = 256;
 /// Longest name of a policy, in bytes.
 pub const MAX_NAME: usize = 64;
 
-/// PCRs whose values a capture takes as golden, besides the runtime PCR's start: firmware and its configuration (0-7),
-/// boot loader and kernel (8, 9), systemd's stub (11, 12), shim (14). Not 10, which the kernel's IMA extends as the
-/// host works, nor 15, which systemd extends with the machine's identity.
-pub const GOLDEN_PCRS: [u8; 13] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 14];
+/// PCRs whose values a capture takes as golden: firmware and its configuration (0-7), boot loader and kernel (8, 9),
+/// systemd's stub (11-13), shim (14). Not the one that the host's runtime log is in, whose start has a member of its own;
+/// not 10, which the kernel's IMA extends as the host works, nor 15, which systemd extends with the machine's identity.
+pub const GOLDEN_PCRS: [u8; 14] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 14];
 
 /// Why a policy can't be read, made or changed.
 #[derive(Debug, thiserror::Error)]
@@ -58,8 +58,8 @@ pub enum PolicyError {
     /// A path is longer than a log can have.
     #[error("the path {0:?}… is longer than {MAX_PATH} bytes")]
     Path(String),
-    /// A PCR that no quote covers, or the runtime PCR, whose start has a member of its own.
-    #[error("the policy has values for PCR {0}; it can have them for 0 to 15 without {RUNTIME_PCR}")]
+    /// A PCR that no quote covers.
+    #[error("the policy has values for PCR {0}; it can have them for 0 to 15")]
     Pcr(u8),
     /// A PCR value that is no SHA-256 digest.
     #[error("the policy's value for PCR {pcr} is no value of the sha256 bank")]
@@ -188,7 +188,7 @@ impl Policy {
         if !ready {
             return Err(PolicyError::NotReady);
         }
-        for pcr in GOLDEN_PCRS {
+        for pcr in golden_pcrs(log.runtime_pcr()) {
             let value = log.pcr(pcr).and_then(|value| Sha256Digest::try_from(value).ok());
             policy.pcrs.entry(pcr).or_default().extend(value);
         }
@@ -354,7 +354,8 @@ impl Policy {
         &self.modes
     }
 
-    /// Golden values of PCRs, SHA-256 bank. A PCR that is missing or has no values is not judged by value.
+    /// Golden values of PCRs, SHA-256 bank. A PCR that is missing or has no values is not judged by value, nor is the one
+    /// that a host's runtime log is in.
     #[must_use]
     pub const fn pcrs(&self) -> &BTreeMap<u8, BTreeSet<Sha256Digest>> {
         &self.pcrs
@@ -396,11 +397,16 @@ impl Policy {
         if let Some(tier) = self.tiers.iter().find(|tier| !(1..=3).contains(*tier)) {
             return Err(PolicyError::Tier(*tier));
         }
-        match self.pcrs.keys().find(|pcr| **pcr > 15 || **pcr == RUNTIME_PCR) {
+        match self.pcrs.keys().find(|pcr| **pcr > 15) {
             Some(pcr) => Err(PolicyError::Pcr(*pcr)),
             None => Ok(()),
         }
     }
+}
+
+/// [`GOLDEN_PCRS`] of a host whose runtime log is in `runtime`.
+pub(crate) fn golden_pcrs(runtime: RuntimePcr) -> impl Iterator<Item = u8> {
+    GOLDEN_PCRS.into_iter().filter(move |pcr| *pcr != runtime.index())
 }
 
 #[cfg(test)]

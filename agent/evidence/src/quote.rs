@@ -14,8 +14,6 @@ use crate::tpm::{
 };
 use crate::wire::B64;
 
-/// The PCR that the runtime log is extended into.
-pub const RUNTIME_PCR: u8 = 13;
 /// The bank that is quoted.
 pub const QUOTED_BANK: Algorithm = Algorithm::Sha256;
 /// PCRs that every quote covers, and that a release key's policy names.
@@ -298,10 +296,12 @@ impl Bundle {
         Ok([held.bytes.as_slice(), data].concat())
     }
 
-    /// Tells a changed log from a wrong question. The PCR values are not checked yet at this point, so that the answer
-    /// only chooses the words of the refusal.
+    /// Tells a changed log from a wrong question. PCR values and the log's PCR are not checked yet at this point, so that
+    /// the answer only chooses the words of the refusal.
     fn other_question(&self, records: &[Record], head: &Head) -> QuoteError {
-        let value = self.pcrs.get(&QUOTED_BANK).and_then(|bank| bank.get(&RUNTIME_PCR));
+        let index = records.first().map(|record| record.pcr);
+        let bank = self.pcrs.get(&QUOTED_BANK);
+        let value = bank.zip(index).and_then(|(bank, index)| bank.get(&index));
         let reached = claimed_start(records).map(|start| claimed_end(start, records));
         if value.map(AsRef::as_ref) == reached.as_deref() {
             return QuoteError::Binding;

@@ -6,7 +6,8 @@
 use crate::bundle::Pcrs;
 use crate::cel::{CelError, Record, Register};
 use crate::event::{AgentStart, Event};
-use crate::quote::{QUOTED_BANK, RUNTIME_PCR, VerifiedQuote};
+use crate::pcr::RuntimePcr;
+use crate::quote::{QUOTED_BANK, VerifiedQuote};
 
 pub use crate::quote::HeldLog;
 
@@ -16,8 +17,11 @@ pub enum ReplayError {
     /// No record at all: a host that measures has at least its agent's start.
     #[error("the runtime log is empty: the agent does not measure")]
     Empty,
-    /// A record of another PCR.
-    #[error("record {record} was extended into {register} {found}; the runtime log's is PCR {RUNTIME_PCR}")]
+    /// A record of another PCR than the one pinned for this host: perhaps a clean log, begun in a PCR that was unused.
+    #[error(
+        "record {record} was extended into {register} {found}; this host's runtime log is pinned to PCR {wanted}. If its \
+         agent is meant to use another PCR (tpm.pcr), remove the host and add it again with --pcr"
+    )]
     PcrIndex {
         /// The record.
         record: u64,
@@ -25,6 +29,8 @@ pub enum ReplayError {
         register: Register,
         /// Its index.
         found: u8,
+        /// The pinned PCR.
+        wanted: RuntimePcr,
     },
     /// A digest is not that of the content, or the content cannot be read.
     #[error("the runtime log does not hold what was measured")]
@@ -54,7 +60,7 @@ pub enum ReplayError {
         wanted: String,
     },
     /// The agent's start names no starting value of the quoted bank.
-    #[error("agent-start does not name PCR {RUNTIME_PCR}'s starting value in the sha256 bank")]
+    #[error("agent-start does not name the runtime PCR's starting value in the sha256 bank")]
     NoPcrStart,
     /// The agent was restarted, and does not say where its predecessor stopped.
     #[error("the agent restarted at record {record} without naming its predecessor's last measurement")]
@@ -63,10 +69,10 @@ pub enum ReplayError {
         record: u64,
     },
     /// The log does not lead to the quoted value.
-    #[error(
-        "the log leads PCR {RUNTIME_PCR} to {replayed}, the quote has {quoted}: something extended it past the log"
-    )]
+    #[error("the log leads PCR {pcr} to {replayed}, the quote has {quoted}: something extended it past the log")]
     PcrMismatch {
+        /// The runtime PCR.
+        pcr: RuntimePcr,
         /// Value after replay, hex.
         replayed: String,
         /// Value in the quote, hex.
@@ -78,39 +84,42 @@ pub enum ReplayError {
 #[derive(Debug)]
 pub struct ReplayedLog {
     quote: VerifiedQuote,
+    pcr: RuntimePcr,
     events: Vec<(u64, Event)>,
     start: AgentStart,
 }
 
 impl VerifiedQuote {
-    /// Replays the runtime log against the quoted PCR.
+    /// Replays the runtime log against the quoted value of `pcr`, the one pinned for this host.
     ///
     /// # Errors
     /// A [`ReplayError`] naming the record and the reason.
-    pub fn replay(self) -> Result<ReplayedLog, ReplayError> {
+    pub fn replay(self, pcr: RuntimePcr) -> Result<ReplayedLog, ReplayError> {
         let mut events = Vec::new();
         for record in &self.records {
-            self.check_record(record)?;
+            self.check_record(record, pcr)?;
             for event in record.events()? {
                 events.push((record.number, event));
             }
         }
         let start = self.check_starts(&events)?;
-        self.check_pcr(&start)?;
+        self.check_pcr(&start, pcr)?;
         Ok(ReplayedLog {
             quote: self,
+            pcr,
             events,
             start,
         })
     }
 
-    fn check_record(&self, record: &Record) -> Result<(), ReplayError> {
+    fn check_record(&self, record: &Record, wanted: RuntimePcr) -> Result<(), ReplayError> {
         let register = record.register;
-        if register != Register::Pcr || record.pcr != RUNTIME_PCR {
+        if register != Register::Pcr || record.pcr != wanted.index() {
             return Err(ReplayError::PcrIndex {
                 record: record.number,
                 register,
                 found: record.pcr,
+                wanted,
             });
         }
         let banks = |record: &Record| record.digests.iter().map(|(bank, _)| *bank).collect::<Vec<_>>();
@@ -151,15 +160,16 @@ impl VerifiedQuote {
         Ok(())
     }
 
-    fn check_pcr(&self, start: &AgentStart) -> Result<(), ReplayError> {
+    fn check_pcr(&self, start: &AgentStart, pcr: RuntimePcr) -> Result<(), ReplayError> {
         let start = start.pcr_start.iter().find(|(bank, _)| *bank == QUOTED_BANK);
         let (_, start) = start.ok_or(ReplayError::NoPcrStart)?;
         let digests = self.records.iter().filter_map(|record| record.digest(QUOTED_BANK));
-        let replayed = digests.fold(start.clone(), |pcr, digest| QUOTED_BANK.extend(&pcr, digest));
-        let quoted = self.pcrs.get(&QUOTED_BANK).and_then(|bank| bank.get(&RUNTIME_PCR));
+        let replayed = digests.fold(start.clone(), |value, digest| QUOTED_BANK.extend(&value, digest));
+        let quoted = self.pcrs.get(&QUOTED_BANK).and_then(|bank| bank.get(&pcr.index()));
         let quoted = quoted.map(AsRef::as_ref).unwrap_or_default();
         if replayed != quoted {
             return Err(ReplayError::PcrMismatch {
+                pcr,
                 replayed: hex::encode(replayed),
                 quoted: hex::encode(quoted),
             });
@@ -184,6 +194,12 @@ impl ReplayedLog {
     #[must_use]
     pub const fn agent_start(&self) -> &AgentStart {
         &self.start
+    }
+
+    /// The PCR that the log is in: the pinned one.
+    #[must_use]
+    pub const fn runtime_pcr(&self) -> RuntimePcr {
+        self.pcr
     }
 
     /// Value of the runtime PCR before the first record, SHA-256 bank. Other than zero, something extended it before

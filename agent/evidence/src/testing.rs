@@ -156,6 +156,8 @@ pub(crate) struct Host {
     pub(crate) pcrs: BTreeMap<u8, Hex>,
     pub(crate) records: Vec<Record>,
     pub(crate) boot_log: Option<Vec<u8>>,
+    /// Where its agent keeps the log.
+    pub(crate) pcr: u8,
 }
 
 impl Host {
@@ -176,12 +178,19 @@ impl Host {
             pcrs,
             records: Vec::new(),
             boot_log: None,
+            pcr: 13,
         }
     }
 
     /// A host with three records: start with inventory and READY, and two loads.
     pub(crate) fn measuring() -> Self {
+        Self::measuring_in(13)
+    }
+
+    /// As [`Host::measuring`], with the log in another PCR.
+    pub(crate) fn measuring_in(pcr: u8) -> Self {
         let mut host = Self::booted(BOOT, 5);
+        host.pcr = pcr;
         host.record(&[
             Event::AgentStart(agent_start(BOOT)),
             Event::Inventory(measurement(LoadKind::Mapping, "/lib/libc.so.6", None)),
@@ -196,14 +205,15 @@ impl Host {
     pub(crate) fn reboot(self, boot_id: &str) -> Self {
         let mut after = Self::booted(boot_id, self.clock.reset_count + 1);
         after.key = self.key;
+        after.pcr = self.pcr;
         after.clock.clock = self.clock.clock + 10_000;
         after
     }
 
-    /// Appends a record and extends PCR 13.
+    /// Appends a record and extends its PCR.
     pub(crate) fn record(&mut self, events: &[Event]) {
         let number = u64::try_from(self.records.len()).unwrap();
-        let record = Record::build(number, 13, events, &[Algorithm::Sha1, Algorithm::Sha256]).unwrap();
+        let record = Record::build(number, self.pcr, events, &[Algorithm::Sha1, Algorithm::Sha256]).unwrap();
         self.append(record);
     }
 
@@ -214,9 +224,9 @@ impl Host {
         self.clock.clock += 10;
     }
 
-    /// Extends PCR 13 alone.
+    /// Extends its PCR alone.
     pub(crate) fn extend(&mut self, digest: &[u8]) {
-        let pcr = self.pcrs.get_mut(&13).unwrap();
+        let pcr = self.pcrs.get_mut(&self.pcr).unwrap();
         pcr.0 = Algorithm::Sha256.extend(&pcr.0, digest);
     }
 

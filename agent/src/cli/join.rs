@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use assay_evidence::digest::Sha256Digest;
+use assay_evidence::pcr::RuntimePcr;
 
 use super::{CliError, client, say};
 use crate::config::Config;
@@ -32,8 +33,12 @@ pub(super) fn run(config: &Config, file: &Path, force: bool) -> Result<(), CliEr
     }
     let name = host_name();
     let port = config.listen.port();
+    let pcr = match config.tpm.pcr {
+        usual if usual == RuntimePcr::DEFAULT.index() => String::new(),
+        other => format!(" --pcr {other}"),
+    };
     say(&format!(
-        "next, on the verifier: assay-verifier host add {name} {name}:{port} --ek-sha256 {ek_sha256}"
+        "next, on the verifier: assay-verifier host add {name} {name}:{port} --ek-sha256 {ek_sha256}{pcr}"
     ))
 }
 

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use assay_evidence::binding::{Binding, EXPORTER_LABEL, Exporter, Nonce};
+use assay_evidence::pcr::RuntimePcr;
 use assay_evidence::policy::Policy;
 use assay_evidence::release::{Secret, check_release_key, release};
 use assay_evidence::replay::HeldLog;
@@ -184,7 +185,7 @@ impl Inner {
             .bundle
             .verify(&ak, &binding, &HeldLog::none())
             .unwrap()
-            .replay()
+            .replay(RuntimePcr::DEFAULT)
             .unwrap();
         let target = check_release_key(&log, &ak, &binding, &request.release_key).unwrap();
         let appraisal = log.appraise(&Policy::capture("default", &log).unwrap());

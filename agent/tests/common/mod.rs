@@ -24,6 +24,7 @@ use assay_ebpf::{HASH_ALGO_SHA256, PATH_MAX, Record, kind};
 use assay_evidence::binding::{Binding, Exporter, Nonce};
 use assay_evidence::digest::Sha256Digest;
 use assay_evidence::event::{Event, Mode};
+use assay_evidence::pcr::RuntimePcr;
 use assay_evidence::replay::{HeldLog, ReplayedLog};
 use assay_evidence::tpm::AttestationKey;
 
@@ -222,7 +223,7 @@ pub async fn attest(tpm: &Handle) -> Result<ReplayedLog, String> {
     let verified = bundle
         .verify(&ak(tpm), &binding, &HeldLog::none())
         .map_err(|error| error.to_string())?;
-    verified.replay().map_err(|error| error.to_string())
+    verified.replay(RuntimePcr::DEFAULT).map_err(|error| error.to_string())
 }
 
 /// Sequence numbers of the loads in a log, in its order.

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use assay_evidence::digest::Sha256Digest;
 use assay_evidence::ek::EkTrust;
+use assay_evidence::pcr::RuntimePcr;
 use clap::{ArgGroup, Args, Subcommand};
 
 use super::{CliError, block_on, print, print_json};
@@ -55,6 +56,9 @@ pub(super) struct Add {
     /// Trust TPMs whose endorsement certificate chains to one of these CA certificates (PEM or DER)
     #[arg(long, value_name = "FILE", num_args = 1..)]
     ek_ca: Vec<PathBuf>,
+    /// PCR of its runtime log, as `tpm.pcr` in its agent's configuration says: 12, 13 or 14
+    #[arg(long, value_name = "N", default_value_t = RuntimePcr::DEFAULT, value_parser = runtime_pcr)]
+    pcr: RuntimePcr,
     /// Name of the policy that judges it; it need not exist yet
     #[arg(long, value_name = "NAME", default_value = "default")]
     policy: String,
@@ -66,6 +70,13 @@ pub(super) fn sha256_hex(text: &str) -> Result<[u8; 32], String> {
     hex::decode_to_slice(text.strip_prefix("sha256:").unwrap_or(text), &mut digest)
         .map_err(|_| "a SHA-256 digest has 64 hex characters".to_owned())?;
     Ok(digest)
+}
+
+fn runtime_pcr(text: &str) -> Result<RuntimePcr, String> {
+    let index = text
+        .parse()
+        .map_err(|_| "it is 12, 13 (the default) or 14".to_owned())?;
+    RuntimePcr::new(index).map_err(|e| e.to_string())
 }
 
 pub(super) fn run(state: &StateDir, command: HostCommand) -> Result<(), CliError> {
@@ -94,6 +105,7 @@ fn add(state: &StateDir, config: &Config, store: &Store, args: Add) -> Result<()
         name: args.name,
         address: args.address,
         trust,
+        pcr: args.pcr,
         policy: args.policy,
     };
     let asker = Asker::load(state)?;
@@ -158,9 +170,10 @@ fn show(host: &Host) -> String {
     let unknown = || "-".to_owned();
     let _infallible = write!(
         text,
-        "address     {}\npolicy      {}\nlast quote  {}\nboot id     {}\nrecords     {}\nEK sha256   {}\nAK name     {}\nTLS sha256  {}\n",
+        "address     {}\npolicy      {}\nruntime PCR {}\nlast quote  {}\nboot id     {}\nrecords     {}\nEK sha256   {}\nAK name     {}\nTLS sha256  {}\n",
         pinned.address,
         pinned.policy,
+        pinned.pcr,
         host.last_quote.map_or_else(unknown, rfc3339),
         host.boot_id.clone().unwrap_or_else(unknown),
         host.records,

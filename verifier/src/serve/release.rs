@@ -185,7 +185,7 @@ impl Judging<'_> {
             .bundle
             .verify(ak, binding, &self.held()?)
             .map_err(|e| refused("evidence", &e))?;
-        quote.replay().map_err(|e| {
+        quote.replay(self.host.pinned.pcr).map_err(|e| {
             // The host signed it, freshly, for us: that its log does not lead there is the host's own fault.
             let verdict = Verdict {
                 state: HostState::Untrusted,

@@ -1,5 +1,6 @@
 //! Hosts: what was pinned at enrolment, and what the last look at them found.
 
+use assay_evidence::pcr::RuntimePcr;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use serde::Serialize;
 
@@ -57,6 +58,8 @@ pub struct NewHost {
     pub ak_name: Vec<u8>,
     /// SHA-256 of the agent's TLS SubjectPublicKeyInfo.
     pub tls_spki_sha256: [u8; 32],
+    /// The PCR that its runtime log must be in.
+    pub pcr: RuntimePcr,
     /// Name of the policy that judges it.
     pub policy: String,
 }
@@ -99,6 +102,7 @@ impl Host {
             "last_quote": self.last_quote.map(rfc3339),
             "boot_id": self.boot_id,
             "records": self.records,
+            "pcr": self.pinned.pcr.index(),
             "policy": self.pinned.policy,
             "ek_sha256": hex::encode(self.pinned.ek_sha256),
             "ak_name": hex::encode(&self.pinned.ak_name),
@@ -181,7 +185,7 @@ impl Store {
             }
             t.execute(
                 "INSERT INTO hosts (name, address, ek_sha256, ek_public, ek_certificate, ak_public, ak_name, tls_spki_sha256, policy,
-                 enrolled, state, reasons, since) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?10)",
+                 enrolled, state, reasons, since, pcr) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?10, ?13)",
                 params![
                     host.name,
                     host.address,
@@ -195,6 +199,7 @@ impl Store {
                     now(),
                     HostState::Unknown.name(),
                     r#"["not asked yet"]"#,
+                    host.pcr.index(),
                 ],
             )
             .map_err(&failed)?;
@@ -325,7 +330,7 @@ fn find(connection: &Connection, column: &str, value: &dyn rusqlite::ToSql) -> r
 
 const SELECT: &str =
     "SELECT id, name, address, ek_sha256, ek_public, ek_certificate, ak_public, ak_name, tls_spki_sha256, policy,
-    state, reasons, since, last_quote, boot_id, reset_count, records, notes FROM hosts";
+    state, reasons, since, last_quote, boot_id, reset_count, records, notes, pcr FROM hosts";
 
 fn read_host(row: &Row<'_>) -> Result<Host, StoreError> {
     let failed = sql("read a host");
@@ -334,6 +339,7 @@ fn read_host(row: &Row<'_>) -> Result<Host, StoreError> {
     let reasons: String = row.get(11).map_err(&failed)?;
     let records: i64 = row.get(16).map_err(&failed)?;
     let notes: String = row.get(17).map_err(&failed)?;
+    let pcr: u8 = row.get(18).map_err(&failed)?;
     Ok(Host {
         id: row.get(0).map_err(&failed)?,
         pinned: NewHost {
@@ -345,6 +351,7 @@ fn read_host(row: &Row<'_>) -> Result<Host, StoreError> {
             ak_public: row.get(6).map_err(&failed)?,
             ak_name: row.get(7).map_err(&failed)?,
             tls_spki_sha256: row.get(8).map_err(&failed)?,
+            pcr: RuntimePcr::new(pcr).map_err(|_| corrupt("PCR of a host's runtime log"))?,
             policy: row.get(9).map_err(&failed)?,
         },
         state: HostState::from_name(&state).ok_or_else(|| corrupt("host state"))?,

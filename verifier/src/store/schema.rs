@@ -5,7 +5,8 @@ use rusqlite::{Connection, OptionalExtension, TransactionBehavior};
 use super::{StoreError, sql};
 
 /// Step `n` leads from version `n` to `n + 1`. Steps are never edited once released; new ones are added below.
-const STEPS: [&str; 1] = ["
+const STEPS: [&str; 2] = [
+    "
 CREATE TABLE hosts (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
     name TEXT NOT NULL UNIQUE,
@@ -48,7 +49,10 @@ CREATE TABLE policies (
     json TEXT NOT NULL,
     updated INTEGER NOT NULL
 ) STRICT;
-"];
+",
+    // Where each host's runtime log is; those enrolled before could only have it in the default PCR.
+    "ALTER TABLE hosts ADD COLUMN pcr INTEGER NOT NULL DEFAULT 13 CHECK (pcr IN (12, 13, 14));",
+];
 
 /// Brings the database to the present version, in one transaction a step.
 pub(super) fn migrate(connection: &mut Connection) -> Result<(), StoreError> {

@@ -1,5 +1,6 @@
 //! What the database keeps, and what it refuses.
 
+use assay_evidence::pcr::RuntimePcr;
 use assay_evidence::replay::HeldLog;
 use assay_verifier::store::{HostState, NewHost, Quoted, Store, StoreError, Transition, Verdict};
 
@@ -19,6 +20,7 @@ fn host(name: &str, byte: u8) -> NewHost {
         ak_public: vec![2],
         ak_name: vec![byte; 34],
         tls_spki_sha256: [byte; 32],
+        pcr: RuntimePcr::DEFAULT,
         policy: "default".to_owned(),
     }
 }
@@ -186,4 +188,26 @@ fn two_processes_share_it_and_a_newer_schema_is_refused() {
     );
     raw.execute("UPDATE schema_version SET version = 99", []).unwrap();
     assert!(matches!(Store::open(&path), Err(StoreError::TooNew { found: 99, .. })));
+}
+
+#[test]
+fn hosts_of_before_the_pcr_was_pinned_have_the_default() {
+    let (dir, store) = open();
+    let twelve = RuntimePcr::new(12).unwrap();
+    let new = NewHost {
+        pcr: twelve,
+        ..host("a", 1)
+    };
+    store.add_host(&new).unwrap();
+    let read = store.host("a").unwrap();
+    assert_eq!((read.pinned.pcr, &read.to_json()["pcr"]), (twelve, &12.into()));
+    drop(store);
+    let path = dir.path().join("state.db");
+    let raw = rusqlite::Connection::open(&path).unwrap();
+    raw.execute("UPDATE hosts SET pcr = 11", []).unwrap_err();
+    raw.execute_batch("ALTER TABLE hosts DROP COLUMN pcr; UPDATE schema_version SET version = 1")
+        .unwrap();
+    drop(raw);
+    let store = Store::open(&path).unwrap();
+    assert_eq!(store.host("a").unwrap().pinned.pcr, RuntimePcr::DEFAULT);
 }

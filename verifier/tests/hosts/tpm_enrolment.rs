@@ -82,6 +82,25 @@ fn an_agent_of_another_verifier_is_not_enrolled() {
 }
 
 #[test]
+fn a_log_in_another_pcr_than_the_pinned_one_is_not_believed() {
+    let site = Site::serving(0.2);
+    let machine = Machine::joined(&site.join_file());
+    let (address, ek) = (machine.address(), machine.ek_sha256());
+    site.run(&["host", "add", "alpha", &address, "--ek-sha256", &ek, "--pcr", "12"])
+        .good();
+    let shown = site.wait_for("alpha", "untrusted");
+    let reasons = shown["reasons"].to_string();
+    assert!(
+        reasons.contains("PCR 13") && reasons.contains("pinned to PCR 12"),
+        "{reasons}"
+    );
+    assert_eq!(shown["pcr"], 12);
+    let text = site.run(&["host", "show", "alpha"]).good();
+    assert!(text.contains("runtime PCR 12"), "{text}");
+    site.run(&["policy", "capture", "alpha"]).refused(&["pinned to PCR 12"]);
+}
+
+#[test]
 fn mistakes_on_the_command_line_are_named() {
     let site = Site::init(10.0);
     let zeros = "00".repeat(32);
@@ -95,6 +114,24 @@ fn mistakes_on_the_command_line_are_named() {
             .code,
         Some(2)
     );
+    for pcr in ["11", "16", "thirteen"] {
+        let args = [
+            "host",
+            "add",
+            "alpha",
+            "127.0.0.1:1",
+            "--ek-sha256",
+            &zeros,
+            "--pcr",
+            pcr,
+        ];
+        let ran = site.run(&args);
+        assert!(
+            ran.code == Some(2) && ran.err.contains("12, 13 (the default) or 14"),
+            "{}",
+            ran.err
+        );
+    }
     site.run(&["host", "show", "alpha"]).refused(&["alpha", "host list"]);
     site.run(&["policy", "capture", "alpha"]).refused(&["alpha"]);
 }

@@ -1,6 +1,7 @@
 use super::*;
 use crate::digest::Algorithm;
 use crate::event::{Mode, Violation};
+use crate::pcr::RuntimePcr;
 use crate::policy::PolicyError;
 use crate::quote::HeldLog;
 use crate::testing::{BINDING, BOOT, Host, agent_start, load, measurement};
@@ -9,7 +10,7 @@ fn replayed(host: &Host) -> ReplayedLog {
     host.bundle(&BINDING, 0)
         .verify(&host.key.ak(), &BINDING, &HeldLog::none())
         .unwrap()
-        .replay()
+        .replay(RuntimePcr::new(host.pcr).unwrap())
         .unwrap()
 }
 
@@ -353,4 +354,39 @@ fn all_kinds_of_failure_are_listed_together() {
     assert_eq!(json["failures"][2]["rule"], "not-approved");
     assert_eq!(json["failures"][2]["path"], "/root/rogue");
     assert!(json.get("extra_data").is_none());
+}
+
+#[test]
+fn the_pcr_of_the_log_has_no_golden_value() {
+    let host = Host::measuring_in(12);
+    let policy = captured(&host);
+    assert!(policy.pcrs().contains_key(&13) && !policy.pcrs().contains_key(&12));
+    assert!(replayed(&host).appraise(&policy).is_trusted());
+
+    // One policy for hosts with either: what was captured where it is not in use does not judge where it is.
+    let usual = Host::measuring();
+    let usual_policy = captured(&usual);
+    assert!(usual_policy.pcrs().contains_key(&12) && !usual_policy.pcrs().contains_key(&13));
+    let mut both = policy;
+    both.merge(&usual_policy).unwrap();
+    for (host, pcr) in [(&host, 12), (&usual, 13)] {
+        let appraisal = replayed(host).appraise(&both);
+        assert!(appraisal.is_trusted(), "{:?}", appraisal.reasons());
+        let note = format!("the policy's values for PCR {pcr} are not for this host: its runtime log is there");
+        assert!(appraisal.notes().contains(&note), "{:?}", appraisal.notes());
+    }
+}
+
+#[test]
+fn a_boot_log_leads_to_the_start_of_a_log_in_its_pcr() {
+    let mut host = Host::booted(BOOT, 5);
+    host.pcr = 14;
+    host.extend(&[14; 32]);
+    let shim = host.pcrs[&14].0.clone();
+    let mut start = agent_start(BOOT);
+    start.pcr_start = vec![(Algorithm::Sha1, vec![0; 20]), (Algorithm::Sha256, shim)];
+    host.record(&[Event::AgentStart(start), Event::Ready]);
+    boot_log(&mut host, &[0, 1, 2, 3, 4, 5, 6, 7, 14]);
+    let appraisal = replayed(&host).appraise(&captured(&host));
+    assert!(appraisal.is_trusted(), "{:?}", appraisal.reasons());
 }

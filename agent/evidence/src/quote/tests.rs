@@ -16,7 +16,7 @@ enum Refusal {
 
 fn judge(host: &Host, bundle: &Bundle, held: &HeldLog) -> Result<ReplayedLog, Refusal> {
     let quote = bundle.verify(&host.key.ak(), &BINDING, held).map_err(Refusal::Quote)?;
-    quote.replay().map_err(Refusal::Replay)
+    quote.replay(crate::pcr::RuntimePcr::DEFAULT).map_err(Refusal::Replay)
 }
 
 fn quote_error(host: &Host, bundle: &Bundle, held: &HeldLog) -> QuoteError {

@@ -94,7 +94,7 @@ impl Asking {
         bundle
             .verify(&self.host.key.ak(), binding, &HeldLog::none())
             .unwrap()
-            .replay()
+            .replay(crate::pcr::RuntimePcr::DEFAULT)
             .unwrap()
     }
 

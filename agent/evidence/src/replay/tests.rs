@@ -5,10 +5,14 @@ use crate::event::{LoadKind, Violation};
 use crate::testing::{BINDING, BOOT, Host, OTHER_BOOT, agent_start, load, measurement};
 
 fn replay(host: &Host) -> Result<ReplayedLog, ReplayError> {
+    replay_in(host, RuntimePcr::DEFAULT)
+}
+
+fn replay_in(host: &Host, pinned: RuntimePcr) -> Result<ReplayedLog, ReplayError> {
     host.bundle(&BINDING, 0)
         .verify(&host.key.ak(), &BINDING, &HeldLog::none())
         .expect("the quote is good")
-        .replay()
+        .replay(pinned)
 }
 
 fn started() -> Host {
@@ -101,7 +105,8 @@ fn records_of_other_pcrs_banks_and_projects_are_refused() {
         ReplayError::PcrIndex {
             record: 1,
             register: Register::Pcr,
-            found: 12
+            found: 12,
+            wanted: RuntimePcr::DEFAULT
         }
     );
 
@@ -137,6 +142,50 @@ fn record_of_a_register_that_is_no_pcr_is_refused() {
         record: 1,
         register: Register::Ccmr,
         found: 13,
+        wanted: RuntimePcr::DEFAULT,
     };
     assert_eq!(replay(&host).unwrap_err(), refused);
+}
+
+#[test]
+fn a_log_in_another_pcr_is_good_only_where_it_is_pinned() {
+    let host = Host::measuring_in(12);
+    let pinned = RuntimePcr::new(12).unwrap();
+    assert_eq!(replay_in(&host, pinned).unwrap().runtime_pcr(), pinned);
+    let refused = |wanted| ReplayError::PcrIndex {
+        record: 0,
+        register: Register::Pcr,
+        found: 12,
+        wanted,
+    };
+    for wanted in [RuntimePcr::DEFAULT, RuntimePcr::new(14).unwrap()] {
+        assert_eq!(replay_in(&host, wanted).unwrap_err(), refused(wanted));
+    }
+    let text = refused(RuntimePcr::DEFAULT).to_string();
+    assert!(
+        text.contains("PCR 12") && text.contains("pinned to PCR 13") && text.contains("--pcr"),
+        "{text}"
+    );
+}
+
+/// Something bad is in the pinned PCR's log; its root begins a clean one in a PCR that is still zero.
+#[test]
+fn a_clean_log_in_an_unused_pcr_does_not_hide_the_pinned_one() {
+    let mut host = started();
+    host.record(&[load("/root/rogue", 3)]);
+    host.records.clear();
+    host.pcr = 14;
+    host.record(&[Event::AgentStart(agent_start(BOOT)), Event::Ready]);
+    let refused = replay(&host).unwrap_err();
+    assert!(
+        matches!(
+            refused,
+            ReplayError::PcrIndex {
+                record: 0,
+                found: 14,
+                ..
+            }
+        ),
+        "{refused}"
+    );
 }

@@ -50,15 +50,16 @@ async fn open_challenge(asking: &Asking, host: &Host, request: ChallengeRequest)
         .run(move |s| s.held_log_head(host_id))
         .await
         .map_err(|e| Refusal::internal(&e))?;
-    let (held, length) = if is_current(&asking.service, host) {
-        (held, length)
+    // Whatever is asked for, the answer is held against all that was seen of the host.
+    let log_from = if is_current(&asking.service, host) {
+        held.records
     } else {
-        (HeldLog { records: 0, ..held }, 0)
+        0
     };
     let nonce = fresh_nonce().map_err(|e| Refusal::internal(&e))?;
     let answer = ChallengeResponse {
         nonce,
-        log_from: held.records,
+        log_from,
         expires_in_s: u32::try_from(LIFETIME.as_secs()).unwrap_or(u32::MAX),
     };
     let purpose = Purpose {
@@ -203,7 +204,8 @@ impl Judging<'_> {
     /// What was held when the challenge went out.
     fn held(&self) -> Result<HeldLog, Refusal> {
         let then = self.challenge.held.clone();
-        if self.challenge.length == 0 {
+        // Another boot's log comes whole: of what is held, the counters alone bear on it.
+        if self.challenge.length == 0 || self.request.bundle.boot_id != then.boot_id {
             return Ok(then);
         }
         let now = self

@@ -6,12 +6,13 @@ use assay_evidence::tpm::Name;
 use assay_evidence::wire::{B64, ChallengeRequest, ChallengeResponse, ReleaseKey, ReleaseRequest};
 use assay_verifier::keystore::KeyInfo;
 use assay_verifier::pki::{Authority, Role, TlsIdentity};
+use assay_verifier::store::{HostState, Store, Verdict};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::{Value, json};
 use time::{Duration, OffsetDateTime};
 
-use crate::host::{Machine, NEXT_BOOT};
+use crate::host::{BOOT, Machine, NEXT_BOOT};
 use crate::http::Client;
 use crate::site::Site;
 
@@ -422,6 +423,19 @@ fn one_key_holds_few_connections_and_leaves_the_others_theirs() {
     });
 }
 
+/// As if the last poll had not reached the host: what is held of it may be of a boot that is over.
+fn lose_sight(site: &Site, name: &str) {
+    let store = Store::open(&site.state().database()).unwrap();
+    let verdict = Verdict {
+        state: HostState::Unreachable,
+        reasons: vec!["switched off".to_owned()],
+        notes: Vec::new(),
+        quoted: None,
+    };
+    let host = store.host(name).unwrap();
+    store.record_verdict(host.id, &verdict).unwrap();
+}
+
 #[test]
 fn a_rebooted_host_gets_its_key_before_the_next_poll() {
     let (site, mut machine) = ready();
@@ -430,11 +444,59 @@ fn a_rebooted_host_gets_its_key_before_the_next_poll() {
     // The inventory is this very machine's: other programs may run by now.
     site.run(&["policy", "capture", "alpha", "--add"]).good();
     run(async {
+        // Asked while the old boot was thought to be the present one, and answered below when the new one is known.
+        let mut early = connect(&site, &machine).await;
+        let asked_early = challenge(&mut early, &key).await;
+        assert_ne!(asked_early.log_from, 0);
+
+        lose_sight(&site, "alpha");
+        let mut client = connect(&site, &machine).await;
+        let asked_here = challenge(&mut client, &key).await;
+        assert_eq!(asked_here.log_from, 0);
+        for (client, nonce) in [(&mut client, asked_here.nonce), (&mut early, asked_early.nonce)] {
+            let (_release, proof) = prove(&machine, &key, nonce, client.exporter, 0).await;
+            let (status, body) = client.post("/v1/release", &proof).await;
+            assert_eq!(status, 200, "{body:#}");
+        }
+    });
+    assert_eq!(site.show("alpha")["boot_id"], NEXT_BOOT);
+}
+
+/// The host's log is thrown away while the verifier cannot see it, and a shorter one begun in the same boot.
+#[test]
+fn a_shortened_log_gets_no_key_from_a_verifier_that_lost_sight() {
+    let mut site = Site::serving(0.2);
+    let mut machine = site.trusted_host("alpha");
+    for number in 0..8 {
+        machine.run_program(&format!("/usr/bin/program-{number}"));
+    }
+    let records = machine.tpm().log().snapshot().records;
+    site.wait_until("alpha", |shown| shown["records"] == records);
+    site.poll_every(ONCE);
+    let (key, _) = site.new_key("default");
+    machine.stop();
+    machine.boot(BOOT);
+    assert!(machine.tpm().log().snapshot().records < records);
+    lose_sight(&site, "alpha");
+    run(async {
+        let mut client = connect(&site, &machine).await;
+        let asked_here = challenge(&mut client, &key).await;
+        assert_eq!(asked_here.log_from, 0);
+        let (_release, proof) = prove(&machine, &key, asked_here.nonce, client.exporter, 0).await;
+        refused(
+            &client.post("/v1/release", &proof).await,
+            403,
+            "evidence",
+            "the log shrank",
+        );
+
+        // Made longer again than what was held, it still is another log.
+        for number in 0..8 {
+            machine.run_program(&format!("/usr/bin/program-{number}"));
+        }
         let mut client = connect(&site, &machine).await;
         let asked_here = challenge(&mut client, &key).await;
         let (_release, proof) = prove(&machine, &key, asked_here.nonce, client.exporter, 0).await;
-        let (status, body) = client.post("/v1/release", &proof).await;
-        assert_eq!(status, 200, "{body:#}");
+        refused(&client.post("/v1/release", &proof).await, 403, "evidence", "rewritten");
     });
-    assert_eq!(site.show("alpha")["boot_id"], NEXT_BOOT);
 }

@@ -6,6 +6,7 @@
 //!
 //! libcryptsetup keeps state in globals: all calls are made by one thread, [`DiskThread`].
 
+use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 
@@ -18,6 +19,12 @@ use zeroize::Zeroizing;
 
 const CIPHER: &str = "aes-xts-plain64";
 const MAX_NAME: usize = 64;
+/// Of PBKDF2; cryptsetup's two seconds are some ten million on the fastest machines.
+const MAX_ITERATIONS: u64 = 50_000_000;
+/// Memory of Argon2; cryptsetup never takes more.
+const MAX_KDF_KIB: u64 = 1024 * 1024;
+/// Passes times memory of Argon2: cryptsetup's two seconds are 4 to 16 passes over 1 GiB.
+const MAX_KDF_WORK_KIB: u64 = 32 * MAX_KDF_KIB;
 /// Mappings of LUKS2 devices carry this in front of the LUKS UUID in their device-mapper UUID.
 const DM_PREFIX: &str = "CRYPT-LUKS2-";
 
@@ -64,6 +71,22 @@ pub enum DiskError {
         part: String,
         /// What the header says.
         cipher: String,
+    },
+    /// Trying a passphrase would take too long, or too much memory.
+    #[error("{image}: its {part} wants {wanted}, more than any honest image: it is damaged or a trap")]
+    Cost {
+        /// The image.
+        image: PathBuf,
+        /// Key slot or digest.
+        part: String,
+        /// What the header says.
+        wanted: String,
+    },
+    /// The header is another one than when the key was asked for.
+    #[error("{image}: its header changed while the key was on its way: somebody else writes to the image")]
+    Changed {
+        /// The image.
+        image: PathBuf,
     },
     /// The token is missing, malformed or foreign.
     #[error("{image}: its key cannot be asked for")]
@@ -148,7 +171,7 @@ pub enum DiskError {
 }
 
 /// What an image's header says, checked.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Header {
     /// The image.
     pub image: PathBuf,
@@ -162,9 +185,14 @@ impl Header {
     /// Reads and checks an image's header. Opens nothing.
     ///
     /// # Errors
-    /// [`DiskError::Open`], [`DiskError::NotLuks`], [`DiskError::Header`], [`DiskError::Cipher`], [`DiskError::Token`].
+    /// [`DiskError::Open`], [`DiskError::NotLuks`], [`DiskError::Header`], [`DiskError::Cipher`], [`DiskError::Cost`],
+    /// [`DiskError::Token`].
     pub fn read(image: &Path) -> Result<Self, DiskError> {
-        let mut device = load(image)?;
+        Self::of(&mut load(image)?, image)
+    }
+
+    /// Checks the header that a device was loaded with, which is what it will be activated with.
+    fn of(device: &mut CryptDevice, image: &Path) -> Result<Self, DiskError> {
         let failed = |source| DiskError::Header {
             image: image.to_owned(),
             source,
@@ -172,6 +200,7 @@ impl Header {
         let uuid = *device.status_handle().get_uuid().map_err(failed)?.as_bytes();
         let metadata = device.status_handle().dump_json().map_err(failed)?;
         check_ciphers(&metadata, image)?;
+        check_costs(&metadata, image)?;
         let token = find_token(&metadata).map_err(|source| DiskError::Token {
             image: image.to_owned(),
             source,
@@ -212,10 +241,16 @@ pub fn check_free(header: &Header, name: &str) -> Result<(), DiskError> {
 /// Opens an image as `/dev/mapper/NAME`. A file gets a loop device, which goes with the mapping.
 ///
 /// # Errors
-/// Those of [`check_free`], [`DiskError::WrongKey`], [`DiskError::Activate`].
+/// Those of [`check_free`] and [`Header::read`], [`DiskError::Changed`], [`DiskError::WrongKey`], [`DiskError::Activate`].
 pub fn open(header: &Header, name: &str, passphrase: &[u8]) -> Result<(), DiskError> {
     check_free(header, name)?;
     let mut device = load(&header.image)?;
+    // Whoever has the storage can show one header for the check, and another that writes in the clear for the use.
+    if Header::of(&mut device, &header.image)? != *header {
+        return Err(DiskError::Changed {
+            image: header.image.clone(),
+        });
+    }
     match device
         .activate_handle()
         .activate_by_passphrase(Some(name), None, passphrase, CryptActivate::empty())
@@ -364,6 +399,10 @@ fn load(image: &Path) -> Result<CryptDevice, DiskError> {
     if kind.is_dir() {
         return Err(open(std::io::ErrorKind::IsADirectory.into()));
     }
+    // Opening a pipe would wait for its other end, and with it every other disk.
+    if !kind.is_file() && !kind.is_block_device() {
+        return Err(open(std::io::Error::other("it is neither a file nor a block device")));
+    }
     std::fs::File::open(image).map_err(open)?;
     let not_luks = |source| DiskError::NotLuks {
         image: image.to_owned(),
@@ -392,6 +431,26 @@ fn check_ciphers(metadata: &Value, image: &Path) -> Result<(), DiskError> {
                 image: image.to_owned(),
                 part,
                 cipher,
+            });
+        }
+    }
+    Ok(())
+}
+
+/// The key derivations of all key slots and digests: a passphrase may be tried on each, on the one thread that opens disks.
+fn check_costs(metadata: &Value, image: &Path) -> Result<(), DiskError> {
+    let entries = |what: &str| metadata.get(what).and_then(Value::as_object).into_iter().flatten();
+    let slots =
+        entries("keyslots").map(|(id, slot)| (format!("key slot {id}"), slot.get("kdf").unwrap_or(&Value::Null)));
+    let digests = entries("digests").map(|(id, digest)| (format!("digest {id}"), digest));
+    for (part, kdf) in slots.chain(digests) {
+        let number = |member: &str| kdf.get(member).and_then(Value::as_u64).unwrap_or(0);
+        let (iterations, passes, memory) = (number("iterations"), number("time"), number("memory"));
+        if iterations > MAX_ITERATIONS || memory > MAX_KDF_KIB || passes.saturating_mul(memory) > MAX_KDF_WORK_KIB {
+            return Err(DiskError::Cost {
+                image: image.to_owned(),
+                part,
+                wanted: format!("{iterations} iterations, {passes} passes over {memory} KiB"),
             });
         }
     }

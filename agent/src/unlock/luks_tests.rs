@@ -170,6 +170,46 @@ fn a_cipher_that_hides_nothing_is_refused() {
     ));
 }
 
+/// One thread opens all disks: an image must not be able to keep it busy, or eat the host's memory.
+#[test]
+fn a_key_derivation_without_end_is_refused() {
+    let image = Image::luks2(&[]);
+    let good = load(&image.path()).unwrap().status_handle().dump_json().unwrap();
+    assert!(check_costs(&good, &image.path()).is_ok());
+    let mut argon = good.clone();
+    argon["keyslots"]["0"]["kdf"] = serde_json::json!({"type": "argon2id", "time": 8, "memory": 1048576, "cpus": 4});
+    assert!(check_costs(&argon, &image.path()).is_ok(), "as cryptsetup makes it");
+    for (place, value) in [
+        ("/keyslots/0/kdf/time", 4_000_000),
+        ("/keyslots/0/kdf/memory", 4 * 1048576),
+        ("/digests/0/iterations", 2_000_000_000),
+    ] {
+        let mut metadata = argon.clone();
+        *metadata.pointer_mut(place).unwrap() = value.into();
+        let error = check_costs(&metadata, &image.path()).unwrap_err();
+        assert!(matches!(error, DiskError::Cost { .. }), "{place}: {error}");
+    }
+}
+
+/// Between the question for the key and its use the storage can put another header in place.
+#[test]
+fn a_header_that_was_changed_meanwhile_is_not_opened() {
+    let image = Image::luks2(&[]);
+    let header = Header::read(image.token(TOKEN).path().as_path()).unwrap();
+    cryptsetup(&["token", "remove", "--token-id", "0", image.path().to_str().unwrap()]);
+    image.token(&TOKEN.replace("\"default\"", "\"other\""));
+    let error = open(&header, "assay-never-opened", PASSPHRASE.as_bytes()).unwrap_err();
+    assert!(matches!(error, DiskError::Changed { .. }), "{error}");
+}
+
+#[test]
+fn a_pipe_is_refused_and_not_waited_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let pipe = dir.path().join("pipe");
+    nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRUSR).unwrap();
+    assert!(matches!(Header::read(&pipe), Err(DiskError::Open { .. })));
+}
+
 #[test]
 fn names_are_those_that_device_mapper_and_people_can_read() {
     for good in ["assay-6f9619ff", "vm1", "a.b_c-d", "0"] {

@@ -229,6 +229,8 @@ fn disk_code(error: &DiskError) -> (StatusCode, &'static str) {
         DiskError::NotLuks { .. } => (StatusCode::BAD_REQUEST, "not-luks"),
         DiskError::Header { .. } => (StatusCode::BAD_REQUEST, "header-unreadable"),
         DiskError::Cipher { .. } => (StatusCode::BAD_REQUEST, "cipher-refused"),
+        DiskError::Cost { .. } => (StatusCode::BAD_REQUEST, "cost-refused"),
+        DiskError::Changed { .. } => (StatusCode::CONFLICT, "header-changed"),
         DiskError::Token { .. } => (StatusCode::BAD_REQUEST, "token-refused"),
         DiskError::AlreadyOpen { .. } => (StatusCode::CONFLICT, "already-open"),
         DiskError::NameTaken { .. } => (StatusCode::CONFLICT, "name-taken"),

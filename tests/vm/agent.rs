@@ -235,6 +235,30 @@ fn vm_agent_killed_at_any_moment_loses_and_repeats_nothing() -> Result<(), Harne
 }
 
 #[test]
+fn vm_agent_tells_that_a_kernel_program_was_removed() -> Result<(), HarnessError> {
+    let vm = machine()?;
+    let guest = vm.guest();
+    let agent = Agent::start(guest)?;
+    Log::settled(&vm, LOG)?;
+    agent.kill()?;
+    // One of several, and the folder stays: nobody knows what it would have seen until the next start.
+    guest.script("rm /sys/fs/bpf/assay/programs-*/mapping")?;
+    let _agent = Agent::start(guest)?;
+    let log = Log::settled(&vm, LOG)?;
+    assert!(
+        matches!(log.violations()[..], [Violation::HooksMissing { .. }]),
+        "{:?}",
+        log.violations()
+    );
+    assert_eq!(
+        (log.starts().len(), log.count(&Event::Ready)),
+        (2, 2),
+        "a new inventory"
+    );
+    Ok(())
+}
+
+#[test]
 fn vm_agent_refuses_bad_settings_and_leaves_nothing_behind() -> Result<(), HarnessError> {
     let vm = machine()?;
     let guest = vm.guest();

@@ -33,7 +33,7 @@ pub enum Origin {
     Loaded,
     /// They were already running, loaded from this very object by an earlier agent.
     Adopted,
-    /// Those of another object were running; ours took over its queue and counters before they were removed.
+    /// Those of another object were running, all of them; ours took over its queue and counters before they were removed.
     Replaced,
 }
 
@@ -74,7 +74,7 @@ impl Kernel {
         let (links, origin) = match adopt(&pins, object.digest())? {
             Some(links) => (links, Origin::Adopted),
             None => {
-                let origin = if pins.has_programs()? {
+                let origin = if still_measuring(&pins)? {
                     Origin::Replaced
                 } else {
                     Origin::Loaded
@@ -160,9 +160,22 @@ impl EventSource for Kernel {
     }
 }
 
-/// The links of the object with this digest, if all of them are pinned. A program that queues elsewhere is not ours.
+/// The links of the object with this digest, if all of them are pinned.
 fn adopt(pins: &Pins, digest: &[u8; 32]) -> Result<Option<Vec<FdLink>>, KernelError> {
-    let folder = pins.programs(digest);
+    links_in(&pins.programs(digest), pins)
+}
+
+/// Whether the programs of some other object measure to this moment. A folder that lacks a link, or cannot be shown to be
+/// whole, does not count: what ran since its programs ended was not seen, and that must be told.
+fn still_measuring(pins: &Pins) -> Result<bool, KernelError> {
+    let folders = pins.program_folders()?;
+    Ok(folders
+        .iter()
+        .any(|folder| matches!(links_in(folder, pins), Ok(Some(_)))))
+}
+
+/// The links in a folder, if all of them are pinned. A program that queues elsewhere is not ours.
+fn links_in(folder: &Path, pins: &Pins) -> Result<Option<Vec<FdLink>>, KernelError> {
     if !PROGRAMS.iter().all(|(name, _)| folder.join(name).exists()) {
         return Ok(None);
     }

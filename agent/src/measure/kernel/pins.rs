@@ -104,9 +104,9 @@ impl Pins {
         Ok(())
     }
 
-    /// Whether programs of any object are pinned.
-    pub fn has_programs(&self) -> Result<bool, KernelError> {
-        Ok(!self.folders("programs-")?.is_empty())
+    /// The folders of links, of whatever object. That there is one says nothing of what is left in it.
+    pub fn program_folders(&self) -> Result<Vec<PathBuf>, KernelError> {
+        self.folders("programs-")
     }
 
     fn maps(&self) -> PathBuf {
@@ -151,7 +151,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let dir = root.path().join("assay");
         let pins = Pins::open(&dir).unwrap();
-        assert!(!pins.has_programs().unwrap());
+        assert!(pins.program_folders().unwrap().is_empty());
         for digest in [OLD, NEW] {
             let begun = pins.begin().unwrap();
             fs::write(begun.join("program"), "").unwrap();

@@ -7,9 +7,13 @@ use crate::bundle::Pcrs;
 use crate::cel::{CelError, Record, Register};
 use crate::event::{AgentStart, Event};
 use crate::pcr::RuntimePcr;
-use crate::quote::{QUOTED_BANK, VerifiedQuote};
+use crate::quote::{MAX_WHOLE_LOG, QUOTED_BANK, VerifiedQuote};
 
 pub use crate::quote::HeldLog;
+
+/// Most events in a log. Each measurement takes more than 128 bytes, so that no log which is short enough to be judged has
+/// more of them; smaller events by the million, each of which is larger in memory, are only good for filling that.
+pub const MAX_LOG_EVENTS: usize = MAX_WHOLE_LOG / 128;
 
 /// Why a log does not explain the quoted PCR.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -39,6 +43,14 @@ pub enum ReplayError {
     #[error("record {record} has digests of other banks than record 0")]
     Banks {
         /// The record.
+        record: u64,
+    },
+    /// More than [`MAX_LOG_EVENTS`].
+    #[error(
+        "the log has more than {MAX_LOG_EVENTS} events by record {record}: no agent writes so many; reboot the host"
+    )]
+    TooManyEvents {
+        /// The record at which they are too many.
         record: u64,
     },
     /// The first event is not the agent's start.
@@ -100,6 +112,9 @@ impl VerifiedQuote {
             self.check_record(record, pcr)?;
             for event in record.events()? {
                 events.push((record.number, event));
+            }
+            if events.len() > MAX_LOG_EVENTS {
+                return Err(ReplayError::TooManyEvents { record: record.number });
             }
         }
         let start = self.check_starts(&events)?;

@@ -27,6 +27,17 @@ fn empty_log_is_refused() {
 }
 
 #[test]
+fn a_log_of_empty_events_by_the_million_is_refused() {
+    let mut host = started();
+    let batch = vec![Event::Ready; crate::cel::MAX_EVENTS];
+    for _ in 0..MAX_LOG_EVENTS / batch.len() {
+        host.record(&batch);
+    }
+    let record = u64::try_from(MAX_LOG_EVENTS / batch.len()).unwrap();
+    assert_eq!(replay(&host).unwrap_err(), ReplayError::TooManyEvents { record });
+}
+
+#[test]
 fn log_must_begin_with_the_agent() {
     let mut host = Host::booted(BOOT, 1);
     host.record(&[Event::Ready]);

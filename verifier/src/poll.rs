@@ -10,7 +10,7 @@ use ring::rand::{SecureRandom, SystemRandom};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
-use crate::client::{Asker, Pin};
+use crate::client::{Asker, ClientError, Pin};
 use crate::config::Config;
 use crate::judge::{self, Evidence, LookError};
 use crate::store::{Host, HostState, Store, StoreError, Verdict};
@@ -106,11 +106,24 @@ async fn look(
     Ok(id)
 }
 
+/// Asks within a time: each answer has its own limit, but a log can come in pages without end, and as long as a host is being
+/// asked its last state stands.
 async fn ask(asker: &Asker, host: &Host, held: HeldLog, timeout: Duration, whole: bool) -> Result<Evidence, LookError> {
-    let mut agent = asker
-        .connect(&host.pinned.address, Pin::Expect(host.pinned.tls_spki_sha256), timeout)
-        .await?;
-    Evidence::ask(&mut agent, held, whole).await
+    let address = &host.pinned.address;
+    let asking = async {
+        let mut agent = asker
+            .connect(address, Pin::Expect(host.pinned.tls_spki_sha256), timeout)
+            .await?;
+        Evidence::ask(&mut agent, held, whole).await
+    };
+    let after = timeout.saturating_mul(ANSWERS);
+    tokio::time::timeout(after, asking).await.unwrap_or_else(|_| {
+        Err(LookError::Client(ClientError::Timeout {
+            address: address.clone(),
+            step: "give all its evidence".to_owned(),
+            after,
+        }))
+    })
 }
 
 /// Looks at a host's whole log, verified and replayed. Writes nothing down.
@@ -171,6 +184,8 @@ fn without_log(host: &Host, error: &LookError) -> Verdict {
 }
 
 const BEFORE: &str = "before that: ";
+/// So many times the limit of one answer is the limit of one look.
+const ANSWERS: u32 = 10;
 /// Hosts asked at the same time.
 const MAX_LOOKS: usize = 16;
 /// Reasons in the journal at one change; `host show` has them all.

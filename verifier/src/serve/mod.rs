@@ -206,7 +206,10 @@ async fn connection(
         .map_err(|_| ConnectionError::Slow)?
         .map_err(ConnectionError::Handshake)?;
     let peer = tls.peer(stream.get_ref().1).map_err(ConnectionError::Peer)?;
-    let _place = established.enter(peer.spki_sha256).ok_or(ConnectionError::Full)?;
+    let known = is_known(&peer, &service).await;
+    let _place = established
+        .enter(peer.spki_sha256, known)
+        .ok_or(ConnectionError::Full)?;
     drop(handshake);
     let asking = Arc::new(Asking { number, peer, service });
     let answer = service_fn(|request| {
@@ -222,6 +225,13 @@ async fn connection(
         .await
         .map_err(|_| ConnectionError::Slow)?
         .map_err(ConnectionError::Http)
+}
+
+/// Whether a host or an operator is at the other end, as of now. What they may do is looked up for each request.
+async fn is_known(peer: &Peer, service: &Service) -> bool {
+    let spki = peer.spki_sha256;
+    let host = service.store.run(move |s| s.host_by_spki(&spki)).await;
+    peer.not_operator.is_ok() || host.is_ok_and(|host| host.is_some())
 }
 
 /// A connection and whoever is at its other end.
@@ -256,19 +266,36 @@ enum ConnectionError {
     Http(hyper::Error),
 }
 
-/// Connections whose handshake is over, by the peer's key: one key, however busy, leaves room for the others.
+/// Connections whose handshake is over, by the peer's key: one key, however busy, leaves room for the others, and strangers,
+/// who make a new key for each connection, leave room for those who are known.
 #[derive(Default)]
-struct Established(Mutex<HashMap<[u8; 32], usize>>);
+struct Established(Mutex<Places>);
+
+#[derive(Default)]
+struct Places {
+    by_key: HashMap<[u8; 32], usize>,
+    strangers: usize,
+}
 
 impl Established {
-    fn enter(self: &Arc<Self>, key: [u8; 32]) -> Option<Place> {
+    fn enter(self: &Arc<Self>, key: [u8; 32], known: bool) -> Option<Place> {
         let mut places = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let (all, mine) = (places.values().sum::<usize>(), places.get(&key).copied().unwrap_or(0));
-        if all >= MAX_ESTABLISHED || mine >= MAX_OF_ONE_KEY {
+        let all = places.by_key.values().sum::<usize>();
+        let mine = places.by_key.get(&key).copied().unwrap_or(0);
+        let full = all >= MAX_ESTABLISHED || mine >= MAX_OF_ONE_KEY;
+        if full || (!known && places.strangers >= MAX_STRANGERS) {
             return None;
         }
-        places.insert(key, mine.saturating_add(1));
-        Some(Place { of: self.clone(), key })
+        places.by_key.insert(key, mine.saturating_add(1));
+        if !known {
+            places.strangers = places.strangers.saturating_add(1);
+        }
+        drop(places);
+        Some(Place {
+            of: self.clone(),
+            key,
+            known,
+        })
     }
 }
 
@@ -276,14 +303,18 @@ impl Established {
 struct Place {
     of: Arc<Established>,
     key: [u8; 32],
+    known: bool,
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
         let mut places = self.of.0.lock().unwrap_or_else(PoisonError::into_inner);
-        match places.get_mut(&self.key) {
+        match places.by_key.get_mut(&self.key) {
             Some(count) if *count > 1 => *count = count.saturating_sub(1),
-            _ => drop(places.remove(&self.key)),
+            _ => drop(places.by_key.remove(&self.key)),
+        }
+        if !self.known {
+            places.strangers = places.strangers.saturating_sub(1);
         }
     }
 }
@@ -291,11 +322,42 @@ impl Drop for Place {
 const HEADER_TIMEOUT: Duration = Duration::from_secs(HEADER_TIMEOUT_S);
 /// No client needs a connection for longer.
 const CONNECTION_LIFETIME: Duration = Duration::from_secs(300);
-/// Strangers cost a handshake and one refused request; these are mostly hosts.
 const MAX_ESTABLISHED: usize = 256;
+/// Of those. Hosts that are to be added are among the strangers: they learn so from the refusal.
+const MAX_STRANGERS: usize = 32;
 const MAX_OF_ONE_KEY: usize = 8;
 const MAX_JUDGEMENTS: usize = 16;
 /// Linux error numbers that `io::ErrorKind` has no stable name for.
 const ENFILE: i32 = 23;
 const EMFILE: i32 = 24;
 const ENOBUFS: i32 = 105;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn strangers_and_busy_keys_leave_room_for_others() {
+        let established = Arc::new(Established::default());
+        let key = |n: usize, first: u8| {
+            let mut key = [first; 32];
+            key[1] = u8::try_from(n).unwrap();
+            key
+        };
+        let strangers: Vec<_> = (0..MAX_STRANGERS)
+            .map(|n| established.enter(key(n, 1), false).unwrap())
+            .collect();
+        assert!(established.enter(key(0, 2), false).is_none(), "one stranger too many");
+        let busy: Vec<_> = (0..MAX_OF_ONE_KEY)
+            .map(|_| established.enter([3; 32], true).unwrap())
+            .collect();
+        assert!(
+            established.enter([3; 32], true).is_none(),
+            "one connection of a host too many"
+        );
+        assert!(established.enter([4; 32], true).is_some(), "another host");
+        drop((strangers, busy));
+        assert!(established.enter(key(0, 2), false).is_some());
+        assert!(established.0.lock().unwrap().by_key.is_empty());
+    }
+}

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use assay_agent::measure::{MeasureError, Measurer};
 use assay_evidence::event::{Event, Violation};
+use assay_evidence::replay::ReplayedLog;
 use assay_tests::Swtpm;
 use assay_tests::proxy::{CC_PCR_EXTEND, TpmProxy};
 use common::{Queue, Running, attest, names, open, open_boot, seqs, settings, wait_for};
@@ -98,6 +99,40 @@ async fn tpm_lost_records_are_a_violation_in_the_log() {
         })
         .collect();
     assert_eq!(losses, [7, 1]);
+    running.stop().unwrap();
+}
+
+#[tokio::test]
+async fn tpm_records_that_never_came_are_a_violation_in_the_log() {
+    let (swtpm, dir, queue) = (Swtpm::start().unwrap(), tempfile::tempdir().unwrap(), Queue::default());
+    let tpm = open(swtpm.tcti());
+    let gaps = |events: &[Event]| -> Vec<(u64, u64)> {
+        let gap = |event: &Event| match event {
+            Event::Violation(Violation::SequenceGap { expected, found }) => Some((*expected, *found)),
+            _ => None,
+        };
+        events.iter().filter_map(gap).collect()
+    };
+    let attested = |log: ReplayedLog| -> Vec<Event> { log.events().map(|(_, event)| event.clone()).collect() };
+    let running = Running::start(settings(dir.path(), true), &queue, &tpm);
+    // Two CPUs at once are no gap, and 5 is late; but 6 and 7 were taken by somebody else.
+    queue.push([1, 0, 3, 2, 4, 8, 5].into_iter().chain(9..5000));
+    running.settle(&queue);
+    assert_eq!(gaps(&attested(attest(&tpm).await.unwrap())), [(6, 8)]);
+    running.stop().unwrap();
+
+    // A successor does not report the same gap again. What was taken while no agent ran is missed by it.
+    queue.push(5010..5020);
+    let running = Running::start(settings(dir.path(), false), &queue, &tpm);
+    let written = || -> Option<Vec<Event>> {
+        let records = assay_evidence::cel::read_all(&std::fs::read(dir.path().join("log.cel")).unwrap()).ok()?;
+        Some(records.iter().flat_map(|record| record.events().unwrap()).collect())
+    };
+    wait_for("the second gap", || {
+        written().is_some_and(|events| gaps(&events).len() > 1)
+    });
+    running.settle(&queue);
+    assert_eq!(gaps(&attested(attest(&tpm).await.unwrap())), [(6, 8), (5000, 5010)]);
     running.stop().unwrap();
 }
 

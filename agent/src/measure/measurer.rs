@@ -15,6 +15,7 @@ use super::control::{self, Control, Mailbox, Message};
 use super::journal::Journal;
 use super::log::{self, LogWriter};
 use super::recovery::{self, Recovered, Said};
+use super::sequence::{Gap, Sequence};
 use super::source::{EventSource, Refusal, SourceError};
 use super::{BROKEN, MeasureError, convert, host, inventory};
 use crate::tpm::{self, TpmError};
@@ -66,6 +67,8 @@ pub struct Measurer {
     in_flight: Option<Flight>,
     /// Kernel records that a predecessor took over: the kernel may deliver the last of them once more.
     known: HashSet<u64>,
+    /// Whether the kernel's records come without a gap.
+    sequence: Sequence,
     /// Records taken from the kernel by this agent.
     taken: usize,
     lost_reported: u64,
@@ -131,6 +134,7 @@ impl Measurer {
             pending: VecDeque::new(),
             in_flight: None,
             known: HashSet::new(),
+            sequence: Sequence::after(&HashSet::new(), Vec::new(), Instant::now()),
             taken: 0,
             lost_reported: recovered.said.lost,
             lost_seen: 0,
@@ -171,10 +175,14 @@ impl Measurer {
             self.tpm.extend_blocking(record.digests, None)?;
         }
         let Said {
-            started, ready, seqs, ..
+            started,
+            ready,
+            seqs,
+            last,
+            gaps,
+            ..
         } = recovered.said;
-        let predecessor = seqs.iter().max().copied();
-        let start = host::agent_start(settings, recovered.pcr_start, predecessor)?;
+        let start = host::agent_start(settings, recovered.pcr_start, last)?;
         let mut first = vec![Event::AgentStart(start)];
         if let Some(detail) = recovered.mismatch {
             tracing::error!(
@@ -200,6 +208,8 @@ impl Measurer {
             // Their numbers begin anew, and so does their count of losses.
             self.known.clear();
             self.lost_reported = 0;
+        } else {
+            self.sequence = Sequence::after(&self.known, gaps, Instant::now());
         }
         if ready && !settings.fresh_hooks {
             self.pending.push_back(Event::Ready);
@@ -228,6 +238,7 @@ impl Measurer {
             }
             let more = self.take_events()?;
             self.report_lost()?;
+            self.report_gaps();
             if self.stop_if_asked() {
                 return Ok(());
             }
@@ -286,6 +297,7 @@ impl Measurer {
             journal,
             pending,
             known,
+            sequence,
             ..
         } = self;
         let mut take = |record: &KernelRecord| -> Result<(), Refusal> {
@@ -295,6 +307,7 @@ impl Measurer {
             let event = convert::event(record);
             journal.append(&event)?;
             pending.push_back(event);
+            sequence.saw(record.seq);
             Ok(())
         };
         match source.read(room, &mut take) {
@@ -340,6 +353,22 @@ impl Measurer {
         }
         self.control.set_lost(lost);
         Ok(())
+    }
+
+    /// Records that the kernel numbered and that never came: somebody else took them out of its queue.
+    fn report_gaps(&mut self) {
+        // As with losses, AGENT_STOP is the last word: the next agent misses them, too.
+        while self.stopping == Stopping::No
+            && let Some(Gap { expected, found }) = self.sequence.overdue(Instant::now())
+        {
+            tracing::error!(
+                expected,
+                found,
+                "records of the kernel are missing: recorded as a violation"
+            );
+            let gap = Violation::SequenceGap { expected, found };
+            self.pending.push_back(Event::Violation(gap));
+        }
     }
 
     /// True when AGENT_STOP is in log and PCR.

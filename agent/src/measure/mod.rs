@@ -6,7 +6,8 @@
 //! 2. While the TPM is busy, events gather; all that gathered share one record and one extend (no timer).
 //! 3. A record is appended to the [`log`] first and extended second, one record in flight at a time. So after a crash the PCR
 //!    equals the log, or the log without its last record, and [`recovery`] knows which; anything else is a violation.
-//! 4. What the kernel could not deliver is counted there and said here, as a violation in the next record.
+//! 4. What the kernel could not deliver is counted there and said here, as a violation in the next record; so is a number
+//!    that the kernel gave out and that never came.
 //! 5. When the log cannot be written, silence would look clean. So the PCR is extended with [`BROKEN`], which no log
 //!    explains: every later quote of this boot fails to replay, and the agent ends with an error.
 
@@ -19,6 +20,7 @@ pub mod kernel;
 pub mod log;
 pub mod measurer;
 pub mod recovery;
+mod sequence;
 pub mod source;
 
 use std::path::{Path, PathBuf};

@@ -17,6 +17,7 @@ use assay_evidence::event::{AgentStart, Event, Violation};
 
 use super::MeasureError;
 use super::log::{self, Position};
+use super::sequence::Gap;
 use crate::tpm::BankDigests;
 
 /// Where to go on.
@@ -45,6 +46,10 @@ pub struct Said {
     pub ready: bool,
     /// Sequence numbers of the kernel's records that are in the log.
     pub seqs: HashSet<u64>,
+    /// The highest of them, also of kernel programs that are gone.
+    pub last: Option<u64>,
+    /// Sequence numbers whose absence was reported.
+    pub gaps: Vec<Gap>,
     /// Lost records that were reported.
     pub lost: u64,
 }
@@ -187,7 +192,20 @@ impl Said {
         match event {
             Event::AgentStart(_) => self.started = true,
             Event::Ready => self.ready = true,
-            Event::Load(load) => self.seqs.extend(load.seq),
+            Event::Load(load) => {
+                self.seqs.extend(load.seq);
+                self.last = load.seq.max(self.last);
+            }
+            Event::Violation(Violation::SequenceGap { expected, found }) => self.gaps.push(Gap {
+                expected: *expected,
+                found: *found,
+            }),
+            // Other kernel programs from here on, which count and number anew.
+            Event::Violation(Violation::HooksMissing { .. }) => {
+                self.seqs.clear();
+                self.gaps.clear();
+                self.lost = 0;
+            }
             Event::Violation(Violation::Lost { count }) => self.lost = self.lost.saturating_add(*count),
             Event::Inventory(_) | Event::Violation(_) | Event::AgentStop => {}
         }
@@ -381,6 +399,8 @@ mod tests {
                 started: true,
                 ready: true,
                 seqs: HashSet::new(),
+                last: None,
+                gaps: Vec::new(),
                 lost: 3
             }
         );

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use assay_ebpf::flags;
 use assay_evidence::digest::Sha256Digest;
 use assay_evidence::event::{Event, LoadKind, MAX_COMM, MAX_PATH, Measurement, cut};
+use procfs::ProcError;
 use procfs::process::{MMPermissions, MMapPath, MemoryMap, Process};
 use ring::digest::{Context, SHA256};
 
@@ -48,8 +49,9 @@ pub fn take(kernel_release: &str) -> Result<Vec<Event>, MeasureError> {
 
 struct Inventory {
     seen: HashSet<Seen>,
-    /// Mappings by what /proc/PID/maps says (device, inode), so that a library is opened once and not once a process.
-    mapped: HashSet<((i32, i32), u64)>,
+    /// Mappings by what /proc/PID/maps says (device, inode, name), so that a library is opened once and not once a process.
+    /// The name is among them since two subvolumes of one Btrfs have the same device and inode numbers.
+    mapped: HashSet<((i32, i32), u64, String)>,
     events: Vec<Event>,
 }
 
@@ -64,25 +66,34 @@ impl Inventory {
         let Ok(executable) = process.exe() else { return };
         let link = PathBuf::from(format!("/proc/{}/exe", process.pid));
         self.file(LoadKind::Program, &link, &executable.to_string_lossy(), &who, None);
-        let Ok(maps) = process.maps() else { return };
+        let maps = match process.maps() {
+            Ok(maps) => maps,
+            Err(ProcError::NotFound(_)) => return,
+            Err(error) => {
+                let name = executable.to_string_lossy();
+                tracing::warn!(pid = who.pid, path = %name, %error, "what a process has mapped cannot be listed");
+                self.push(who.measurement(LoadKind::Mapping, &name));
+                return;
+            }
+        };
         for map in maps
             .iter()
             .filter(|map| map.perms.contains(MMPermissions::EXECUTE) && map.inode != 0)
         {
-            if self.mapped.insert((map.dev, map.inode)) {
-                self.mapping(map, &who);
+            let name = match &map.pathname {
+                MMapPath::Path(path) => path.to_string_lossy().into_owned(),
+                other => format!("{other:?}"),
+            };
+            if self.mapped.insert((map.dev, map.inode, name.clone())) {
+                self.mapping(map, &name, &who);
             }
         }
     }
 
-    fn mapping(&mut self, map: &MemoryMap, who: &Who) {
-        let name = match &map.pathname {
-            MMapPath::Path(path) => path.to_string_lossy().into_owned(),
-            other => format!("{other:?}"),
-        };
+    fn mapping(&mut self, map: &MemoryMap, name: &str, who: &Who) {
         let (start, end) = map.address;
         let link = PathBuf::from(format!("/proc/{}/map_files/{start:x}-{end:x}", who.pid));
-        self.file(LoadKind::Mapping, &link, &name, who, Some(map));
+        self.file(LoadKind::Mapping, &link, name, who, Some(map));
     }
 
     fn file(&mut self, kind: LoadKind, link: &Path, name: &str, who: &Who, map: Option<&MemoryMap>) {

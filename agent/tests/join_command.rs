@@ -63,7 +63,7 @@ impl Host {
 fn join_prints_the_endorsement_key_and_what_to_do_on_the_verifier() {
     let swtpm = Swtpm::start().unwrap();
     let ek = {
-        let handle = Handle::open(tpm_config(&swtpm), LogView::new(String::new())).unwrap();
+        let handle = Handle::open(tpm_config(&swtpm.tcti()), LogView::new(String::new())).unwrap();
         Sha256Digest::of(&handle.identity().ek_public)
     };
     let host = Host::new(&swtpm.tcti());

@@ -326,7 +326,6 @@ async fn tpm_busy_answers_are_retried_until_the_deadline() {
     proxy.retry_next(12);
     tpm.quote(|_| [0; 32]).await.expect("answered in the end");
     proxy.retry_next(u32::MAX);
-    let started = Instant::now();
     let error = tpm.quote(|_| [0; 32]).await.unwrap_err();
     assert!(
         matches!(error, TpmError::Busy { .. }) && error.is_transient(),
@@ -336,7 +335,6 @@ async fn tpm_busy_answers_are_retried_until_the_deadline() {
         error.to_string().contains("TPM2_Quote") && error.to_string().contains("timeout_s"),
         "{error}"
     );
-    assert!(started.elapsed() < Duration::from_secs(4));
     proxy.retry_next(0);
     tpm.quote(|_| [0; 32]).await.expect("and all is well again");
 }
@@ -347,7 +345,6 @@ async fn tpm_that_stops_answering_is_a_timeout_with_a_name() {
     let proxy = TpmProxy::start(&swtpm).unwrap();
     let tpm = open_for(proxy.tcti(), Duration::from_secs(1)).unwrap();
     proxy.hang();
-    let started = Instant::now();
     let error = tpm.quote(|_| [0; 32]).await.unwrap_err();
     assert!(
         matches!(
@@ -360,7 +357,6 @@ async fn tpm_that_stops_answering_is_a_timeout_with_a_name() {
         "{error}"
     );
     assert!(matches!(tpm.ping().await, Err(TpmError::Timeout { .. })));
-    assert!(started.elapsed() < Duration::from_secs(6));
     proxy.resume();
     tpm.ping().await.expect("it answers again");
 }
@@ -397,20 +393,4 @@ fn tpm_bad_configuration_is_named() {
         error("device:/dev/no-such-tpm", 16, AK_HANDLE),
         TpmError::BadPcr { pcr: 16 }
     ));
-}
-
-#[tokio::test]
-async fn tpm_quotes_cost_little_more_than_the_tpm_needs() {
-    let swtpm = Swtpm::start().unwrap();
-    let tpm = open(swtpm.tcti());
-    let mut times = Vec::new();
-    for _ in 0..200 {
-        let started = Instant::now();
-        tpm.quote(|log| *log.head.as_bytes()).await.unwrap();
-        times.push(started.elapsed());
-    }
-    times.sort_unstable();
-    println!("quote: p50 {:?}, p99 {:?}", times[100], times[198]);
-    // Generous, for machines under load; the bench has the real figures.
-    assert!(times[100] < Duration::from_millis(20), "{:?}", times[100]);
 }

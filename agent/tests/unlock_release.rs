@@ -40,7 +40,7 @@ impl Host {
     fn start(broker: &Broker, ca: &Ca) -> Self {
         let swtpm = Swtpm::start().unwrap();
         let log = LogView::new(BOOT_ID.to_owned());
-        let tpm = Handle::open(tpm_config(&swtpm), log.clone()).unwrap();
+        let tpm = Handle::open(tpm_config(&swtpm.tcti()), log.clone()).unwrap();
         let dir = tempfile::tempdir().unwrap();
         measure(&tpm, dir.path());
         let state = dir.path().join("state");

@@ -32,7 +32,8 @@ pub const RELEASE_HOLD: Duration = Duration::from_secs(10);
 const KEY_SETUP: Duration = Duration::from_secs(120);
 
 /// Waiting callers give up this much later than the retries of a busy TPM, whose error says more.
-const GRACE: Duration = Duration::from_secs(1);
+/// tpm2-tss repeats a command by itself before it says that the TPM is busy, which on a loaded host takes its time.
+const GRACE: Duration = Duration::from_secs(5);
 
 /// Where the TPM is and how to use it; `[tpm]` of the configuration.
 #[derive(Clone, Debug)]

@@ -19,7 +19,7 @@ use assay_evidence::binding::{EXPORTER_LABEL, Exporter};
 use assay_evidence::digest::Sha256Digest;
 use assay_evidence::event::Mode;
 use assay_evidence::wire::{ErrorBody, JoinFile};
-use assay_tests::Swtpm;
+use assay_tests::{Swtpm, TpmProxy};
 use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, date_time_ymd};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
@@ -88,6 +88,8 @@ pub struct Host {
     pub tpm: Handle,
     pub ca: Ca,
     pub state: tempfile::TempDir,
+    /// Through which the agent reaches its TPM.
+    pub proxy: TpmProxy,
     _swtpm: Swtpm,
     runtime: tokio::runtime::Runtime,
 }
@@ -102,7 +104,8 @@ impl Host {
     pub fn with_log(fill: impl FnOnce(&Handle, &Path)) -> Self {
         let swtpm = Swtpm::start().unwrap();
         let log = LogView::new(BOOT_ID.to_owned());
-        let tpm = Handle::open(tpm_config(&swtpm), log.clone()).unwrap();
+        let proxy = TpmProxy::start(&swtpm).unwrap();
+        let tpm = Handle::open(tpm_config(&proxy.tcti()), log.clone()).unwrap();
         let ca = Ca::new("verifier");
         let state = tempfile::tempdir().unwrap();
         fill(&tpm, state.path());
@@ -112,7 +115,7 @@ impl Host {
             .enable_all()
             .build()
             .unwrap();
-        let source = Source::new(log, &swtpm.tcti());
+        let source = Source::new(log, &proxy.tcti());
         let listen = "127.0.0.1:0".parse().unwrap();
         let server = runtime
             .block_on(Server::bind(listen, &joined, tpm.clone(), source))
@@ -124,6 +127,7 @@ impl Host {
             tpm,
             ca,
             state,
+            proxy,
             _swtpm: swtpm,
             runtime,
         }
@@ -140,9 +144,9 @@ impl Host {
     }
 }
 
-pub fn tpm_config(swtpm: &Swtpm) -> TpmConfig {
+pub fn tpm_config(tcti: &str) -> TpmConfig {
     TpmConfig {
-        tcti: swtpm.tcti(),
+        tcti: tcti.to_owned(),
         pcr: 13,
         ak_handle: 0x8101_0A55,
         timeout: Duration::from_secs(30),

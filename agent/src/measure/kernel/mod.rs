@@ -9,6 +9,7 @@ mod layout;
 mod load;
 mod pins;
 mod preflight;
+mod skipped;
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
@@ -24,6 +25,7 @@ pub use self::preflight::Preflight;
 
 use self::load::{Object, PROGRAMS, SILENT};
 use self::pins::{COUNTERS, EVENTS, Pins};
+use self::skipped::Skipped;
 use super::source::{EventSource, Refusal, SourceError};
 
 /// Where the running programs came from.
@@ -54,6 +56,7 @@ pub struct Kernel {
     counters: Array<MapData, u64>,
     object_digest: [u8; 32],
     origin: Origin,
+    skipped: Skipped,
     /// Held so that removing a pin alone does not end a program while the agent lives.
     _links: Vec<FdLink>,
     _pins: Pins,
@@ -91,6 +94,7 @@ impl Kernel {
             counters: open_counters(&pins)?,
             object_digest: *object.digest(),
             origin,
+            skipped: Skipped::watch(&links)?,
             _links: links,
             _pins: pins,
         })
@@ -152,7 +156,7 @@ impl EventSource for Kernel {
     }
 
     fn lost(&mut self) -> Result<u64, SourceError> {
-        Ok(self.counters()?.lost)
+        Ok(self.counters()?.lost.saturating_add(self.skipped.count()?))
     }
 
     fn as_fd(&self) -> Option<BorrowedFd<'_>> {

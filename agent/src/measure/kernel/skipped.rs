@@ -1,0 +1,93 @@
+//! Runs of a program that the kernel left out.
+//!
+//! Before Linux 6.2 an LSM program is not started on a CPU where it runs already, in another task that sleeps in it: while
+//! one file is hashed, another load passes unseen. The kernel counts these, and what it counts is a loss.
+
+use std::fs;
+use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use aya::programs::links::FdLink;
+use aya::programs::{ProgramFd, ProgramInfo, loaded_programs};
+
+use super::KernelError;
+
+/// Often enough for a look at each tick of the measuring loop, and not at each of its turns.
+const PAUSE: Duration = Duration::from_millis(250);
+
+/// The running programs' counters of skipped runs.
+pub struct Skipped {
+    programs: Vec<ProgramFd>,
+    count: u64,
+    looked: Option<Instant>,
+}
+
+impl Skipped {
+    /// Opens the programs behind these links.
+    pub fn watch(links: &[FdLink]) -> Result<Self, KernelError> {
+        let mut wanted = Vec::new();
+        for link in links {
+            let info = link.info().map_err(|error| KernelError::Link {
+                path: "(a running program)".into(),
+                step: "looked at",
+                source: Box::new(error),
+            })?;
+            wanted.push(info.program_id());
+        }
+        let failed = |error| KernelError::Program {
+            program: "(any)",
+            step: "looked at",
+            source: Box::new(error),
+        };
+        let mut programs = Vec::new();
+        for info in loaded_programs() {
+            let info: ProgramInfo = info.map_err(failed)?;
+            if wanted.contains(&info.id()) {
+                programs.push(info.fd().map_err(failed)?);
+            }
+        }
+        Ok(Self {
+            programs,
+            count: 0,
+            looked: None,
+        })
+    }
+
+    /// Skipped runs of all programs since they were loaded, as of a moment ago.
+    pub fn count(&mut self) -> Result<u64, KernelError> {
+        if self.looked.is_some_and(|at| at.elapsed() < PAUSE) {
+            return Ok(self.count);
+        }
+        let mut count = 0_u64;
+        for program in &self.programs {
+            let path = PathBuf::from(format!("/proc/self/fdinfo/{}", program.as_fd().as_raw_fd()));
+            count = count.saturating_add(read(&path)?);
+        }
+        (self.count, self.looked) = (count, Some(Instant::now()));
+        Ok(count)
+    }
+}
+
+fn read(path: &Path) -> Result<u64, KernelError> {
+    let text = fs::read_to_string(path).map_err(KernelError::file("read", path))?;
+    Ok(recursion_misses(&text))
+}
+
+/// From a program's fdinfo. Kernels without the line (before 5.12) are too old for these programs.
+fn recursion_misses(text: &str) -> u64 {
+    let value = text.lines().find_map(|line| line.strip_prefix("recursion_misses:"));
+    value.and_then(|value| value.trim().parse().ok()).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_counter_is_found_among_the_others() {
+        let text = "pos:\t0\nprog_type:\t29\nrun_cnt:\t7\nrecursion_misses:\t42\nverified_insns:\t73\n";
+        assert_eq!(recursion_misses(text), 42);
+        assert_eq!(recursion_misses("pos:\t0\n"), 0);
+    }
+}

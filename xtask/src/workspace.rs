@@ -1,10 +1,12 @@
 //! Where things are, and names for cached results made from their contents.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
 use crate::run::{Error, io};
+use crate::ui::note;
 
 /// The top of the source tree.
 pub fn root() -> PathBuf {
@@ -34,6 +36,18 @@ pub fn cache(part: &str) -> Result<PathBuf, Error> {
         .or_else(|| variable("HOME").map(|dir| dir.join(".cache/assay")))
         .ok_or(Error::NoCache)?;
     make_dir(base.join(part))
+}
+
+/// Keeps other runs of xtask from making the same thing in the cache at the same time; given back on drop.
+pub fn lock_cache() -> Result<File, Error> {
+    let path = cache("")?.join("lock");
+    let action = || format!("lock {}", path.display());
+    let file = File::create(&path).map_err(io(action()))?;
+    if file.try_lock().is_err() {
+        note("waiting for another `cargo xtask` that is filling the cache");
+        file.lock().map_err(io(action()))?;
+    }
+    Ok(file)
 }
 
 /// Makes a folder and those above it.

@@ -18,7 +18,7 @@ use crate::build::{self, Built, Profile};
 use crate::run::{Error, io, output};
 use crate::setup::{self, System};
 use crate::ui::{Step, note};
-use crate::workspace::{Key, artifacts, cache, root};
+use crate::workspace::{Key, artifacts, cache, lock_cache, root};
 
 /// Kernels from here on list `bpf` among their security modules by default; the machines say it outright, and keep the
 /// rest of Debian's list that matters to Assay. No IMA policy: hosts have none either.
@@ -35,6 +35,7 @@ pub fn prepare(built: &Built) -> Result<Image, Error> {
     if !cfg!(target_arch = "x86_64") {
         return Err(Error::Missing("test machines exist for x86_64 only".to_owned()));
     }
+    let _lock = lock_cache()?;
     let kernel = kernel::ensure(&system)?;
     let root = rootfs::ensure(&system, &kernel)?;
     let initrd = initrd::ensure(&kernel, built)?;
@@ -59,9 +60,11 @@ pub fn prepare_saved(built: &Built) -> Result<Image, Error> {
         Accelerator::detect()
     ));
     let saved = cache("saved")?.join(saved_name(&image)?);
+    let lock = lock_cache()?;
     if !saved.exists() {
         save(&image, &saved)?;
     }
+    drop(lock);
     image.snapshot = Some(saved);
     let text = serde_json::to_vec_pretty(&image).map_err(|error| Error::Io {
         action: "describe the test machine".to_owned(),

@@ -90,8 +90,8 @@ fn sources(system: &System) -> Result<Vec<String>, Error> {
         .collect())
 }
 
-/// Unpacks, adds the modules, and writes the filesystem without mounting anything. Without a journal: it is thrown
-/// away anyway.
+/// Unpacks, adds the modules, and writes the filesystem without mounting anything. With a journal: tests press the
+/// reset button.
 const SCRIPT: &str = r#"set -eu
 tar="$1" modules="$2" release="$3" image="$4" size="$5"
 dir=$(mktemp -d "$image.XXXXXX")
@@ -104,7 +104,7 @@ chown -R 0:0 "$dir/usr/lib/modules"
 echo guest > "$dir/etc/hostname"
 rm -f "$image"
 truncate -s "$size" "$image"
-mke2fs -q -F -t ext4 -O ^has_journal -E lazy_itable_init=1,nodiscard -L root -d "$dir" "$image"
+mke2fs -q -F -t ext4 -J size=16 -E lazy_itable_init=1,lazy_journal_init=1,nodiscard -L root -d "$dir" "$image"
 "#;
 
 fn make_image(kernel: &Kernel, tar: &Path, image: &Path) -> Result<(), Error> {

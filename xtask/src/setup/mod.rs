@@ -12,6 +12,7 @@ pub use toolchain::BpfCompiler;
 
 use crate::run::Error;
 use crate::ui::{heading, note};
+use crate::workspace::lock_cache;
 
 /// Tools that are not found through PATH.
 #[derive(Debug)]
@@ -52,6 +53,7 @@ pub fn install() -> Result<Tools, Error> {
         heading(&format!("set-up on {system}"));
         packages::install(&system, &packages)?;
     }
+    let _lock = lock_cache()?;
     let linker = match linker::find()? {
         Some(linker) => linker,
         None => linker::install()?,

@@ -2,6 +2,7 @@
 
 use std::collections::{HashSet, VecDeque};
 use std::fs::File;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -478,6 +479,8 @@ fn lock(run_dir: &Path) -> Result<File, MeasureError> {
         .write(true)
         .create(true)
         .truncate(false)
+        // Whoever may open it may hold the lock, and so keep the agent from starting.
+        .mode(0o600)
         .open(&path);
     let file = opened.map_err(MeasureError::file("create", &path))?;
     match file.try_lock() {

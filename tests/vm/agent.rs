@@ -245,8 +245,9 @@ fn vm_agent_tells_that_a_kernel_program_was_removed() -> Result<(), HarnessError
     guest.script("rm /sys/fs/bpf/assay/programs-*/mapping")?;
     let _agent = Agent::start(guest)?;
     let log = Log::settled(&vm, LOG)?;
+    // Others may follow: the queue outlived the programs, and its numbers do not begin anew.
     assert!(
-        matches!(log.violations()[..], [Violation::HooksMissing { .. }]),
+        matches!(log.violations().first(), Some(Violation::HooksMissing { .. })),
         "{:?}",
         log.violations()
     );

@@ -88,6 +88,8 @@ pub struct Parts {
 /// # Errors
 /// Any [`DaemonError`]; the process should end with a status other than 0.
 pub fn run(config: Config) -> Result<(), DaemonError> {
+    // Before anything large: the kernel's type information alone is megabytes.
+    memory::give_back_early();
     let parts = real_parts(&config)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -136,7 +138,6 @@ fn real_parts(config: &Config) -> Result<Parts, DaemonError> {
 /// # Errors
 /// Any [`DaemonError`].
 pub async fn run_with(config: &Config, parts: Parts) -> Result<(), DaemonError> {
-    memory::give_back_early();
     let handler = |kind| {
         signal(kind).map_err(|source| DaemonError::SetUp {
             what: "signal handler",

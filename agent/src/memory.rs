@@ -1,5 +1,5 @@
 //! Keeping the daemon small: it runs on every host, all the time.
-#![expect(unsafe_code, reason = "mallopt(3) has no safe wrapper")]
+#![expect(unsafe_code, reason = "mallopt(3) and malloc_trim(3) have no safe wrapper")]
 
 /// A block of this size or more is mapped by itself, and goes back to the system when it is freed. In bytes.
 const MAP_FROM: libc::c_int = 64 * 1024;
@@ -18,4 +18,10 @@ pub fn give_back_early() {
             tracing::debug!(parameter, "the allocator does not know this setting");
         }
     }
+}
+
+/// Gives back what the start has left over between blocks that are still in use.
+pub fn give_back_now() {
+    // SAFETY: takes the allocator's own lock; may run at any time.
+    let _something_was_given_back = unsafe { libc::malloc_trim(0) };
 }

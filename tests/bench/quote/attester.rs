@@ -8,6 +8,7 @@ use assay_agent::daemon::{self, Parts};
 use assay_agent::join;
 use assay_agent::log_view::LogView;
 use assay_agent::measure::{Settings, host};
+use assay_agent::memory;
 use assay_agent::tpm::{self, TpmConfig};
 use assay_evidence::digest::Sha256Digest;
 use assay_verifier::config::StateDir;
@@ -30,6 +31,7 @@ pub fn prepare(folder: &Path, verifier: &StateDir, listen: &str, tcti: &str) -> 
 
 /// Runs the daemon until it is killed.
 pub fn run(folder: &Path) -> Outcome<()> {
+    memory::give_back_early();
     let config = Config::load(Some(&folder.join("agent.toml")))?;
     let boot_id = host::boot_id()?;
     let tpm = TpmConfig {

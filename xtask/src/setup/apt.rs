@@ -33,7 +33,8 @@ pub fn install(what: &str, options: &[String], packages: &[String]) -> Result<()
     let mut apt = as_root("apt-get")?;
     apt.args(["-o", "DPkg::Lock::Timeout=600", "-q"])
         .args(options)
-        .args(["install", "-y", "--no-install-recommends"])
+        // What is on the machine stays: setting up Assay takes nothing away from anybody.
+        .args(["install", "-y", "--no-install-recommends", "--no-remove"])
         .args(packages)
         .env("DEBIAN_FRONTEND", "noninteractive");
     step(what, &mut apt)

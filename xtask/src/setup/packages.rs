@@ -139,12 +139,15 @@ pub fn install(system: &System, missing: &[String]) -> Result<(), Error> {
     }
 }
 
-/// Where QEMU's tools came from backports, the machine emulator of the release itself breaks them: then it is taken
-/// from backports as well, through a configuration that changes nothing for other packages.
+/// Where QEMU's tools came from backports, the machine emulator of the release itself breaks them, and would have apt
+/// remove them: then it is taken from backports as well, through a configuration that changes nothing for other packages.
 fn install_qemu(system: &System, packages: &[String]) -> Result<(), Error> {
-    let simulate = command("apt-get", ["-s", "-q", "install", "--no-install-recommends"])
-        .args(packages)
-        .output();
+    let simulate = command(
+        "apt-get",
+        ["-s", "-q", "install", "--no-install-recommends", "--no-remove"],
+    )
+    .args(packages)
+    .output();
     if simulate.is_ok_and(|result| result.status.success()) {
         return apt::install("installing QEMU", &[], packages);
     }

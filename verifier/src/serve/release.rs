@@ -175,8 +175,21 @@ impl Judging<'_> {
             .store
             .keep_log(self.host.id, &log.into_held())
             .map_err(|e| Refusal::internal(&e))?;
+        self.still_enrolled()?;
         let secret = Secret::new(key.passphrase.expose().to_vec());
         release_key(&appraisal, &target, &self.request.key_id, &secret).map_err(|e| Refusal::internal(&e))
+    }
+
+    /// Sending and judging evidence takes time, in which an operator may have removed the host.
+    fn still_enrolled(&self) -> Result<(), Refusal> {
+        match self.service.store.host(&self.host.pinned.name) {
+            Ok(now) if now.id == self.host.id => Ok(()),
+            Ok(_) | Err(StoreError::NoSuchHost(_)) => Err(Refusal::forbidden(
+                "host-removed",
+                format!("host {} was removed while it asked", self.host.pinned.name),
+            )),
+            Err(e) => Err(Refusal::internal(&e)),
+        }
     }
 
     /// Evidence that answers our challenge, on this connection, for this release key, disk and key id.

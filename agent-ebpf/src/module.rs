@@ -61,17 +61,7 @@ pub fn module_file(ctx: LsmContext) -> i32 {
     if kind == 0 {
         return 0;
     }
-    let mut facts = Facts {
-        kind,
-        flags: 0,
-        size,
-        ino: 0,
-        change: 0,
-        fs_magic: 0,
-        dev: 0,
-        generation: 0,
-        hash: sha256::hash(buffer, size),
-    };
+    let mut facts = Facts::of_buffer(kind, size, sha256::hash(buffer, size));
     if file.is_null() {
         submit(&facts, |_| -1);
         return 0;
@@ -98,17 +88,7 @@ pub fn module_buffer(ctx: LsmContext) -> i32 {
     let buffer: u64 = ctx.arg(0);
     let size: u64 = ctx.arg(1);
     if is_id(ctx.arg(2), layout!(loading_module)) {
-        let facts = Facts {
-            kind: kind::MODULE_BUFFER,
-            flags: 0,
-            size,
-            ino: 0,
-            change: 0,
-            fs_magic: 0,
-            dev: 0,
-            generation: 0,
-            hash: sha256::hash(buffer, size),
-        };
+        let facts = Facts::of_buffer(kind::MODULE_BUFFER, size, sha256::hash(buffer, size));
         submit(&facts, |_| 0);
     }
     0

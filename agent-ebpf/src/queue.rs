@@ -72,6 +72,24 @@ pub struct Facts {
     pub hash: Outcome,
 }
 
+impl Facts {
+    /// Of a buffer in the kernel: all that is known before, or without, a file.
+    #[inline(always)]
+    pub fn of_buffer(kind: u32, size: u64, hash: Outcome) -> Self {
+        Self {
+            kind,
+            flags: 0,
+            size,
+            ino: 0,
+            change: 0,
+            fs_magic: 0,
+            dev: 0,
+            generation: 0,
+            hash,
+        }
+    }
+}
+
 /// Queues a record. `path` writes at most [`PATH_MAX`] bytes and returns how many it used, NUL included, or a
 /// negative errno. False = there was no room; the loss is counted.
 ///

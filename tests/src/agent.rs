@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::HarnessError;
+use crate::child;
 use crate::guest::{Ended, Guest};
 use crate::verifier::Verifier;
 use crate::vm::Vm;
@@ -155,22 +156,10 @@ pub fn plain_image(image: &Path, name: &str, content: &[u8]) -> Result<(), Harne
         .map_err(HarnessError::io(format!("write {}", image.display())))?;
     let mut path = std::env::var_os("PATH").unwrap_or_default();
     path.push(":/usr/sbin:/sbin");
-    let output = Command::new("mke2fs")
+    let mut command = Command::new("mke2fs");
+    command
         .args(["-q", "-F", "-t", "ext4", "-d"])
         .args([dir.path(), image])
-        .env("PATH", path)
-        .output()
-        .map_err(|source| HarnessError::Start {
-            program: "mke2fs".to_owned(),
-            source,
-        })?;
-    if output.status.success() {
-        return Ok(());
-    }
-    let text = String::from_utf8_lossy(&output.stderr).into_owned();
-    Err(HarnessError::Failed {
-        program: "mke2fs".to_owned(),
-        status: output.status,
-        output: text,
-    })
+        .env("PATH", path);
+    child::run(&mut command)
 }

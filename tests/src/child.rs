@@ -109,3 +109,22 @@ fn spawner() -> &'static Sender<Job> {
         jobs
     })
 }
+
+/// Runs a program to its end; its words are in the error when it fails.
+pub(crate) fn run(command: &mut Command) -> Result<(), HarnessError> {
+    let program = command.get_program().to_string_lossy().into_owned();
+    let output = match command.output() {
+        Ok(output) => output,
+        Err(source) => return Err(HarnessError::Start { program, source }),
+    };
+    if output.status.success() {
+        return Ok(());
+    }
+    let mut text = String::from_utf8_lossy(&output.stdout).into_owned();
+    text.push_str(&String::from_utf8_lossy(&output.stderr));
+    Err(HarnessError::Failed {
+        program,
+        status: output.status,
+        output: text,
+    })
+}

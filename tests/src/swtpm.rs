@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::HarnessError;
-use crate::child::Child;
+use crate::child::{self, Child};
 
 /// How long swtpm may take to listen; it needs milliseconds, a loaded machine more.
 const START_TIMEOUT: Duration = Duration::from_secs(20);
@@ -152,20 +152,7 @@ pub(crate) fn set_up(dir: &Path, ek_certificate: bool) -> Result<(), HarnessErro
             .arg("--config")
             .arg(write_ca_config(dir)?);
     }
-    let output = command.output().map_err(|source| HarnessError::Start {
-        program: "swtpm_setup".to_owned(),
-        source,
-    })?;
-    if output.status.success() {
-        return Ok(());
-    }
-    let mut text = String::from_utf8_lossy(&output.stdout).into_owned();
-    text.push_str(&String::from_utf8_lossy(&output.stderr));
-    Err(HarnessError::Failed {
-        program: "swtpm_setup".to_owned(),
-        status: output.status,
-        output: text,
-    })
+    child::run(&mut command)
 }
 
 /// A certificate authority in the TPM's own folder: nothing under /etc or /var is read, no root is needed.

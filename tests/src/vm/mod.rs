@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use crate::child::Child;
+use crate::child::{self, Child};
 use crate::guest::Guest;
 use crate::swtpm::{last_words, set_up};
 use crate::wire::GUEST_PORT;
@@ -264,23 +264,11 @@ fn machine_dir() -> Result<tempfile::TempDir, HarnessError> {
 }
 
 fn make_overlay(root: &Path, disk: &Path) -> Result<(), HarnessError> {
-    let output = Command::new("qemu-img")
+    let mut command = Command::new("qemu-img");
+    command
         .args(["create", "-q", "-f", "qcow2", "-F", "raw", "-b"])
-        .args([root, disk])
-        .output()
-        .map_err(|source| HarnessError::Start {
-            program: "qemu-img".to_owned(),
-            source,
-        })?;
-    if output.status.success() {
-        return Ok(());
-    }
-    let text = String::from_utf8_lossy(&output.stderr).into_owned();
-    Err(HarnessError::Failed {
-        program: "qemu-img".to_owned(),
-        status: output.status,
-        output: text,
-    })
+        .args([root, disk]);
+    child::run(&mut command)
 }
 
 fn start_tpm(dir: &Path) -> Result<Child, HarnessError> {

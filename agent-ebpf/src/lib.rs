@@ -8,7 +8,7 @@
 /// [`flags::PATH_CUT`].
 pub const PATH_MAX: usize = 512;
 
-/// What was about to run. The values are part of the log format: never renumber.
+/// What was about to run, or to happen. The values are part of the log format: never renumber.
 pub mod kind {
     /// A program (`execve`), a `#!` script, or an interpreter on the way to one.
     pub const PROGRAM: u32 = 1;
@@ -20,6 +20,55 @@ pub mod kind {
     pub const MODULE_BUFFER: u32 = 4;
     /// The compressed file that a module was unpacked from in the kernel; the image follows as its own record.
     pub const MODULE_COMPRESSED: u32 = 5;
+    /// Firmware for a device, hashed over the buffer that the kernel hands to the driver.
+    pub const FIRMWARE: u32 = 6;
+    /// The kernel that `kexec_file_load` is about to load, hashed over the buffer.
+    pub const KEXEC_IMAGE: u32 = 7;
+    /// The initramfs that goes with it.
+    pub const KEXEC_INITRAMFS: u32 = 8;
+    /// `kexec_load`: a kernel from user memory, in pieces that no hook sees. Never has a digest.
+    pub const KEXEC_LOAD: u32 = 9;
+    /// A BPF program: digest over its type, its attach type and its instructions, with the descriptors of maps left
+    /// out; `path` is its name.
+    pub const BPF_PROGRAM: u32 = 10;
+    /// A mapping of a file that `mprotect` makes executable: the digest is the file's.
+    pub const PROTECT: u32 = 11;
+    /// Memory without a file that becomes executable: the digest is that of the program which does it.
+    pub const ANONYMOUS: u32 = 12;
+    /// A file that an interpreter was named on its command line.
+    pub const ARGUMENT: u32 = 13;
+    /// A watched device (`/dev/xen/privcmd`) was opened: the digest is that of the program which did it.
+    pub const DEVICE: u32 = 14;
+    /// A block device was opened for writing: the digest is that of the program which did it; `dev` is the device.
+    pub const BLOCK_WRITE: u32 = 15;
+    /// A measured file that is mapped somewhere was opened for writing: the digest is the one that it had.
+    pub const CODE_WRITE: u32 = 16;
+    /// The last of the kinds that are loads, or changes to what was loaded.
+    pub const LAST_LOAD: u32 = CODE_WRITE;
+
+    /// The kinds from here to [`LAST_ATTEMPT`] are attempts on the agent itself, all refused. The digest is that of the
+    /// program which tried. This one: a signal that would end or stop it.
+    pub const ATTEMPT_SIGNAL: u32 = 32;
+    /// A debugger, or access to the agent's memory or descriptors.
+    pub const ATTEMPT_TRACE: u32 = 33;
+    /// The TPM's device was opened by another program.
+    pub const ATTEMPT_TPM: u32 = 34;
+    /// One of the agent's maps or programs was asked for by another program.
+    pub const ATTEMPT_BPF: u32 = 35;
+    /// A pin was to be removed or renamed, or its file system unmounted or covered.
+    pub const ATTEMPT_PIN: u32 = 36;
+    /// The agent's control group was to be frozen or killed.
+    pub const ATTEMPT_FREEZE: u32 = 37;
+    /// The agent's resource limits or its scheduling were to be changed.
+    pub const ATTEMPT_LIMIT: u32 = 38;
+    /// The last attempt.
+    pub const LAST_ATTEMPT: u32 = ATTEMPT_LIMIT;
+
+    /// Whether a kernel program writes records of this kind.
+    #[must_use]
+    pub const fn is_known(kind: u32) -> bool {
+        (kind >= PROGRAM && kind <= LAST_LOAD) || (kind >= ATTEMPT_SIGNAL && kind <= LAST_ATTEMPT)
+    }
 }
 
 /// Circumstances of a record.
@@ -33,8 +82,28 @@ pub mod flags {
     /// The file could change while it was hashed: somebody held it open for writing, or its change cookie moved.
     /// Such a file is measured again at its next load.
     pub const UNSTABLE: u32 = 1 << 3;
+    /// The file is a memfd: it never had a name.
+    pub const MEMFD: u32 = 1 << 4;
+    /// The file is on tmpfs (`/dev/shm`, `/run`, `/tmp`): its content came from nowhere that was measured at boot.
+    pub const TMPFS: u32 = 1 << 5;
+    /// The file is on overlayfs.
+    pub const OVERLAY: u32 = 1 << 6;
+    /// A `#!` script: its interpreter follows as a record of its own.
+    pub const SCRIPT: u32 = 1 << 7;
+    /// Run as the interpreter of a script, or by binfmt_misc.
+    pub const INTERPRETER: u32 = 1 << 8;
+    /// Measured ahead of its first load: it may be loaded from now on, and its load is a record of its own.
+    pub const AHEAD: u32 = 1 << 9;
+    /// The hook refused it: this time it was not loaded.
+    pub const REFUSED: u32 = 1 << 10;
+    /// Hashed by the agent and not by the kernel (tiers 2 and 3).
+    pub const USER_HASH: u32 = 1 << 11;
+    /// On a file system without a change counter: hashed at every load.
+    pub const NO_COUNTER: u32 = 1 << 12;
+    /// The mapping has pages of its own: what became executable need not be what the file holds.
+    pub const MODIFIED: u32 = 1 << 13;
     /// Every bit that has a meaning.
-    pub const ALL: u32 = PATH_CUT | UNLINKED | NOT_HASHED | UNSTABLE;
+    pub const ALL: u32 = (1 << 14) - 1;
 }
 
 /// `HASH_ALGO_SHA256` of the kernel's `enum hash_algo` (include/uapi/linux/hash_info.h).

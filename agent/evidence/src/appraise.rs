@@ -276,6 +276,7 @@ impl<'a> Judge<'a> {
                 }
                 Event::Ready => ready = true,
                 Event::AgentStop => stopped = Some(record),
+                Event::Notice(_) => {}
             }
         }
         if !ready {

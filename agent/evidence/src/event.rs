@@ -39,10 +39,12 @@ pub enum Event {
     Violation(Violation),
     /// The agent stopped in an orderly way.
     AgentStop,
+    /// Something about measuring itself that breaks no promise, and that a verifier wants to know.
+    Notice(Notice),
 }
 
 impl Event {
-    /// Name of the kind: `agent-start`, `inventory`, `ready`, `load`, `violation` or `agent-stop`.
+    /// Name of the kind: `agent-start`, `inventory`, `ready`, `load`, `violation`, `agent-stop` or `notice`.
     #[must_use]
     pub const fn name(&self) -> &'static str {
         match self {
@@ -52,6 +54,7 @@ impl Event {
             Self::Load(_) => "load",
             Self::Violation(_) => "violation",
             Self::AgentStop => "agent-stop",
+            Self::Notice(_) => "notice",
         }
     }
 }
@@ -84,6 +87,10 @@ pub struct AgentStart {
     pub pcr_start: Vec<(Algorithm, Vec<u8>)>,
     /// After a restart: the last sequence number of the kernel programs that an earlier agent logged.
     pub predecessor: Option<u64>,
+    /// What this tier, on this kernel, cannot see: one sentence for people; empty when it sees all that is promised.
+    pub blind: String,
+    /// Whether the agent keeps the rest of the host, root included, away from itself.
+    pub protected: bool,
 }
 
 /// What happens to a load before it is extended into the PCR.
@@ -175,48 +182,89 @@ pub struct Measurement {
     pub cgroup: u64,
 }
 
-/// What kind of code was loaded. The codes are part of the log format and equal the kernel programs' `kind`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, serde::Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum LoadKind {
+macro_rules! kinds {
+    ($($(#[$doc:meta])* $kind:ident = $code:literal $name:literal,)+) => {
+        /// What was loaded, or done. The codes are part of the log format and equal the kernel programs' `kind`.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, serde::Deserialize)]
+        pub enum LoadKind {
+            $($(#[$doc])* #[serde(rename = $name)] $kind,)+
+        }
+
+        impl LoadKind {
+            /// All kinds.
+            pub const ALL: [Self; [$($code),+].len()] = [$(Self::$kind),+];
+
+            /// Code in the log.
+            #[must_use]
+            pub const fn code(self) -> u8 {
+                match self {
+                    $(Self::$kind => $code,)+
+                }
+            }
+
+            /// Name for people and policies: `program`, `mapping`, `module-file`, …
+            #[must_use]
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(Self::$kind => $name,)+
+                }
+            }
+        }
+    };
+}
+
+kinds! {
     /// A program, or a `#!` script.
-    Program,
+    Program = 1 "program",
     /// A file mapped executable: a library, the ELF interpreter.
-    Mapping,
+    Mapping = 2 "mapping",
     /// A kernel module from a file, hashed over the buffer that the kernel loads.
-    ModuleFile,
+    ModuleFile = 3 "module-file",
     /// A kernel module from memory, hashed over the buffer that the kernel loads.
-    ModuleBuffer,
+    ModuleBuffer = 4 "module-buffer",
     /// The compressed file of a module that the kernel unpacked; the image follows on its own.
-    ModuleCompressed,
+    ModuleCompressed = 5 "module-compressed",
+    /// Firmware for a device, hashed over the buffer that the driver gets.
+    Firmware = 6 "firmware",
+    /// The kernel that a `kexec_file_load` loads.
+    KexecImage = 7 "kexec-image",
+    /// The initramfs that goes with it.
+    KexecInitramfs = 8 "kexec-initramfs",
+    /// `kexec_load`, which no hook sees the content of: never has a digest.
+    KexecLoad = 9 "kexec-load",
+    /// A BPF program: digest over type, attach type and instructions.
+    BpfProgram = 10 "bpf-program",
+    /// A mapping of a file, made executable by `mprotect`; the digest is the file's.
+    Protect = 11 "protect",
+    /// Memory without a file, made executable; the digest is that of the program that did it.
+    Anonymous = 12 "anonymous",
+    /// A file that an interpreter was named on its command line.
+    Argument = 13 "argument",
+    /// A watched device was opened; the digest is that of the program that did it.
+    Device = 14 "device",
+    /// A block device that is mounted was opened for writing; the digest is that of the program that did it.
+    BlockWrite = 15 "block-write",
+    /// A measured and mapped file was opened for writing; the digest is the one that it had.
+    CodeWrite = 16 "code-write",
+    /// A signal that would have ended or stopped the agent; like all attempts refused, and with the digest of the program that tried.
+    AttemptSignal = 32 "attempt-signal",
+    /// A debugger on the agent, or a look into its memory.
+    AttemptTrace = 33 "attempt-trace",
+    /// The TPM's device was opened by another program.
+    AttemptTpm = 34 "attempt-tpm",
+    /// Another program asked for one of the agent's maps or programs.
+    AttemptBpf = 35 "attempt-bpf",
+    /// A pin was to be removed or covered, or its file system unmounted.
+    AttemptPin = 36 "attempt-pin",
+    /// The agent's control group was to be frozen or killed.
+    AttemptFreeze = 37 "attempt-freeze",
+    /// The agent's limits or scheduling were to be changed.
+    AttemptLimit = 38 "attempt-limit",
     /// Inventory only: a module that was loaded before the agent started, hashed from its file.
-    LoadedModule,
+    LoadedModule = 64 "loaded-module",
 }
 
 impl LoadKind {
-    /// All kinds.
-    pub const ALL: [Self; 6] = [
-        Self::Program,
-        Self::Mapping,
-        Self::ModuleFile,
-        Self::ModuleBuffer,
-        Self::ModuleCompressed,
-        Self::LoadedModule,
-    ];
-
-    /// Code in the log.
-    #[must_use]
-    pub const fn code(self) -> u8 {
-        match self {
-            Self::Program => 1,
-            Self::Mapping => 2,
-            Self::ModuleFile => 3,
-            Self::ModuleBuffer => 4,
-            Self::ModuleCompressed => 5,
-            Self::LoadedModule => 64,
-        }
-    }
-
     /// The kind with this code in the log.
     #[must_use]
     pub fn from_code(code: u8) -> Option<Self> {
@@ -230,23 +278,38 @@ impl LoadKind {
         (found != Self::LoadedModule).then_some(found)
     }
 
-    /// Name for people and policies: `program`, `mapping`, `module-file`, …
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Program => "program",
-            Self::Mapping => "mapping",
-            Self::ModuleFile => "module-file",
-            Self::ModuleBuffer => "module-buffer",
-            Self::ModuleCompressed => "module-compressed",
-            Self::LoadedModule => "loaded-module",
-        }
-    }
-
     /// True for everything that becomes part of the kernel.
     #[must_use]
     pub const fn is_module(self) -> bool {
-        !matches!(self, Self::Program | Self::Mapping)
+        matches!(
+            self,
+            Self::ModuleFile | Self::ModuleBuffer | Self::ModuleCompressed | Self::LoadedModule
+        )
+    }
+
+    /// True for an attempt on the agent itself, which was refused.
+    #[must_use]
+    pub const fn is_attempt(self) -> bool {
+        matches!(
+            self,
+            Self::AttemptSignal
+                | Self::AttemptTrace
+                | Self::AttemptTpm
+                | Self::AttemptBpf
+                | Self::AttemptPin
+                | Self::AttemptFreeze
+                | Self::AttemptLimit
+        )
+    }
+
+    /// True when the digest is not that of what was loaded, but of the program that did something. That a program is
+    /// approved does not approve this: a policy must name kind and digest together.
+    #[must_use]
+    pub const fn is_deed(self) -> bool {
+        matches!(
+            self,
+            Self::Anonymous | Self::Device | Self::BlockWrite | Self::CodeWrite
+        ) || self.is_attempt()
     }
 }
 
@@ -269,10 +332,55 @@ impl core::str::FromStr for LoadKind {
 
 /// A text that names no [`LoadKind`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "kind {0:?} is not known; there are program, mapping, module-file, module-buffer, module-compressed, loaded-module"
-)]
+#[error("kind {0:?} is not known; there are {all}", all = LoadKind::ALL.map(LoadKind::name).join(", "))]
 pub struct UnknownKind(pub String);
+
+/// What a verifier wants to know of the measuring itself. Breaks no promise.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(tag = "notice", rename_all = "kebab-case")]
+pub enum Notice {
+    /// An extend took longer than a second; in hold and enforce everything new waited for it.
+    TpmSlow {
+        /// How long, in milliseconds.
+        millis: u64,
+    },
+    /// The list of what may run in enforce mode was replaced.
+    ListInForce {
+        /// The list's serial number.
+        serial: u64,
+        /// SHA-256 of the signed list as it came.
+        digest: Sha256Digest,
+        /// How many digests it approves.
+        entries: u64,
+    },
+}
+
+impl Notice {
+    /// Name of the kind: `tpm-slow` or `list-in-force`.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::TpmSlow { .. } => "tpm-slow",
+            Self::ListInForce { .. } => "list-in-force",
+        }
+    }
+}
+
+impl fmt::Display for Notice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::TpmSlow { millis } => write!(f, "the TPM took {millis} ms for an extend"),
+            Self::ListInForce {
+                serial,
+                digest,
+                entries,
+            } => write!(
+                f,
+                "approved list {serial} with {entries} digests is in force (sha256:{digest})"
+            ),
+        }
+    }
+}
 
 /// A hole in the promise. No policy allows one silently.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -307,10 +415,20 @@ pub enum Violation {
         /// Which, and since when.
         detail: String,
     },
+    /// The log has reached its limit: what was loaded after this record is not in it.
+    LogFull {
+        /// The limit in bytes.
+        max_bytes: u64,
+    },
+    /// The TPM failed an extend, and measuring stood still until the agent was started again.
+    TpmFailed {
+        /// What the TPM answered.
+        detail: String,
+    },
 }
 
 impl Violation {
-    /// Name of the kind: `lost`, `log-mismatch`, `not-hashed`, `sequence-gap` or `hooks-missing`.
+    /// Name of the kind: `lost`, `log-mismatch`, `not-hashed`, `sequence-gap`, `hooks-missing`, `log-full` or `tpm-failed`.
     #[must_use]
     pub const fn name(&self) -> &'static str {
         match self {
@@ -319,6 +437,8 @@ impl Violation {
             Self::NotHashed { .. } => "not-hashed",
             Self::SequenceGap { .. } => "sequence-gap",
             Self::HooksMissing { .. } => "hooks-missing",
+            Self::LogFull { .. } => "log-full",
+            Self::TpmFailed { .. } => "tpm-failed",
         }
     }
 }
@@ -342,6 +462,8 @@ impl fmt::Display for Violation {
             Self::HooksMissing { detail } => {
                 write!(f, "kernel programs were missing: {}", detail.escape_debug())
             }
+            Self::LogFull { max_bytes } => write!(f, "the log reached its limit of {max_bytes} bytes and ends here"),
+            Self::TpmFailed { detail } => write!(f, "the TPM failed: {}", detail.escape_debug()),
         }
     }
 }

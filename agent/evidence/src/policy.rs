@@ -182,7 +182,7 @@ impl Policy {
                 },
                 Event::Violation(violation) => return Err(PolicyError::Violation(violation.to_string())),
                 Event::Ready => ready = true,
-                Event::AgentStop => {}
+                Event::AgentStop | Event::Notice(_) => {}
             }
         }
         if !ready {

@@ -161,7 +161,7 @@ impl VerifiedQuote {
                     }
                 }
                 Event::Load(load) => measured |= load.seq.is_some(),
-                Event::Inventory(_) | Event::Ready | Event::Violation(_) | Event::AgentStop => {}
+                Event::Inventory(_) | Event::Ready | Event::Violation(_) | Event::AgentStop | Event::Notice(_) => {}
             }
         }
         Ok(start.clone())

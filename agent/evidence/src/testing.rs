@@ -38,6 +38,8 @@ pub(crate) fn agent_start(boot_id: &str) -> AgentStart {
         mode: Mode::Observe,
         pcr_start: vec![(Algorithm::Sha1, vec![0; 20]), (Algorithm::Sha256, vec![0; 32])],
         predecessor: None,
+        blind: String::new(),
+        protected: false,
     }
 }
 

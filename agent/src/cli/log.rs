@@ -56,6 +56,7 @@ fn describe(event: &Event) -> String {
             format!("{name:<12}{}", describe_measurement(measurement))
         }
         Event::Violation(violation) => format!("{name:<12}{violation}"),
+        Event::Notice(notice) => format!("{name:<12}{notice}"),
         Event::Ready | Event::AgentStop => name.to_owned(),
     }
 }

@@ -56,6 +56,8 @@ pub(super) fn agent_start(
         mode: settings.mode,
         pcr_start,
         predecessor,
+        blind: String::new(),
+        protected: false,
     })
 }
 

@@ -207,7 +207,7 @@ impl Said {
                 self.lost = 0;
             }
             Event::Violation(Violation::Lost { count }) => self.lost = self.lost.saturating_add(*count),
-            Event::Inventory(_) | Event::Violation(_) | Event::AgentStop => {}
+            Event::Inventory(_) | Event::Violation(_) | Event::AgentStop | Event::Notice(_) => {}
         }
     }
 }
@@ -354,6 +354,8 @@ mod tests {
             mode: Mode::Observe,
             pcr_start: zeros(),
             predecessor: None,
+            blind: String::new(),
+            protected: false,
         })
     }
 

@@ -29,6 +29,8 @@ fn events() -> [Vec<Event>; 3] {
         mode: Mode::Observe,
         pcr_start: vec![(Algorithm::Sha256, vec![0; 32])],
         predecessor: None,
+        blind: String::new(),
+        protected: false,
     };
     let load = Measurement {
         kind: LoadKind::Program,

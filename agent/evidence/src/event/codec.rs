@@ -7,7 +7,9 @@ use serde::Serializer;
 use serde::ser::SerializeMap;
 
 use super::fields::{FieldReader, Fields};
-use super::{AgentStart, Event, LoadKind, MAX_CMDLINE, MAX_COMM, MAX_PATH, MAX_TEXT, Measurement, Mode, Violation};
+use super::{
+    AgentStart, Event, LoadKind, MAX_CMDLINE, MAX_COMM, MAX_PATH, MAX_TEXT, Measurement, Mode, Notice, Violation,
+};
 use crate::digest::{Algorithm, DigestError, Sha256Digest};
 use crate::reader::{ReadError, Reader};
 use crate::tlv;
@@ -95,6 +97,7 @@ mod kind {
     pub(super) const LOAD: u8 = 4;
     pub(super) const VIOLATION: u8 = 5;
     pub(super) const AGENT_STOP: u8 = 6;
+    pub(super) const NOTICE: u8 = 7;
 }
 
 mod violation {
@@ -103,6 +106,13 @@ mod violation {
     pub(super) const NOT_HASHED: u8 = 3;
     pub(super) const SEQUENCE_GAP: u8 = 4;
     pub(super) const HOOKS_MISSING: u8 = 5;
+    pub(super) const LOG_FULL: u8 = 6;
+    pub(super) const TPM_FAILED: u8 = 7;
+}
+
+mod notice {
+    pub(super) const TPM_SLOW: u8 = 1;
+    pub(super) const LIST_IN_FORCE: u8 = 2;
 }
 
 /// The event's TLV.
@@ -131,6 +141,10 @@ pub fn encode(event: &Event) -> Result<Vec<u8>, EventError> {
             kind::VIOLATION
         }
         Event::AgentStop => kind::AGENT_STOP,
+        Event::Notice(notice) => {
+            put_notice(&mut fields, notice);
+            kind::NOTICE
+        }
     };
     let mut out = Vec::new();
     tlv::put(&mut out, kind, &fields.into_bytes());
@@ -176,6 +190,7 @@ fn decode_next(reader: &mut Reader<'_>) -> Result<Event, EventError> {
             .finish()
             .map(|()| Event::AgentStop)
             .map_err(Into::into),
+        kind::NOTICE => get_notice(value).map(Event::Notice),
         other => Err(EventError::UnknownKind(other)),
     }
 }
@@ -202,6 +217,8 @@ fn put_agent_start(fields: &mut Fields, start: &AgentStart) -> Result<(), EventE
     if let Some(predecessor) = start.predecessor {
         fields.bytes(12, &predecessor.to_be_bytes());
     }
+    fields.text(13, &start.blind, MAX_TEXT)?;
+    fields.bytes(14, &[u8::from(start.protected)]);
     Ok(())
 }
 
@@ -220,6 +237,8 @@ fn get_agent_start(value: &[u8]) -> Result<AgentStart, EventError> {
         mode: fields.code(10, "mode", Mode::from_code)?,
         pcr_start: get_pcr_start(fields.field(11)?)?,
         predecessor: fields.optional_u64(12)?,
+        blind: fields.text(13, MAX_TEXT)?,
+        protected: fields.code(14, "protection", |code| (code <= 1).then_some(code == 1))?,
     };
     fields.finish()?;
     start.boot_id.parse::<Uuid>().map_err(|_| EventError::BootId)?;
@@ -359,6 +378,14 @@ fn put_violation(fields: &mut Fields, violation: &Violation) -> Result<(), Event
             fields.bytes(1, &[violation::HOOKS_MISSING]);
             fields.text(2, detail, MAX_TEXT)?;
         }
+        Violation::LogFull { max_bytes } => {
+            fields.bytes(1, &[violation::LOG_FULL]);
+            fields.bytes(2, &max_bytes.to_be_bytes());
+        }
+        Violation::TpmFailed { detail } => {
+            fields.bytes(1, &[violation::TPM_FAILED]);
+            fields.text(2, detail, MAX_TEXT)?;
+        }
     }
     Ok(())
 }
@@ -384,6 +411,12 @@ fn get_violation(value: &[u8]) -> Result<Violation, EventError> {
         violation::HOOKS_MISSING => Violation::HooksMissing {
             detail: fields.text(2, MAX_TEXT)?,
         },
+        violation::LOG_FULL => Violation::LogFull {
+            max_bytes: u64::from_be_bytes(fields.array(2)?),
+        },
+        violation::TPM_FAILED => Violation::TpmFailed {
+            detail: fields.text(2, MAX_TEXT)?,
+        },
         code => {
             return Err(EventError::Code {
                 what: "violation",
@@ -393,6 +426,43 @@ fn get_violation(value: &[u8]) -> Result<Violation, EventError> {
     };
     fields.finish()?;
     Ok(violation)
+}
+
+fn put_notice(fields: &mut Fields, notice: &Notice) {
+    match notice {
+        Notice::TpmSlow { millis } => {
+            fields.bytes(1, &[notice::TPM_SLOW]);
+            fields.bytes(2, &millis.to_be_bytes());
+        }
+        Notice::ListInForce {
+            serial,
+            digest,
+            entries,
+        } => {
+            fields.bytes(1, &[notice::LIST_IN_FORCE]);
+            fields.bytes(2, &serial.to_be_bytes());
+            fields.bytes(3, digest.as_ref());
+            fields.bytes(4, &entries.to_be_bytes());
+        }
+    }
+}
+
+fn get_notice(value: &[u8]) -> Result<Notice, EventError> {
+    let mut fields = FieldReader::new("notice", value);
+    let [code] = fields.array(1)?;
+    let notice = match code {
+        notice::TPM_SLOW => Notice::TpmSlow {
+            millis: u64::from_be_bytes(fields.array(2)?),
+        },
+        notice::LIST_IN_FORCE => Notice::ListInForce {
+            serial: u64::from_be_bytes(fields.array(2)?),
+            digest: fields.digest(3)?,
+            entries: u64::from_be_bytes(fields.array(4)?),
+        },
+        code => return Err(EventError::Code { what: "notice", code }),
+    };
+    fields.finish()?;
+    Ok(notice)
 }
 
 /// `{"sha256": "hex", …}`, as CEL-JSON readers expect digests.

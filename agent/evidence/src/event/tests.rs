@@ -24,6 +24,14 @@ fn samples() -> Vec<Event> {
         }),
         Event::Violation(Violation::SequenceGap { expected: 4, found: 6 }),
         Event::Violation(Violation::HooksMissing { detail: String::new() }),
+        Event::Violation(Violation::LogFull { max_bytes: 1 << 20 }),
+        Event::Violation(Violation::TpmFailed { detail: "hung".into() }),
+        Event::Notice(Notice::TpmSlow { millis: 1500 }),
+        Event::Notice(Notice::ListInForce {
+            serial: 3,
+            digest: Sha256Digest::ZERO,
+            entries: 2,
+        }),
         Event::AgentStop,
     ];
     for (seq, kind) in (0_u64..).zip(LoadKind::ALL) {

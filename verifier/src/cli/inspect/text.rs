@@ -40,6 +40,7 @@ fn line(event: &Event) -> String {
         Event::AgentStart(start) => format!("{name} {}", agent_start(start)),
         Event::Inventory(measurement) | Event::Load(measurement) => format!("{name} {}", measured(measurement)),
         Event::Violation(violation) => format!("{name} {}: {violation}", violation.name()),
+        Event::Notice(notice) => format!("{name} {}: {notice}", notice.name()),
         Event::Ready | Event::AgentStop => name.to_owned(),
     }
 }

@@ -1,22 +1,63 @@
-//! Programs and executable mappings: hashed by the kernel's own `bpf_ima_file_hash`, once per state of an inode.
+//! Files that are about to run: hashed by the kernel's own `bpf_ima_file_hash`, once per state of an inode, and let through
+//! or refused by their digest.
 
 use core::ffi::{c_long, c_void};
 
-use assay_ebpf::{HASH_ALGO_SHA256, HASH_LIMIT, PATH_MAX, counter, flags, kind};
+use assay_ebpf::{HASH_ALGO_SHA256, HASH_LIMIT, PATH_MAX, control, counter, flags, kind, request};
 use aya_ebpf::bindings::{inode, path};
 use aya_ebpf::btf_maps::InodeStorage;
+use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use aya_ebpf::helpers::generated::{bpf_d_path, bpf_ima_file_hash};
-use aya_ebpf::macros::{btf_map, lsm};
+use aya_ebpf::macros::{btf_map, lsm, map};
+use aya_ebpf::maps::LruHashMap;
 use aya_ebpf::programs::LsmContext;
 
-use crate::kernel::{Identity, State, layout, load, writers};
+use crate::gate::{self, EAGAIN, EPERM, ETXTBSY};
+use crate::kernel::{Identity, State, begins_with, layout, load, writers};
 use crate::queue::{Facts, Outcome, count, submit};
+use crate::task;
 
-/// The state in which an inode's content was last measured and queued. Kept in the inode's own memory: it goes when
-/// the inode goes, and no path or number can be mistaken for another. An entry is never changed in place, only
-/// deleted and made anew, so that no reader sees half of one.
+/// What is known of an inode: the state in which its content was last measured, and what has been said of it. Kept in
+/// the inode's own memory: it goes when the inode goes, and no path or number can be mistaken for another. State and
+/// digest are never changed in place, only deleted and made anew, so that no reader sees half of one.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Entry {
+    state: State,
+    digest: [u64; 4],
+    /// Bits of [`said`].
+    said: u32,
+    /// In which epoch that counts.
+    epoch: u32,
+}
+
+/// What the log has of a state.
+mod said {
+    /// A load: it is let through without a further word.
+    pub const LOADED: u32 = 1;
+    /// A refusal: the next ones are only counted.
+    pub const REFUSED: u32 = 2;
+    /// Nothing: the agent hashes it just now (tier 2).
+    pub const PENDING: u32 = 4;
+}
+
 #[btf_map]
-static CACHE: InodeStorage<State> = InodeStorage::new();
+static CACHE: InodeStorage<Entry> = InodeStorage::new();
+
+/// The digest that an answer to the agent is about, by its thread; in tier 2 also the way back.
+#[map]
+static DIGESTS: LruHashMap<u64, [u64; 4]> = LruHashMap::with_max_entries(64, 0);
+
+/// How a file came to be measured.
+#[derive(Clone, Copy)]
+struct Cause {
+    kind: u32,
+    flags: u32,
+    /// Whose load it is; 0 = the calling task's.
+    pid: u32,
+    /// Somebody else waits for the extend, and the load itself comes later.
+    held: bool,
+}
 
 /// Once for a program, once more for each `#!` interpreter: `bprm->file` is the one that is looked at. By now the
 /// kernel keeps writers away from it.
@@ -24,8 +65,17 @@ static CACHE: InodeStorage<State> = InodeStorage::new();
 pub fn program(ctx: LsmContext) -> i32 {
     let bprm: *const c_void = ctx.arg(0);
     // SAFETY: the hook's argument is a `struct linux_binprm *`, with a file in it.
-    unsafe { measure(load(bprm, layout!(bprm_file)), kind::PROGRAM) };
-    0
+    unsafe {
+        let mut marks = 0;
+        if load::<u16>(bprm, layout!(bprm_buf)) == u16::from_ne_bytes(*b"#!") {
+            marks |= flags::SCRIPT;
+        }
+        // The kernel renames what it interprets only once it has found an interpreter for it.
+        if load::<u64>(bprm, layout!(bprm_interp)) != load::<u64>(bprm, layout!(bprm_filename)) {
+            marks |= flags::INTERPRETER;
+        }
+        measure(load(bprm, layout!(bprm_file)), Cause::load(kind::PROGRAM, marks))
+    }
 }
 
 /// Libraries, the ELF interpreter, `dlopen`: whatever file gets mapped executable. `prot` is what will be in force, not
@@ -35,53 +85,334 @@ pub fn mapping(ctx: LsmContext) -> i32 {
     const PROT_EXEC: u64 = 4;
     let file: *const c_void = ctx.arg(0);
     let prot: u64 = ctx.arg(2);
-    if !file.is_null() && prot & PROT_EXEC != 0 {
-        // SAFETY: the hook's argument is a `struct file *`, and not NULL.
-        unsafe { measure(file, kind::MAPPING) };
+    if file.is_null() || prot & PROT_EXEC == 0 {
+        return 0;
     }
-    0
+    // SAFETY: the hook's argument is a `struct file *`, and not NULL.
+    unsafe { measure(file, Cause::load(kind::MAPPING, 0)) }
 }
 
+/// What the agent asks, see [`request`]. For everybody else it lets every `ioctl` pass.
+#[lsm(hook = "file_ioctl", sleepable)]
+pub fn asked(ctx: LsmContext) -> i32 {
+    let file: *const c_void = ctx.arg(0);
+    let command = ctx.arg::<u64>(1) as u32;
+    let argument: u64 = ctx.arg(2);
+    if command < request::MEASURE || command > request::FINISH || !task::is_agent() {
+        return 0;
+    }
+    let cause = Cause {
+        kind: (argument >> 48) as u32 & 0xff,
+        flags: (argument >> 32) as u32 & flags::ALL,
+        pid: argument as u32,
+        held: true,
+    };
+    // SAFETY: the hook's argument is a `struct file *`.
+    unsafe {
+        match command {
+            request::BEGIN => begin(file),
+            request::FINISH => finish(file, cause),
+            _ => reply(measure(file, cause)),
+        }
+    }
+}
+
+/// What the agent is answered for what a load would be answered.
+#[inline(always)]
+fn reply(answer: i32) -> i32 {
+    if answer == 0 {
+        request::KNOWN
+    } else if answer == -EAGAIN {
+        request::QUEUED
+    } else {
+        answer
+    }
+}
+
+impl Cause {
+    #[inline(always)]
+    const fn load(kind: u32, flags: u32) -> Self {
+        Self {
+            kind,
+            flags,
+            pid: 0,
+            held: false,
+        }
+    }
+
+    /// What the log has of a state after a record of this.
+    #[inline(always)]
+    const fn said(&self, answer: i32) -> u32 {
+        if answer < 0 && !self.held {
+            said::REFUSED
+        } else if self.flags & flags::AHEAD != 0 {
+            0
+        } else {
+            said::LOADED
+        }
+    }
+}
+
+/// Measures the file if its state is a new one, and answers whether it may be loaded: 0, or a negative errno.
+///
 /// # Safety
 /// `file` is a `struct file *` that the verifier tracks.
 #[inline(always)]
-unsafe fn measure(file: *const c_void, kind: u32) {
+unsafe fn measure(file: *const c_void, cause: Cause) -> i32 {
     unsafe {
         let inode: *const c_void = load(file, layout!(file_inode));
-        let before = State::of(inode);
+        let state = State::of(inode);
         let known = CACHE.get_ptr_mut(inode.cast_mut().cast::<inode>());
-        if !known.is_null() && *known == before && writers(inode) <= 0 {
-            count(counter::CACHE_HIT);
-            return;
+        if !known.is_null()
+            && (*known).said & said::PENDING == 0
+            && (*known).state == state
+            && writers(inode) <= 0
+            && Identity::of(inode).counts
+        {
+            return again(file, inode, known, cause);
         }
         let identity = Identity::of(inode);
-        let hash = hash(file, &identity, before.size);
+        let hash = hash(file, &identity, state.size);
         // bpf_ima_file_hash asks for the change cookie before it reads, and from then on every change moves it.
+        settle(file, inode, known, state, hash, cause)
+    }
+}
+
+/// A state that was measured before.
+///
+/// # Safety
+/// As for [`measure`]; `inode` is the file's and `known` its entry.
+#[inline(always)]
+unsafe fn again(file: *const c_void, inode: *const c_void, known: *mut Entry, cause: Cause) -> i32 {
+    unsafe {
+        let epoch = gate::order(control::EPOCH) as u32;
+        let said = (*known).said;
+        let current = (*known).epoch == epoch;
+        if said & said::LOADED != 0 && current && !cause.held {
+            count(counter::CACHE_HIT);
+            return 0;
+        }
+        let digest = (*known).digest;
+        if cause.held {
+            tell(&digest);
+        }
+        let answer = gate::answer(&digest, !cause.held);
+        if said & said::LOADED != 0 && (answer == 0 || cause.held) {
+            if answer == 0 {
+                (*known).epoch = epoch;
+            }
+            count(counter::CACHE_HIT);
+            return answer;
+        }
+        if answer < 0 && said & said::REFUSED != 0 && current && !cause.held {
+            count(counter::REFUSED);
+            return answer;
+        }
+        if cause.flags & flags::AHEAD != 0 && current {
+            // Known, though not loaded: nothing new to say.
+            return answer;
+        }
+        let facts = Facts::of_file(inode, cause.kind, cause.flags, Outcome::of(digest), cause.pid);
+        let queued = record(file, facts, answer, cause);
+        if queued {
+            (*known).said = said | cause.said(answer);
+            (*known).epoch = epoch;
+        }
+        gate::unless_lost(answer, queued)
+    }
+}
+
+/// A state that was hashed just now: what is said of it, and what is remembered.
+///
+/// # Safety
+/// As for [`again`]; `known` may be NULL.
+#[inline(always)]
+unsafe fn settle(
+    file: *const c_void,
+    inode: *const c_void,
+    known: *mut Entry,
+    before: State,
+    hash: Outcome,
+    cause: Cause,
+) -> i32 {
+    unsafe {
         let after = State::of(inode);
+        let identity = Identity::of(inode);
         let unstable = after != before || writers(inode) > 0;
         let unlinked = identity.links == 0;
-        let facts = Facts {
-            kind,
-            flags: if unstable { flags::UNSTABLE } else { 0 } | if unlinked { flags::UNLINKED } else { 0 },
-            size: after.size,
-            ino: identity.ino,
-            change: after.change,
-            fs_magic: identity.magic,
-            dev: identity.dev,
-            generation: after.generation,
-            hash,
+        let answer = if !gate::closed() {
+            0
+        } else if hash.error != 0 {
+            -EPERM
+        } else if unstable && (cause.held || cause.kind == kind::MAPPING) {
+            -ETXTBSY
+        } else {
+            gate::answer(&hash.digest, !cause.held)
         };
-        let queued = submit(&facts, |out| path_of(file, out));
+        let epoch = gate::order(control::EPOCH) as u32;
+        let heard = !known.is_null()
+            && !identity.counts
+            && (*known).said & said::LOADED != 0
+            && (*known).epoch == epoch
+            && (*known).digest == hash.digest;
+        if heard && answer == 0 && !unstable && hash.error == 0 && cause.flags & flags::AHEAD == 0 {
+            // No counter tells whether it changed, but the digest does.
+            count(counter::CACHE_HIT);
+            return 0;
+        }
+        if cause.held {
+            tell(&hash.digest);
+        }
+        let mut marks = cause.flags | place(file, &identity);
+        if unstable {
+            marks |= flags::UNSTABLE;
+        }
+        let facts = Facts::of_file(inode, cause.kind, marks, hash, cause.pid);
+        let queued = record(file, facts, answer, cause);
         if !known.is_null() {
             let _ = CACHE.delete(inode.cast_mut().cast::<inode>());
         }
         // Only what is in the queue counts as measured. A memfd or deleted file never does: it can be written through
         // a mapping that moves neither cookie nor time.
-        if queued && facts.hash.error == 0 && !unstable && !unlinked {
-            let mut state = after;
-            let _ = CACHE.get_or_insert_ptr_mut(inode.cast_mut().cast::<inode>(), Some(&mut state));
+        if queued && hash.error == 0 && !unstable && !unlinked {
+            let mut entry = Entry {
+                state: after,
+                digest: hash.digest,
+                said: cause.said(answer),
+                epoch,
+            };
+            let _ = CACHE.get_or_insert_ptr_mut(inode.cast_mut().cast::<inode>(), Some(&mut entry));
+        }
+        if cause.held && queued && hash.error != 0 {
+            return request::NOT_HASHED;
+        }
+        gate::unless_lost(answer, queued)
+    }
+}
+
+/// Leaves the digest for the agent's thread, which waits until it is extended.
+#[inline(always)]
+fn tell(digest: &[u64; 4]) {
+    // A thread that finds none refuses: it cannot wait for what it does not know.
+    let _ = DIGESTS.insert(bpf_get_current_pid_tgid(), digest, 0);
+}
+
+/// Queues the record, with the mark of a refusal where it is one.
+///
+/// # Safety
+/// As for [`measure`].
+#[inline(always)]
+unsafe fn record(file: *const c_void, mut facts: Facts, answer: i32, cause: Cause) -> bool {
+    if answer < 0 && (!cause.held || answer == -EPERM) {
+        facts.flags |= flags::REFUSED;
+        count(counter::REFUSED);
+    }
+    submit(&facts, |out| unsafe { path_of(file, out) })
+}
+
+/// Tier 2: the file's state, before the agent reads it.
+///
+/// # Safety
+/// As for [`measure`].
+#[inline(always)]
+unsafe fn begin(file: *const c_void) -> i32 {
+    unsafe {
+        let inode: *const c_void = load(file, layout!(file_inode));
+        let state = State::of(inode);
+        let known = CACHE.get_ptr_mut(inode.cast_mut().cast::<inode>());
+        if !known.is_null() {
+            if (*known).said & said::PENDING == 0 && (*known).state == state && writers(inode) <= 0 {
+                return reply(gate::answer(&(*known).digest, false));
+            }
+            let _ = CACHE.delete(inode.cast_mut().cast::<inode>());
+        }
+        let mut entry = Entry {
+            state,
+            digest: [0; 4],
+            said: said::PENDING,
+            epoch: 0,
+        };
+        let _ = CACHE.get_or_insert_ptr_mut(inode.cast_mut().cast::<inode>(), Some(&mut entry));
+        request::HASH_IT
+    }
+}
+
+/// Tier 2: the digest, after the agent has read the file.
+///
+/// # Safety
+/// As for [`measure`].
+#[inline(always)]
+unsafe fn finish(file: *const c_void, mut cause: Cause) -> i32 {
+    unsafe {
+        let inode: *const c_void = load(file, layout!(file_inode));
+        let known = CACHE.get_ptr_mut(inode.cast_mut().cast::<inode>());
+        let Some(digest) = DIGESTS.get(&bpf_get_current_pid_tgid()) else {
+            return request::NOT_HASHED;
+        };
+        let digest = *digest;
+        if known.is_null() || (*known).said & said::PENDING == 0 {
+            return request::UNSTABLE;
+        }
+        let before = (*known).state;
+        cause.flags |= flags::USER_HASH;
+        reply(settle(file, inode, known, before, Outcome::of(digest), cause))
+    }
+}
+
+/// The digest of an inode's content, if it was measured and has not moved.
+///
+/// # Safety
+/// `inode` is a `struct inode *` that the verifier tracks.
+#[inline(always)]
+pub unsafe fn known_digest(inode: *mut inode) -> Option<Outcome> {
+    unsafe {
+        let known = CACHE.get_ptr_mut(inode);
+        if known.is_null() || (*known).said & said::PENDING != 0 || (*known).state != State::of(inode.cast()) {
+            return None;
+        }
+        Some(Outcome::of((*known).digest))
+    }
+}
+
+/// Where a file lies, as far as its inode says it.
+#[inline(always)]
+pub fn marks_of(identity: &Identity) -> u32 {
+    const TMPFS_MAGIC: u64 = 0x0102_1994;
+    const OVERLAYFS_MAGIC: u64 = 0x794c_7630;
+    let mut marks = 0;
+    if identity.magic == TMPFS_MAGIC {
+        marks |= flags::TMPFS;
+    }
+    if identity.magic == OVERLAYFS_MAGIC {
+        marks |= flags::OVERLAY;
+    }
+    if !identity.counts {
+        marks |= flags::NO_COUNTER;
+    }
+    if identity.links == 0 {
+        marks |= flags::UNLINKED;
+    }
+    marks
+}
+
+/// The same, and whether it is a memfd.
+///
+/// # Safety
+/// As for [`measure`].
+#[inline(always)]
+unsafe fn place(file: *const c_void, identity: &Identity) -> u32 {
+    let mut marks = marks_of(identity);
+    if identity.links == 0 {
+        // SAFETY: a file has a dentry, and a dentry a name.
+        unsafe {
+            let dentry: *const c_void = load(file, layout!(file_path) + layout!(path_dentry));
+            let name: u64 = load(dentry, layout!(dentry_name));
+            if begins_with(name, *b"memfd:") {
+                marks |= flags::MEMFD;
+            }
         }
     }
+    marks
 }
 
 /// # Safety
@@ -91,8 +422,12 @@ unsafe fn hash(file: *const c_void, identity: &Identity, size: u64) -> Outcome {
     const ENODEV: i32 = 19;
     const EFBIG: i32 = 27;
     const EBADMSG: i32 = 74;
+    const EOPNOTSUPP: i32 = 95;
     if !identity.is_regular() {
         return Outcome::failed(ENODEV);
+    }
+    if gate::order(control::USER_HASH) != 0 {
+        return Outcome::failed(EOPNOTSUPP);
     }
     if identity.links == 0 && size > HASH_LIMIT {
         return Outcome::failed(EFBIG);
@@ -124,7 +459,7 @@ unsafe fn hash(file: *const c_void, identity: &Identity, size: u64) -> Outcome {
 /// Writes the file's path and its NUL to `out`, a place of [`PATH_MAX`] bytes, and returns the length or an errno.
 ///
 /// # Safety
-/// As for [`measure`]; only from a hook that may sleep, as the kernel allows `bpf_d_path` nowhere else.
+/// `file` is a `struct file *` that the verifier tracks; only from a hook that may sleep, as the kernel allows `bpf_d_path` nowhere else.
 #[inline(always)]
 pub unsafe fn path_of(file: *const c_void, out: *mut u8) -> i64 {
     unsafe {

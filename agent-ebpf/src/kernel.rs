@@ -4,6 +4,7 @@ use core::ffi::c_void;
 use core::ptr::read_volatile;
 
 use assay_ebpf::{ABSENT, Layout};
+use aya_ebpf::helpers::generated::bpf_probe_read_kernel;
 
 /// Filled in by the loader, then frozen: to the verifier its fields are constants.
 #[unsafe(no_mangle)]
@@ -82,6 +83,8 @@ pub struct Identity {
     pub mode: u16,
     /// Link count.
     pub links: u32,
+    /// The file system counts changes: an equal [`State`] is equal content.
+    pub counts: bool,
 }
 
 impl Identity {
@@ -91,6 +94,8 @@ impl Identity {
     /// As for [`State::of`].
     #[inline(always)]
     pub unsafe fn of(inode: *const c_void) -> Self {
+        /// `SB_I_VERSION` (include/linux/fs.h).
+        const COUNTS: u64 = 1 << 23;
         unsafe {
             let superblock: *const c_void = load(inode, layout!(inode_sb));
             Self {
@@ -99,6 +104,7 @@ impl Identity {
                 magic: load(superblock, layout!(super_magic)),
                 mode: load(inode, layout!(inode_mode)),
                 links: load(inode, layout!(inode_nlink)),
+                counts: load::<u64>(superblock, layout!(super_flags)) & COUNTS != 0,
             }
         }
     }
@@ -125,4 +131,13 @@ pub unsafe fn writers(inode: *const c_void) -> i32 {
 #[inline(always)]
 pub fn is_id(given: u64, enumerator: u32) -> bool {
     enumerator != ABSENT && given as u32 == enumerator
+}
+
+/// Whether the text at a kernel address begins so.
+#[inline(always)]
+pub fn begins_with<const N: usize>(text: u64, wanted: [u8; N]) -> bool {
+    let mut found = [0_u8; N];
+    // SAFETY: room for N bytes; the helper refuses addresses that cannot be read.
+    let read = unsafe { bpf_probe_read_kernel(found.as_mut_ptr().cast(), N as u32, text as *const c_void) };
+    read == 0 && found == wanted
 }

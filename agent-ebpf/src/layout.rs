@@ -34,8 +34,16 @@ macro_rules! layout {
 layout! {
     /// `linux_binprm.file`
     bprm_file,
+    /// `linux_binprm.filename`
+    bprm_filename,
+    /// `linux_binprm.interp`
+    bprm_interp,
+    /// `linux_binprm.buf`: the file's first bytes
+    bprm_buf,
     /// `file.f_inode`
     file_inode,
+    /// `file.f_mode`
+    file_mode,
     /// `file.f_path`
     file_path,
     /// `inode.i_ino`
@@ -58,10 +66,70 @@ layout! {
     inode_ctime_sec,
     /// Nanoseconds of the inode's change time.
     inode_ctime_nsec,
+    /// `inode.i_rdev`
+    inode_rdev,
+    /// `inode.i_mapping`
+    inode_mapping,
+    /// `address_space.i_mmap`: its root's node is the member that comes first
+    mapping_mapped,
+    /// `path.dentry`
+    path_dentry,
+    /// `dentry.d_parent`
+    dentry_parent,
+    /// `dentry.d_inode`
+    dentry_inode,
+    /// `dentry.d_name.name`
+    dentry_name,
+    /// `super_block.s_flags`
+    super_flags,
     /// `super_block.s_dev`
     super_dev,
     /// `super_block.s_magic`
     super_magic,
+    /// `task_struct.tgid`
+    task_tgid,
+    /// `task_struct.group_leader`
+    task_leader,
+    /// `task_struct.start_boottime`
+    task_start,
+    /// `task_struct.mm`
+    task_mm,
+    /// `mm_struct.exe_file`
+    mm_exe_file,
+    /// `mm_struct.arg_start`
+    mm_arg_start,
+    /// `mm_struct.arg_end`
+    mm_arg_end,
+    /// `vm_area_struct.vm_file`
+    vma_file,
+    /// `vm_area_struct.anon_vma`
+    vma_anon,
+    /// `vm_area_struct.vm_flags`
+    vma_flags,
+    /// `bpf_map.id`
+    map_id,
+    /// `bpf_prog.aux`
+    prog_aux,
+    /// `bpf_prog.type`
+    prog_type,
+    /// `bpf_prog.expected_attach_type`
+    prog_attach_type,
+    /// `bpf_prog.len`: instructions
+    prog_len,
+    /// `bpf_prog.insnsi`
+    prog_instructions,
+    /// `bpf_prog_aux.id`
+    aux_id,
+    /// `bpf_prog_aux.name`
+    aux_name,
+    /// `READING_FIRMWARE` of `enum kernel_read_file_id`
+    reading_firmware,
+    /// `READING_KEXEC_IMAGE` of the same
+    reading_kexec_image,
+    /// `READING_KEXEC_INITRAMFS` of the same
+    reading_kexec_initramfs,
+    /// `LOADING_KEXEC_IMAGE` of `enum kernel_load_data_id`
+    loading_kexec_image,
     /// `READING_MODULE` of `enum kernel_read_file_id`
     reading_module,
     /// `READING_MODULE_COMPRESSED` of the same; newer kernels only.

@@ -172,7 +172,7 @@ pub const RING_BYTES: u32 = 4 << 20;
 
 /// Version of everything that two objects must agree on to share pinned maps: [`Record`], [`counter`], the cache
 /// entry and the sizes of the maps. Raise it with every change of one of them.
-pub const MAPS_VERSION: u32 = 1;
+pub const MAPS_VERSION: u32 = 2;
 
 /// Counters, index in the kernel side's `COUNTERS` array of u64.
 pub mod counter {
@@ -182,11 +182,17 @@ pub mod counter {
     pub const SEQ: u32 = 1;
     /// Loads answered from the per-inode cache.
     pub const CACHE_HIT: u32 = 2;
+    /// Loads that were refused, those included that need no record of their own.
+    pub const REFUSED: u32 = 3;
     /// Number of counters.
     pub const COUNT: u32 = 8;
 }
 
 mod layout;
+mod orders;
 mod read;
 
 pub use layout::{ABSENT, Layout};
+pub use orders::{
+    MAX_APPROVED, MAX_CGROUPS, MAX_DEVICES, MAX_EXTENDED, MAX_GUARDED, MAX_INTERPRETERS, control, guarded, request,
+};

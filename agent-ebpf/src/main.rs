@@ -12,10 +12,12 @@
 )]
 
 mod file;
+mod gate;
 mod kernel;
 mod module;
 mod queue;
 mod sha256;
+mod task;
 
 /// The kernel offers `bpf_d_path`, `bpf_ima_file_hash` and `bpf_probe_read_kernel` only to programs that declare a
 /// GPL-compatible licence, so the programs in this object do. The source is Apache-2.0 OR MIT like the rest; MIT is

@@ -1,6 +1,7 @@
 //! The way out: the ring buffer, and the counters that make a loss visible.
 
 use core::arch::asm;
+use core::ffi::c_void;
 
 use assay_ebpf::{HASH_ALGO_SHA256, PATH_MAX, RING_BYTES, Record, counter, flags};
 use aya_ebpf::helpers::{
@@ -9,6 +10,8 @@ use aya_ebpf::helpers::{
 };
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, RingBuf};
+
+use crate::kernel::{Identity, State};
 
 #[map]
 static EVENTS: RingBuf = RingBuf::with_byte_size(RING_BYTES, 0);
@@ -49,6 +52,16 @@ pub struct Outcome {
 }
 
 impl Outcome {
+    /// This digest.
+    #[inline(always)]
+    pub const fn of(digest: [u64; 4]) -> Self {
+        Self {
+            algo: HASH_ALGO_SHA256,
+            error: 0,
+            digest,
+        }
+    }
+
     /// No digest, for the reason that `errno` (positive) names.
     pub const fn failed(errno: i32) -> Self {
         Self {
@@ -69,10 +82,34 @@ pub struct Facts {
     pub fs_magic: u64,
     pub dev: u32,
     pub generation: u32,
+    /// Whose load it is; 0 = the calling task's.
+    pub pid: u32,
     pub hash: Outcome,
 }
 
 impl Facts {
+    /// Of a file in the state that its inode has now.
+    ///
+    /// # Safety
+    /// `inode` is a `struct inode *` that the verifier tracks.
+    #[inline(always)]
+    pub unsafe fn of_file(inode: *const c_void, kind: u32, flags: u32, hash: Outcome, pid: u32) -> Self {
+        // SAFETY: as for this function.
+        let (state, identity) = unsafe { (State::of(inode), Identity::of(inode)) };
+        Self {
+            kind,
+            flags,
+            size: state.size,
+            ino: identity.ino,
+            change: state.change,
+            fs_magic: identity.magic,
+            dev: identity.dev,
+            generation: state.generation,
+            pid,
+            hash,
+        }
+    }
+
     /// Of a buffer in the kernel: all that is known before, or without, a file.
     #[inline(always)]
     pub fn of_buffer(kind: u32, size: u64, hash: Outcome) -> Self {
@@ -85,6 +122,7 @@ impl Facts {
             fs_magic: 0,
             dev: 0,
             generation: 0,
+            pid: 0,
             hash,
         }
     }
@@ -116,10 +154,19 @@ pub fn submit(facts: &Facts, path: impl FnOnce(*mut u8) -> i64) -> bool {
         (*record).kind = facts.kind;
         (*record).hash_algo = facts.hash.algo;
         (*record).hash_error = facts.hash.error;
-        (*record).pid = (bpf_get_current_pid_tgid() >> 32) as u32;
+        (*record).pid = if facts.pid != 0 {
+            facts.pid
+        } else {
+            (bpf_get_current_pid_tgid() >> 32) as u32
+        };
         (*record).uid = bpf_get_current_uid_gid() as u32;
         (&raw mut (*record).digest).cast::<[u64; 4]>().write(facts.hash.digest);
-        (*record).comm = bpf_get_current_comm().unwrap_or([0; 16]);
+        // On behalf of another task: the agent knows its name.
+        (*record).comm = if facts.pid != 0 {
+            [0; 16]
+        } else {
+            bpf_get_current_comm().unwrap_or([0; 16])
+        };
         let used = path((&raw mut (*record).path).cast());
         let told = used > 0 && used <= PATH_MAX as i64;
         (*record).path_len = if told { used as u32 - 1 } else { 0 };

@@ -18,6 +18,30 @@ pub const DEFAULT_PATH: &str = "/etc/assay/agent.toml";
 const MAX_FILE: u64 = 64 * 1024;
 /// TPM handles that TPM2_EvictControl accepts (TPM 2.0 part 2, TPM_HT_PERSISTENT).
 const PERSISTENT_HANDLES: std::ops::RangeInclusive<u32> = 0x8100_0000..=0x81FF_FFFF;
+/// Where programs find their libraries, the kernel its modules and firmware, and `ld.so` the programs that it is given.
+const HOLD_FOLDERS: [&str; 9] = [
+    "/usr/lib",
+    "/usr/lib64",
+    "/usr/libexec",
+    "/usr/bin",
+    "/usr/sbin",
+    "/lib",
+    "/lib64",
+    "/bin",
+    "/sbin",
+];
+/// What runs the scripts of a dom0: its storage and toolstack plugins are Python.
+const INTERPRETERS: [&str; 5] = [
+    "/usr/bin/python3",
+    "/usr/bin/bash",
+    "/usr/bin/dash",
+    "/usr/bin/perl",
+    "/bin/sh",
+];
+/// Through this device a process has the hypervisor do things.
+const WATCH_DEVICES: [&str; 1] = ["/dev/xen/privcmd"];
+/// Entries of a list.
+const MAX_LIST: usize = 64;
 const SECONDS: std::ops::RangeInclusive<u64> = 1..=3600;
 const LOG_MIB: std::ops::RangeInclusive<u64> = 1..=1024;
 
@@ -60,8 +84,18 @@ pub struct Tpm {
 /// The `[measure]` section.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Measure {
-    /// What happens to code that is not yet in the log: [`Mode::Observe`], in this version.
+    /// What happens to code that is not yet in the log.
     pub mode: Mode,
+    /// Whether other processes are kept away from the agent.
+    pub protect: bool,
+    /// Folders whose libraries, modules and firmware wait already when they are opened.
+    pub hold_folders: Vec<PathBuf>,
+    /// Whether memory without a file may become executable.
+    pub deny_anonymous: bool,
+    /// Programs whose files on the command line are measured.
+    pub interpreters: Vec<PathBuf>,
+    /// Devices whose opening is recorded.
+    pub watch_devices: Vec<PathBuf>,
     /// Size in bytes at which the runtime log is full.
     pub log_max: u64,
 }
@@ -111,16 +145,8 @@ pub enum ConfigError {
         /// Who owns it.
         reason: &'static str,
     },
-    /// A mode this version does not have.
-    #[error("{path}: measure.mode = {mode:?} is not available in this version; use \"observe\"")]
-    ModeUnavailable {
-        /// The file.
-        path: PathBuf,
-        /// The mode asked for.
-        mode: String,
-    },
     /// A word that is not a mode at all.
-    #[error("{path}: measure.mode = {mode:?} is not a mode; use \"observe\"")]
+    #[error("{path}: measure.mode = {mode:?} is not a mode; use \"observe\", \"hold\" or \"enforce\"")]
     ModeUnknown {
         /// The file.
         path: PathBuf,
@@ -241,6 +267,11 @@ struct RawTpm {
 #[serde(deny_unknown_fields, default)]
 struct RawMeasure {
     mode: String,
+    protect: Option<bool>,
+    hold_folders: Vec<PathBuf>,
+    deny_anonymous: bool,
+    interpreters: Vec<PathBuf>,
+    watch_devices: Vec<PathBuf>,
     log_max_mib: u64,
 }
 
@@ -287,6 +318,11 @@ impl Default for RawMeasure {
     fn default() -> Self {
         Self {
             mode: "observe".to_owned(),
+            protect: None,
+            hold_folders: HOLD_FOLDERS.iter().map(PathBuf::from).collect(),
+            deny_anonymous: false,
+            interpreters: INTERPRETERS.iter().map(PathBuf::from).collect(),
+            watch_devices: WATCH_DEVICES.iter().map(PathBuf::from).collect(),
             log_max_mib: 64,
         }
     }
@@ -356,6 +392,16 @@ impl Raw {
                 "a TCTI such as \"device:/dev/tpmrm0\"",
             ));
         }
+        let mode = check_mode(self.measure.mode, path)?;
+        let list = |key: &'static str, paths: Vec<PathBuf>| {
+            if paths.len() > MAX_LIST {
+                return Err(range(key, format!("{} entries", paths.len()), "at most 64 entries"));
+            }
+            paths
+                .into_iter()
+                .map(|path| absolute(key, path))
+                .collect::<Result<Vec<_>, _>>()
+        };
         Ok(Config {
             listen: self.listen,
             state_dir: absolute("state_dir", self.state_dir)?,
@@ -369,7 +415,12 @@ impl Raw {
                 timeout: seconds("tpm.timeout_s", self.tpm.timeout_s)?,
             },
             measure: Measure {
-                mode: check_mode(self.measure.mode, path)?,
+                mode,
+                protect: self.measure.protect.unwrap_or(mode != Mode::Observe),
+                hold_folders: list("measure.hold_folders", self.measure.hold_folders)?,
+                deny_anonymous: self.measure.deny_anonymous,
+                interpreters: list("measure.interpreters", self.measure.interpreters)?,
+                watch_devices: list("measure.watch_devices", self.measure.watch_devices)?,
                 log_max: self.measure.log_max_mib.saturating_mul(1024 * 1024),
             },
             unlock: Unlock {
@@ -406,17 +457,13 @@ fn check_pcr(pcr: i64, path: &Path) -> Result<u8, ConfigError> {
 }
 
 fn check_mode(mode: String, path: &Path) -> Result<Mode, ConfigError> {
-    match mode.as_str() {
-        "observe" => Ok(Mode::Observe),
-        "hold" | "enforce" => Err(ConfigError::ModeUnavailable {
+    [Mode::Observe, Mode::Hold, Mode::Enforce]
+        .into_iter()
+        .find(|known| known.name() == mode)
+        .ok_or_else(|| ConfigError::ModeUnknown {
             path: path.to_owned(),
             mode,
-        }),
-        _ => Err(ConfigError::ModeUnknown {
-            path: path.to_owned(),
-            mode,
-        }),
-    }
+        })
 }
 
 /// One line that names file, line and key; the parser's own display is a drawing over five lines.

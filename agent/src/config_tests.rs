@@ -82,18 +82,34 @@ fn values_out_of_range_are_refused() {
 }
 
 #[test]
-fn modes_of_later_versions_are_refused_by_name() {
-    assert!(matches!(
-        parse("[measure]\nmode = \"hold\"").unwrap_err(),
-        ConfigError::ModeUnavailable { .. }
-    ));
-    assert!(matches!(
-        parse("[measure]\nmode = \"enforce\"").unwrap_err(),
-        ConfigError::ModeUnavailable { .. }
-    ));
+fn modes_are_words_and_decide_about_protection() {
+    let measure = |text: &str| parse(&format!("[measure]\n{text}")).unwrap().measure;
+    assert_eq!(measure("").mode, Mode::Observe);
+    assert!(!measure("").protect);
+    for (word, mode) in [("hold", Mode::Hold), ("enforce", Mode::Enforce)] {
+        let measured = measure(&format!("mode = \"{word}\""));
+        assert_eq!((measured.mode, measured.protect), (mode, true));
+        assert!(!measure(&format!("mode = \"{word}\"\nprotect = false")).protect);
+    }
     assert!(matches!(
         parse("[measure]\nmode = \"off\"").unwrap_err(),
         ConfigError::ModeUnknown { .. }
+    ));
+}
+
+#[test]
+fn lists_are_short_and_of_absolute_paths() {
+    assert!(matches!(
+        parse("[measure]\nhold_folders = [\"lib\"]").unwrap_err(),
+        ConfigError::RelativePath {
+            key: "measure.hold_folders",
+            ..
+        }
+    ));
+    let many = vec!["\"/a\""; 65].join(",");
+    assert!(matches!(
+        parse(&format!("[measure]\ninterpreters = [{many}]")).unwrap_err(),
+        ConfigError::Range { .. }
     ));
 }
 

@@ -16,7 +16,8 @@ use crate::bundle::Source;
 use crate::config::{self, Config};
 use crate::join::{JoinError, Joined};
 use crate::log_view::LogView;
-use crate::measure::kernel::{Kernel, KernelError, Origin, Preflight};
+use crate::measure::hold::HoldSettings;
+use crate::measure::kernel::{GateError, GateSettings, Kernel, KernelError, Origin, Preflight};
 use crate::measure::source::EventSource;
 use crate::measure::{Control, MeasureError, Measurer, Settings, host};
 use crate::memory;
@@ -41,6 +42,9 @@ pub enum DaemonError {
     /// The kernel side.
     #[error("the kernel programs cannot measure this host")]
     Kernel(#[from] KernelError),
+    /// The gate in the kernel.
+    #[error("the gate in the kernel cannot be worked")]
+    Gate(#[from] GateError),
     /// The TPM.
     #[error("the TPM cannot be used")]
     Tpm(#[from] TpmError),
@@ -114,7 +118,7 @@ fn real_parts(config: &Config) -> Result<Parts, DaemonError> {
     );
     let boot_id = host::boot_id()?;
     let tpm = tpm::Handle::open(tpm_config(&config.tpm), LogView::new(boot_id.clone()))?;
-    let kernel = Kernel::start(&config.bpf_object, &config.bpf_dir)?;
+    let kernel = Kernel::start(&config.bpf_object, &config.bpf_dir, gate(config))?;
     tracing::info!(origin = ?kernel.origin(), "kernel programs are measuring");
     let settings = Settings {
         run_dir: config.run_dir.clone(),
@@ -124,6 +128,8 @@ fn real_parts(config: &Config) -> Result<Parts, DaemonError> {
         bpf_digest: Sha256Digest::from(*kernel.object_digest()),
         tier: 1,
         mode: config.measure.mode,
+        protected: config.measure.protect,
+        blind: String::new(),
         fresh_hooks: kernel.origin() == Origin::Loaded,
     };
     Ok(Parts {
@@ -131,6 +137,19 @@ fn real_parts(config: &Config) -> Result<Parts, DaemonError> {
         source: Box::new(kernel),
         settings,
     })
+}
+
+fn gate(config: &Config) -> GateSettings {
+    GateSettings {
+        mode: config.measure.mode,
+        hold: HoldSettings {
+            folders: config.measure.hold_folders.clone(),
+        },
+        deny_anonymous: config.measure.deny_anonymous,
+        user_hash: false,
+        protect: config.measure.protect,
+        own: vec![config.bpf_object.clone()],
+    }
 }
 
 /// Runs the agent with these parts until SIGTERM or SIGINT. Tests and benches bring a source without a kernel.

@@ -57,7 +57,8 @@ fn vm_kernel_programs_are_recorded_once_for_each_state() -> Result<(), HarnessEr
     changes.dedup();
     assert_eq!(changes, [program(&first), program(&second), program(&first)]);
     assert_eq!(log.of("/root/copy"), [program(&first)]);
-    assert_eq!(log.of("/tmp/t"), [program(&first), program(&third)]);
+    let in_memory = |digest: &String| (LoadKind::Program, digest.clone(), flags::TMPFS);
+    assert_eq!(log.of("/tmp/t"), [in_memory(&first), in_memory(&third)]);
     log.assert_no_gap();
     assert!(log.violations().is_empty(), "{:?}", log.violations());
     Ok(())
@@ -85,15 +86,15 @@ fn vm_kernel_scripts_libraries_and_nameless_files_are_recorded() -> Result<(), H
     let name = "/memfd:hidden (deleted)";
     let log = run_and_wait(&vm, &["perl", "-MIO::Handle", "-e", memfd], name, 2)?;
 
-    let recorded = |kind, path: &str| -> Result<(), HarnessError> {
-        assert_eq!(log.of(path), [(kind, sha256sum(&vm, path)?, NONE)], "{path}");
+    let recorded = |kind, path: &str, marks| -> Result<(), HarnessError> {
+        assert_eq!(log.of(path), [(kind, sha256sum(&vm, path)?, marks)], "{path}");
         Ok(())
     };
-    recorded(LoadKind::Program, "/root/script")?;
-    recorded(LoadKind::Program, "/root/interpreter")?;
-    recorded(LoadKind::Program, "/root/loader")?;
-    recorded(LoadKind::Mapping, "/root/loaded")?;
-    recorded(LoadKind::Mapping, "/root/library.so")?;
+    recorded(LoadKind::Program, "/root/script", flags::SCRIPT)?;
+    recorded(LoadKind::Program, "/root/interpreter", flags::INTERPRETER)?;
+    recorded(LoadKind::Program, "/root/loader", NONE)?;
+    recorded(LoadKind::Mapping, "/root/loaded", NONE)?;
+    recorded(LoadKind::Mapping, "/root/library.so", NONE)?;
     let position = |path: &str| log.loads().iter().position(|load| load.path == path);
     assert!(
         position("/root/script") < position("/root/interpreter"),
@@ -102,9 +103,10 @@ fn vm_kernel_scripts_libraries_and_nameless_files_are_recorded() -> Result<(), H
     let mut hidden = guest.get("/usr/bin/true")?;
     hidden.push(b'x');
     let hidden = Sha256Digest::of(&hidden).to_string();
+    let marks = flags::UNLINKED | flags::MEMFD | flags::TMPFS;
     let (program, mapping) = (
-        (LoadKind::Program, hidden.clone(), flags::UNLINKED),
-        (LoadKind::Mapping, hidden, flags::UNLINKED),
+        (LoadKind::Program, hidden.clone(), marks),
+        (LoadKind::Mapping, hidden, marks),
     );
     let found = log.of(name);
     assert!(found.iter().all(|one| *one == program || *one == mapping), "{found:?}");

@@ -57,6 +57,15 @@ impl Event {
             Self::Notice(_) => "notice",
         }
     }
+
+    /// The code that it is about, if it is about code.
+    #[must_use]
+    pub const fn code(&self) -> Option<&Measurement> {
+        match self {
+            Self::Inventory(code) | Self::Load(code) => Some(code),
+            _ => None,
+        }
+    }
 }
 
 /// Who measures, and on what system.

@@ -26,7 +26,11 @@ pub fn event(record: &Record) -> Event {
         digest: hashed.then(|| Sha256Digest::from(record.digest)),
         size: record.size,
         path,
-        comm: text(&record.comm, MAX_COMM),
+        comm: if record.comm == [0; 16] {
+            name_of(record.pid)
+        } else {
+            text(&record.comm, MAX_COMM)
+        },
         seq: Some(record.seq),
         time_ns: record.time_ns,
         pid: record.pid,
@@ -38,6 +42,12 @@ pub fn event(record: &Record) -> Event {
         fs_magic: record.fs_magic,
         cgroup: record.cgroup,
     })
+}
+
+/// The name of a task on whose behalf the agent asked; it waits, or has gone.
+fn name_of(pid: u32) -> String {
+    let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    cut(name.trim_end(), MAX_COMM).to_owned()
 }
 
 fn path(record: &Record) -> String {

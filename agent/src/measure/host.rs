@@ -56,8 +56,8 @@ pub(super) fn agent_start(
         mode: settings.mode,
         pcr_start,
         predecessor,
-        blind: String::new(),
-        protected: false,
+        blind: cut(&settings.blind, MAX_TEXT).to_owned(),
+        protected: settings.protected,
     })
 }
 

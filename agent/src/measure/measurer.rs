@@ -33,6 +33,9 @@ const MOST_REPEATED: usize = 4 * READ_AT_ONCE;
 /// The loop turns at least this often, to look at the lost counter and to show that it lives.
 const TICK: Duration = Duration::from_millis(500);
 
+/// How often it is looked whether the agent's own files have changed.
+const OWN_FILES: Duration = Duration::from_secs(5);
+
 /// How often a source without a descriptor is asked.
 const BLIND_TICK: Duration = Duration::from_millis(5);
 
@@ -53,6 +56,10 @@ pub struct Settings {
     pub tier: u8,
     /// What happens to a load before it is extended.
     pub mode: Mode,
+    /// What this tier cannot see, for the log's first record; empty when it sees all that is promised.
+    pub blind: String,
+    /// Other processes are kept away from the agent.
+    pub protected: bool,
     /// The hooks were attached just now. False when they are those of an earlier agent of this boot, and have queued all along.
     pub fresh_hooks: bool,
 }
@@ -72,6 +79,8 @@ pub struct Measurer {
     sequence: Sequence,
     /// Records taken from the kernel by this agent.
     taken: usize,
+    /// When the source was last told that time passes.
+    ticked: Instant,
     lost_reported: u64,
     lost_seen: u64,
     inventory: Inventory,
@@ -137,6 +146,7 @@ impl Measurer {
             known: HashSet::new(),
             sequence: Sequence::after(&HashSet::new(), Vec::new(), Instant::now()),
             taken: 0,
+            ticked: Instant::now(),
             lost_reported: recovered.said.lost,
             lost_seen: 0,
             inventory: Inventory::Running,
@@ -175,6 +185,9 @@ impl Measurer {
             );
             self.tpm.extend_blocking(record.digests, None)?;
         }
+        // The earlier agent may have ended between an extend and telling the kernel programs of it.
+        let told = recovered.last.iter().filter_map(Event::code);
+        self.source.landed(&mut told.into_iter())?;
         let Said {
             started,
             ready,
@@ -234,6 +247,10 @@ impl Measurer {
     fn turn_until_stopped(&mut self, ready: &mut impl FnMut()) -> Result<(), MeasureError> {
         loop {
             self.control.beat();
+            if self.ticked.elapsed() > OWN_FILES && matches!(self.inventory, Inventory::Done) {
+                self.source.tick()?;
+                self.ticked = Instant::now();
+            }
             while let Some(message) = self.mailbox.next() {
                 self.handle(message, ready)?;
             }
@@ -256,10 +273,12 @@ impl Measurer {
             Message::Extended(result) => {
                 result?;
                 let landed = self.in_flight.take().map(|flight| flight.events).unwrap_or_default();
+                self.source.landed(&mut landed.iter().filter_map(Event::code))?;
                 let open: Vec<&Event> = self.pending.iter().filter(|event| is_journaled(event)).collect();
                 self.journal.covered(&open)?;
                 if landed.contains(&Event::Ready) {
                     self.inventory = Inventory::Done;
+                    self.source.ready()?;
                     ready();
                 }
                 if landed.contains(&Event::AgentStop) {
@@ -276,6 +295,9 @@ impl Measurer {
             }
             Message::Stop => {
                 if self.stopping == Stopping::No {
+                    // The last chance for what a successor needs: it comes before AGENT_STOP.
+                    self.source.tick()?;
+                    while self.take_events()? {}
                     self.stopping = Stopping::Asked;
                 }
             }

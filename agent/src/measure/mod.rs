@@ -13,12 +13,14 @@
 
 pub mod control;
 pub mod convert;
+pub mod hold;
 pub mod host;
 pub mod inventory;
 pub mod journal;
 pub mod kernel;
 pub mod log;
 pub mod measurer;
+pub mod own;
 pub mod recovery;
 mod sequence;
 pub mod source;

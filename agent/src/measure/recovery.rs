@@ -31,6 +31,8 @@ pub struct Recovered {
     pub pcr_start: BankDigests,
     /// The last record, when it has still to be extended.
     pub resume: Option<Record>,
+    /// The events of the last record that is in the PCR, or will be when `resume` is extended.
+    pub last: Vec<Event>,
     /// What is wrong with log and PCR.
     pub mismatch: Option<String>,
     /// What the log says already.
@@ -102,6 +104,7 @@ impl Recovered {
             ends: Vec::new(),
             pcr_start: now.clone(),
             resume: None,
+            last: Vec::new(),
             mismatch: None,
             said: Said::default(),
         }
@@ -214,6 +217,11 @@ impl Said {
 
 /// Compares the log with the PCR. Pure; the whole of the rule above.
 fn judge(parsed: Parsed, pcr: u8, now: &BankDigests) -> Recovered {
+    let last = parsed
+        .last
+        .as_ref()
+        .and_then(|record| record.events().ok())
+        .unwrap_or_default();
     let (resume, mismatch) = if parsed.pcrs != [pcr] {
         (
             None,
@@ -249,6 +257,7 @@ fn judge(parsed: Parsed, pcr: u8, now: &BankDigests) -> Recovered {
         ends: parsed.ends,
         pcr_start: parsed.start.pcr_start,
         resume,
+        last,
         mismatch,
         said: parsed.said,
     }

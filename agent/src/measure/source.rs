@@ -7,8 +7,9 @@ use std::error::Error;
 use std::os::fd::BorrowedFd;
 
 use assay_ebpf::Record;
+use assay_evidence::event::Measurement;
 
-use super::kernel::KernelError;
+use super::kernel::{GateError, KernelError};
 
 /// Whatever makes the consumer of a record unable to take it.
 pub type Refusal = Box<dyn Error + Send + Sync>;
@@ -19,6 +20,9 @@ pub enum SourceError {
     /// The kernel side could not be read.
     #[error("read the kernel's measurements")]
     Kernel(#[from] KernelError),
+    /// The gate in the kernel cannot be worked.
+    #[error("the gate in the kernel does not work")]
+    Gate(#[from] GateError),
     /// The consumer did not take a record. The record stays in the queue and is delivered again by the next read.
     #[error("a measurement could not be taken over")]
     Refused(#[source] Refusal),
@@ -40,4 +44,36 @@ pub trait EventSource: Send {
     /// A descriptor that becomes readable (epoll) when records are queued; `None` = there is nothing to wait for. The
     /// kernel wakes a reader that had caught up: wait only after a read returned 0.
     fn as_fd(&self) -> Option<BorrowedFd<'_>>;
+
+    /// These are in log and PCR. A source that holds loads back lets go of those that waited for them.
+    ///
+    /// # Errors
+    /// When whoever waits cannot be told: measuring must end, since they would wait for ever.
+    fn landed(&mut self, _loads: &mut dyn Iterator<Item = &Measurement>) -> Result<(), SourceError> {
+        Ok(())
+    }
+
+    /// READY is in log and PCR: from now on the configured mode is in force.
+    ///
+    /// # Errors
+    /// When it cannot be put in force.
+    fn ready(&mut self) -> Result<(), SourceError> {
+        Ok(())
+    }
+
+    /// Called every few seconds, and once before the agent stops: what a successor needs is measured while somebody can.
+    ///
+    /// # Errors
+    /// When the kernel side does not answer.
+    fn tick(&mut self) -> Result<(), SourceError> {
+        Ok(())
+    }
+
+    /// From now on these digests are approved, and no others.
+    ///
+    /// # Errors
+    /// When they cannot be told to the kernel side.
+    fn approve(&mut self, _digests: &mut dyn Iterator<Item = [u8; 32]>) -> Result<(), SourceError> {
+        Ok(())
+    }
 }

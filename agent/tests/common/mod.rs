@@ -142,6 +142,8 @@ pub fn settings(run_dir: &Path, fresh_hooks: bool) -> Settings {
         bpf_digest: Sha256Digest::of(b"kernel programs"),
         tier: 1,
         mode: Mode::Observe,
+        blind: String::new(),
+        protected: false,
         fresh_hooks,
     }
 }

@@ -185,6 +185,8 @@ pub fn measure(tpm: &Handle, dir: &Path) {
         bpf_digest: Sha256Digest::of(b"no kernel programs"),
         tier: 1,
         mode: Mode::Observe,
+        blind: String::new(),
+        protected: false,
         fresh_hooks: true,
     };
     std::fs::create_dir(&settings.run_dir).unwrap();

@@ -49,6 +49,8 @@ pub fn run(folder: &Path) -> Outcome<()> {
         bpf_digest: Sha256Digest::from([0; 32]),
         tier: 1,
         mode: config.measure.mode,
+        blind: String::new(),
+        protected: false,
         fresh_hooks: true,
     };
     let source = Box::new(Paced::new(tpm.log().clone(), RECORDS));

@@ -83,6 +83,8 @@ impl Machine {
             bpf_digest: Sha256Digest::of(b"kernel programs"),
             tier: 1,
             mode: Mode::Observe,
+            blind: String::new(),
+            protected: false,
             fresh_hooks: true,
         };
         let measurer = Measurer::open(settings, Box::new(kernel.clone()), tpm.clone()).unwrap();

@@ -12,16 +12,18 @@ use sha2::{Digest, Sha256};
 use super::KernelError;
 use super::btf::Btf;
 use super::layout;
-use super::pins::{CACHE, COUNTERS, EVENTS, Pins};
+use super::pins::{MAPS, Pins};
 
 /// The programs of the object and the hooks they go to, in the order in which they are attached: the one that tells a
 /// module's path comes before the one that needs it.
-pub const PROGRAMS: [(&str, &str); 5] = [
+pub const PROGRAMS: [(&str, &str); 7] = [
     ("program", "bprm_check_security"),
     ("mapping", "mmap_file"),
     ("module_path", "kernel_read_file"),
     ("module_file", "kernel_post_read_file"),
     ("module_buffer", "kernel_post_load_data"),
+    ("kexec", "kernel_load_data"),
+    ("asked", "file_ioctl"),
 ];
 
 /// Those of [`PROGRAMS`] that queue nothing themselves.
@@ -105,17 +107,15 @@ impl Object {
 
     fn load(&self, btf: &aya::Btf, pins: &Pins) -> Result<Ebpf, KernelError> {
         let words = kernel_layout()?.words();
-        EbpfLoader::new()
-            .btf(Some(btf))
-            .override_global("LAYOUT", words.as_slice(), true)
-            .map_pin_path(EVENTS, pins.map(EVENTS))
-            .map_pin_path(COUNTERS, pins.map(COUNTERS))
-            .map_pin_path(CACHE, pins.map(CACHE))
-            .load(&self.bytes)
-            .map_err(|error| KernelError::Object {
-                path: self.path.clone(),
-                source: Box::new(error),
-            })
+        let mut loader = EbpfLoader::new();
+        loader.btf(Some(btf)).override_global("LAYOUT", words.as_slice(), true);
+        for map in MAPS {
+            loader.map_pin_path(map, pins.map(map));
+        }
+        loader.load(&self.bytes).map_err(|error| KernelError::Object {
+            path: self.path.clone(),
+            source: Box::new(error),
+        })
     }
 }
 

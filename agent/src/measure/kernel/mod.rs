@@ -5,25 +5,33 @@
 
 mod btf;
 mod error;
+mod gate;
 mod layout;
 mod load;
+mod orders;
 mod pins;
 mod preflight;
+pub mod request;
 mod skipped;
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 
 use assay_ebpf::{RING_BYTES, Record, counter};
+use assay_evidence::event::Measurement;
 use aya::maps::{Array, Map, MapData, MapError, RingBuf};
 use aya::programs::links::{FdLink, LinkError, PinnedLink};
 use aya::programs::{ProgramError, loaded_programs};
 
 pub use self::btf::BtfError;
 pub use self::error::KernelError;
+pub use self::gate::{GateError, GateSettings, OWN_LIBRARY, OWN_PROGRAM};
+pub use self::orders::{Answers, Key, Orders};
 pub use self::preflight::Preflight;
 
+use self::gate::Gate;
 use self::load::{Object, PROGRAMS, SILENT};
+use self::orders::open_counters;
 use self::pins::{COUNTERS, EVENTS, Pins};
 use self::skipped::Skipped;
 use super::source::{EventSource, Refusal, SourceError};
@@ -57,6 +65,7 @@ pub struct Kernel {
     object_digest: [u8; 32],
     origin: Origin,
     skipped: Skipped,
+    gate: Gate,
     /// Held so that removing a pin alone does not end a program while the agent lives.
     _links: Vec<FdLink>,
     _pins: Pins,
@@ -70,8 +79,8 @@ impl Kernel {
     /// Run [`Preflight::check`] before, for errors that people can act on.
     ///
     /// # Errors
-    /// Any [`KernelError`]; programs that ran before go on running.
-    pub fn start(object: &Path, bpf_dir: &Path) -> Result<Self, KernelError> {
+    /// Any [`GateError`]; programs that ran before go on running.
+    pub fn start(object: &Path, bpf_dir: &Path, gate: GateSettings) -> Result<Self, GateError> {
         let object = Object::read(object)?;
         let pins = Pins::open(bpf_dir)?;
         let (links, origin) = match adopt(&pins, object.digest())? {
@@ -95,6 +104,7 @@ impl Kernel {
             object_digest: *object.digest(),
             origin,
             skipped: Skipped::watch(&links)?,
+            gate: Gate::open(&pins, gate)?,
             _links: links,
             _pins: pins,
         })
@@ -138,6 +148,7 @@ impl std::fmt::Debug for Kernel {
 
 impl EventSource for Kernel {
     fn read(&mut self, max: usize, take: &mut dyn FnMut(&Record) -> Result<(), Refusal>) -> Result<usize, SourceError> {
+        self.gate.check()?;
         let mut taken = 0;
         while taken < max {
             let Some(item) = self.ring.next() else { break };
@@ -161,6 +172,23 @@ impl EventSource for Kernel {
 
     fn as_fd(&self) -> Option<BorrowedFd<'_>> {
         Some(self.ring.as_fd())
+    }
+
+    fn landed(&mut self, loads: &mut dyn Iterator<Item = &Measurement>) -> Result<(), SourceError> {
+        Ok(self.gate.landed(loads)?)
+    }
+
+    fn ready(&mut self) -> Result<(), SourceError> {
+        self.gate.look_after_own_files()?;
+        Ok(self.gate.close()?)
+    }
+
+    fn tick(&mut self) -> Result<(), SourceError> {
+        Ok(self.gate.look_after_own_files()?)
+    }
+
+    fn approve(&mut self, digests: &mut dyn Iterator<Item = [u8; 32]>) -> Result<(), SourceError> {
+        Ok(self.gate.approve(digests)?)
     }
 }
 
@@ -227,17 +255,6 @@ fn open_ring(pins: &Pins) -> Result<RingBuf<MapData>, KernelError> {
     Map::from_map_data(map)
         .and_then(RingBuf::try_from)
         .map_err(map_error(EVENTS))
-}
-
-fn open_counters(pins: &Pins) -> Result<Array<MapData, u64>, KernelError> {
-    let path = pins.map(COUNTERS);
-    let map = MapData::from_pin(&path).map_err(map_error(COUNTERS))?;
-    if map.info().map_err(map_error(COUNTERS))?.max_entries() != counter::COUNT {
-        return Err(KernelError::ForeignPins { path });
-    }
-    Map::from_map_data(map)
-        .and_then(Array::try_from)
-        .map_err(map_error(COUNTERS))
 }
 
 fn map_error(name: &'static str) -> impl Fn(MapError) -> KernelError {

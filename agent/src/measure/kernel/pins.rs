@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! bpf_dir/                 0700, locked while an agent uses it
-//!   maps-1/                EVENTS, COUNTERS, CACHE; the number is assay_ebpf::MAPS_VERSION
+//!   maps-2/                all that is in [`MAPS`]; the number is assay_ebpf::MAPS_VERSION
 //!   programs-<sha256>/     one link for each program of the object with that digest
 //!   new-<pid>/             links of a start that has not finished, or that never did
 //! ```
@@ -23,6 +23,16 @@ pub const EVENTS: &str = "EVENTS";
 pub const COUNTERS: &str = "COUNTERS";
 /// See [`EVENTS`].
 pub const CACHE: &str = "CACHE";
+/// See [`EVENTS`].
+pub const CONTROL: &str = "CONTROL";
+/// See [`EVENTS`].
+pub const EXTENDED: &str = "EXTENDED";
+/// See [`EVENTS`].
+pub const APPROVED: &str = "APPROVED";
+/// See [`EVENTS`].
+pub const DIGESTS: &str = "DIGESTS";
+/// All of them.
+pub const MAPS: [&str; 7] = [EVENTS, COUNTERS, CACHE, CONTROL, EXTENDED, APPROVED, DIGESTS];
 
 /// The pins' folder, locked.
 #[derive(Debug)]
@@ -164,7 +174,7 @@ mod tests {
         assert!(pins.programs(&NEW).join("program").exists());
         assert!(!pins.programs(&OLD).exists());
         assert!(!dir.join("new-1").exists());
-        assert!(dir.join("maps-1").exists());
+        assert!(dir.join("maps-2").exists());
     }
 
     #[test]

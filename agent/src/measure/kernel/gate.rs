@@ -1,0 +1,163 @@
+//! The gate as the agent works it: who the agent is, what has been extended, when the gate closes.
+
+use std::path::{Path, PathBuf};
+
+use assay_ebpf::{control, flags, kind, request};
+use assay_evidence::event::{LoadKind, Measurement, Mode};
+
+use super::orders::{Answers, Key, Orders};
+use super::request::{Reply, ask};
+use super::{KernelError, Pins};
+use crate::measure::hold::{HoldError, HoldSettings, Holder};
+use crate::measure::own::OwnFiles;
+
+/// What the agent's configuration says of the gate.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GateSettings {
+    /// Whether new code waits, and whether only approved code runs.
+    pub mode: Mode,
+    /// What waits already when it is opened.
+    pub hold: HoldSettings,
+    /// Refuse memory that becomes executable without a file.
+    pub deny_anonymous: bool,
+    /// There is no hash in this kernel: the agent hashes (tier 2).
+    pub user_hash: bool,
+    /// Keep other processes away from the agent.
+    pub protect: bool,
+    /// What the agent is made of besides what it has mapped, such as the object with the kernel programs.
+    pub own: Vec<PathBuf>,
+}
+
+/// The gate.
+pub struct Gate {
+    settings: GateSettings,
+    orders: Orders,
+    holder: Option<Holder>,
+    own: OwnFiles,
+}
+
+impl Gate {
+    /// Tells the kernel programs who the agent is now, and begins to hold programs back if the mode wants it. The gate
+    /// itself stays as it is until [`Gate::close`]: open on a fresh start, shut where an earlier agent shut it.
+    pub fn open(pins: &Pins, settings: GateSettings) -> Result<Self, GateError> {
+        let mut orders = Orders::open(pins)?;
+        orders.set(control::AGENT_START, own_start()?)?;
+        orders.set(control::AGENT, u64::from(std::process::id()))?;
+        orders.set(control::USER_HASH, u64::from(settings.user_hash))?;
+        let holder = if settings.mode == Mode::Observe && !settings.user_hash {
+            None
+        } else {
+            Some(Holder::start(&settings.hold, || Answers::open(pins))?)
+        };
+        let own = OwnFiles::new(&settings.own);
+        Ok(Self {
+            settings,
+            orders,
+            holder,
+            own,
+        })
+    }
+
+    /// Everything up to here is in log and register: from now on the mode is in force.
+    pub fn close(&mut self) -> Result<(), GateError> {
+        let before = self.orders.get(control::MODE)?;
+        let mode = u64::from(self.settings.mode.code());
+        self.orders
+            .set(control::DENY_ANONYMOUS, u64::from(self.settings.deny_anonymous))?;
+        self.orders.set(control::PROTECT, u64::from(self.settings.protect))?;
+        self.orders.set(control::MODE, mode)?;
+        if before != mode {
+            self.orders.new_epoch()?;
+        }
+        Ok(())
+    }
+
+    /// These events are in the TPM's register: what they loaded may be loaded, and whoever waits for it goes on.
+    pub fn landed(&mut self, loads: &mut dyn Iterator<Item = &Measurement>) -> Result<(), GateError> {
+        let mut digests: Vec<Key> = Vec::new();
+        for load in loads {
+            if let Some(digest) = load.digest.filter(|_| !load.kind.is_deed()) {
+                digests.push(*digest.as_bytes());
+            }
+            if load.flags & flags::REFUSED != 0
+                && waits_in_a_folder(load.kind)
+                && let Some(holder) = &self.holder
+            {
+                holder.refused(&load.path);
+            }
+        }
+        self.orders.extended(&digests)?;
+        if let Some(holder) = &self.holder {
+            holder.release(&digests)?;
+        }
+        Ok(())
+    }
+
+    /// Puts a list of approved digests in force.
+    pub fn approve(&mut self, digests: &mut dyn Iterator<Item = Key>) -> Result<(), GateError> {
+        Ok(self.orders.approve(digests)?)
+    }
+
+    /// Measures ahead what the agent needs to start again, where it has changed: nobody could do it later.
+    pub fn look_after_own_files(&mut self) -> Result<(), GateError> {
+        if self.settings.mode == Mode::Observe {
+            return Ok(());
+        }
+        for (path, file, kind) in self.own.changed() {
+            match measure_ahead(&file, kind, self.settings.user_hash) {
+                Reply::Unanswered => return Err(HoldError::Unanswered.into()),
+                Reply::Known | Reply::Queued => {}
+                reply => {
+                    tracing::warn!(path = %path.display(), ?reply, "a file of the agent's own cannot be measured: it may not start again");
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether all that holds programs back still lives.
+    pub fn check(&self) -> Result<(), GateError> {
+        match &self.holder {
+            Some(holder) => Ok(holder.check()?),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Why the gate cannot be worked.
+#[derive(Debug, thiserror::Error)]
+pub enum GateError {
+    /// The kernel programs' maps.
+    #[error("the kernel programs cannot be told")]
+    Kernel(#[from] KernelError),
+    /// Programs cannot be held back.
+    #[error("programs cannot be held back")]
+    Hold(#[from] HoldError),
+}
+
+/// Loads that wait when their file is opened, if its folder is marked.
+const fn waits_in_a_folder(kind: LoadKind) -> bool {
+    matches!(
+        kind,
+        LoadKind::Mapping | LoadKind::ModuleFile | LoadKind::ModuleCompressed | LoadKind::Firmware
+    )
+}
+
+fn measure_ahead(file: &std::fs::File, kind: u32, _user_hash: bool) -> Reply {
+    use std::os::fd::AsFd as _;
+    let argument = request::argument(std::process::id(), kind, flags::AHEAD);
+    ask(file.as_fd(), request::MEASURE, argument)
+}
+
+/// When this process started, in the unit of [`control::AGENT_START`].
+fn own_start() -> Result<u64, KernelError> {
+    let path = Path::new("/proc/self/stat");
+    let stat = procfs::process::Process::myself().and_then(|process| process.stat());
+    stat.map(|stat| stat.starttime)
+        .map_err(|error| KernelError::file("read", path)(std::io::Error::other(error)))
+}
+
+/// Kinds of the agent's own files.
+pub const OWN_PROGRAM: u32 = kind::PROGRAM;
+/// See [`OWN_PROGRAM`].
+pub const OWN_LIBRARY: u32 = kind::MAPPING;

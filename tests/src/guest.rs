@@ -150,6 +150,14 @@ impl Guest {
         self.done(&Request::Signal { pid, signal }, b"").map(drop)
     }
 
+    /// Has PID 1 send the signal: to the kernel this is what a service manager does, and no other process can.
+    ///
+    /// # Errors
+    /// When the guest does not answer, has no such process, or PID 1 is not allowed to.
+    pub fn signal_from_init(&self, pid: i32, signal: i32) -> Result<(), HarnessError> {
+        self.done(&Request::SignalFromInit { pid, signal }, b"").map(drop)
+    }
+
     /// Writes a file with the given permission bits.
     ///
     /// # Errors
@@ -188,6 +196,16 @@ impl Guest {
     /// As [`Guest::get`].
     pub fn get_text(&self, path: &str) -> Result<String, HarnessError> {
         self.get(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+    }
+
+    /// PCR `index` of the SHA-256 bank in lower-case hex, as the kernel shows it in sysfs: runs no program in the guest
+    /// and leaves the TPM's device alone. Kernels before 5.12 do not show it.
+    ///
+    /// # Errors
+    /// When the guest does not answer, or has no TPM, no such PCR, or too old a kernel.
+    pub fn sysfs_pcr(&self, index: u32) -> Result<String, HarnessError> {
+        let text = self.get_text(&format!("/sys/class/tpm/tpm0/pcr-sha256/{index}"))?;
+        Ok(text.trim().to_lowercase())
     }
 
     /// Gives the guest this machine's time.
@@ -296,6 +314,7 @@ fn short(request: &Request) -> String {
         Request::Spawn { argv, .. } => format!("start {}", argv.join(" ")),
         Request::Wait { pid, .. } => format!("wait for process {pid}"),
         Request::Signal { pid, signal } => format!("send signal {signal} to process {pid}"),
+        Request::SignalFromInit { pid, signal } => format!("have PID 1 send signal {signal} to process {pid}"),
         Request::Put { path, .. } => format!("write {path}"),
         Request::Get { path } => format!("read {path}"),
         Request::SetClock { .. } => "set its clock".to_owned(),

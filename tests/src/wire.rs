@@ -53,6 +53,13 @@ pub enum Request {
         /// The signal's number.
         signal: i32,
     },
+    /// Have PID 1 send a signal, as a service manager would.
+    SignalFromInit {
+        /// To this process.
+        pid: i32,
+        /// The signal's number.
+        signal: i32,
+    },
     /// Write the body to a file, replacing it; folders above it are made.
     Put {
         /// Absolute path.

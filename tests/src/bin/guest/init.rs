@@ -69,7 +69,10 @@ pub fn run() -> Result<()> {
         let _ = Command::new("modprobe").args(["-q", module]).env("PATH", PATH).status();
     }
     network()?;
-    let mut helper = Command::new("/proc/self/exe").env("PATH", PATH).spawn()?;
+    let mut helper = Command::new("/proc/self/exe")
+        .env("PATH", PATH)
+        .stdin(super::from_init::obey()?)
+        .spawn()?;
     let helper_pid = i32::try_from(helper.id()).map_err(Error::other)?;
     let shell_pid = shell()?;
     loop {

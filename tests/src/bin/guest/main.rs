@@ -1,8 +1,9 @@
 //! PID 1 of a test machine, and the helper through which the harness works in it.
 //!
 //! As PID 1 it mounts what a system has mounted, brings up the network, starts itself again as the helper, and from
-//! then on only collects the dead: whoever waits for any child would steal the helper's exit statuses.
+//! then on only collects the dead, and sends signals where they must come from PID 1: whoever waits for any child would steal the helper's exit statuses.
 
+mod from_init;
 mod init;
 mod serve;
 

@@ -66,6 +66,10 @@ fn execute(request: Request, body: &[u8], background: &Background) -> Result<(Re
             kill(Pid::from_raw(pid), Signal::try_from(signal)?)?;
             done()
         }
+        Request::SignalFromInit { pid, signal } => {
+            super::from_init::signal(pid, signal)?;
+            done()
+        }
         Request::Put { path, mode } => {
             put(&path, mode, body)?;
             done()

@@ -207,7 +207,7 @@ fn decide(shared: &Shared, code: u32) -> Decision {
 }
 
 /// A command or a response: both start with a tag of two bytes and the whole length in four.
-fn read_message(stream: &mut TcpStream) -> std::io::Result<Vec<u8>> {
+pub(crate) fn read_message(stream: &mut impl Read) -> std::io::Result<Vec<u8>> {
     let mut message = vec![0; 6];
     stream.read_exact(&mut message)?;
     let length = message.get(2..6).map_or(0, be_u32) as usize;
@@ -221,7 +221,7 @@ fn read_message(stream: &mut TcpStream) -> std::io::Result<Vec<u8>> {
     Ok(message)
 }
 
-fn be_u32(bytes: &[u8]) -> u32 {
+pub(crate) fn be_u32(bytes: &[u8]) -> u32 {
     bytes
         .iter()
         .take(4)

@@ -3,7 +3,10 @@
 use std::time::{Duration, Instant};
 
 use assay_tests::HarnessError;
-use assay_tests::vm::{Image, Vm};
+use assay_tests::guest::Guest;
+use assay_tests::vm::{BootOptions, Image, RestoreOptions, Vm};
+
+use crate::common::{PATIENCE, pcr13};
 
 fn pcrs(vm: &Vm) -> Result<String, HarnessError> {
     vm.guest().run_ok(&["tpm2", "pcrread", "sha256:0,1,2,3,4,5,6,7,8,9,13"])
@@ -92,5 +95,110 @@ fn vm_reset_is_a_reboot() -> Result<(), HarnessError> {
     );
     assert_eq!(vm.guest().get("/root/kept")?, b"kept");
     assert!(vm.guest().get("/run/lost").is_err());
+    Ok(())
+}
+
+/// Waits for one signal, and prints who sent it.
+const WHO_SIGNALS: &str = "
+import signal
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+print('ready', flush=True)
+print('from', signal.sigwaitinfo([signal.SIGUSR1]).si_pid, flush=True)";
+
+#[test]
+fn vm_signals_come_from_pid_1_when_they_must() -> Result<(), HarnessError> {
+    let vm = Vm::restore(&Image::load()?)?;
+    let guest = vm.guest();
+    let sender = |log: &str, send: &dyn Fn(i32) -> Result<(), HarnessError>| {
+        let pid = guest.spawn(&["python3", "-c", WHO_SIGNALS], log)?;
+        Guest::wait_for("no program waited for a signal", PATIENCE, || {
+            Ok(guest.get_text(log)?.contains("ready").then_some(()))
+        })?;
+        send(pid)?;
+        assert!(guest.wait(pid, PATIENCE)?.ok());
+        guest.get_text(log)
+    };
+    assert_eq!(
+        sender("/run/init.log", &|pid| guest.signal_from_init(pid, 10))?,
+        "ready\nfrom 1\n"
+    );
+    assert_ne!(
+        sender("/run/helper.log", &|pid| guest.signal(pid, 10))?,
+        "ready\nfrom 1\n"
+    );
+    let nobody = guest
+        .signal_from_init(i32::MAX, 10)
+        .expect_err("there is no such process");
+    assert!(nobody.to_string().contains("No such process"), "{nobody}");
+    // And it still obeys.
+    assert!(guest.signal_from_init(i32::MAX, 10).is_err());
+    Ok(())
+}
+
+fn extend_pcr13(vm: &Vm) -> Result<(), HarnessError> {
+    let digest = format!("13:sha256={}", "11".repeat(32));
+    vm.guest().run_ok(&["tpm2", "pcrextend", &digest]).map(drop)
+}
+
+#[test]
+fn vm_a_slow_tpm_is_slow_in_extends_only_and_counts_them() -> Result<(), HarnessError> {
+    let delay = Duration::from_millis(300);
+    let image = Image::load()?;
+    let options = RestoreOptions {
+        extend_delay: Some(delay),
+    };
+    let vm = Vm::restore_with(&image, &options)?;
+    let before = vm.guest().sysfs_pcr(13)?;
+    assert_eq!(vm.extends(), Some(0), "reading a PCR is no extend");
+    let started = Instant::now();
+    for count in 1..=3 {
+        extend_pcr13(&vm)?;
+        assert_eq!(vm.extends(), Some(count));
+    }
+    assert!(started.elapsed() >= delay * 3);
+    let after = vm.guest().sysfs_pcr(13)?;
+    assert_ne!(after, before);
+    assert_eq!(after, pcr13(&vm)?, "sysfs and tpm2-tools read the same PCR");
+    // What the TPM refuses is no extend: this PCR belongs to another locality.
+    let refused = format!("17:sha256={}", "11".repeat(32));
+    let refused = vm.guest().run(&["tpm2", "pcrextend", &refused])?;
+    assert!(refused.stderr.contains("locality"), "{refused}");
+    assert_eq!(vm.extends(), Some(3));
+
+    // The TPM's state passes through when a machine is saved and restored.
+    let folder = tempfile::tempdir().expect("a scratch folder");
+    vm.slow_tpm().expect("it has one").set_delay(Duration::ZERO);
+    vm.save(folder.path())?;
+    let saved = Image {
+        snapshot: Some(folder.path().to_owned()),
+        ..image
+    };
+    let vm = Vm::restore_with(&saved, &options)?;
+    assert_eq!(vm.guest().sysfs_pcr(13)?, after);
+    extend_pcr13(&vm)?;
+    assert_eq!(vm.extends(), Some(1));
+    assert_ne!(vm.guest().sysfs_pcr(13)?, after);
+    assert_eq!(Vm::restore(&saved)?.extends(), None);
+    Ok(())
+}
+
+#[test]
+fn vm_boots_with_the_processors_memory_and_tpm_that_the_test_wants() -> Result<(), HarnessError> {
+    let options = BootOptions {
+        cpus: Some(1),
+        memory_mib: Some(640),
+        extend_delay: Some(Duration::ZERO),
+        ..BootOptions::default()
+    };
+    let mut vm = Vm::boot(&Image::load()?, &options)?;
+    assert_eq!(vm.guest().run_ok(&["nproc"])?.trim(), "1");
+    let total = "awk '/MemTotal/ { print int($2 / 1024) }' /proc/meminfo";
+    let memory: u32 = vm.guest().script(total)?.trim().parse().expect("a number");
+    assert!((400..640).contains(&memory), "{memory} MiB");
+    // The firmware and the kernel measure what they start, and do so again after a reset.
+    let booted = vm.extends().unwrap_or_default();
+    assert!(booted >= 8, "{booted} extends");
+    vm.reset()?;
+    assert!(vm.extends().unwrap_or_default() >= booted + 8);
     Ok(())
 }

@@ -5,24 +5,24 @@
 
 mod accel;
 mod image;
+mod qemu;
 mod qmp;
+mod tpm_proxy;
 
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use crate::child::{self, Child};
+use crate::child::Child;
 use crate::guest::Guest;
 use crate::swtpm::{last_words, set_up};
-use crate::wire::GUEST_PORT;
 use crate::{HarnessError, swtpm};
 
 pub use accel::Accelerator;
 pub use image::{IMAGE_VARIABLE, Image};
 pub use qmp::Qmp;
+pub use tpm_proxy::SlowTpm;
 
 /// Where `assay-agent` listens inside the guest.
 pub const AGENT_PORT: u16 = 8443;
@@ -42,6 +42,20 @@ pub struct BootOptions {
     pub without_tpm: bool,
     /// Console on this terminal instead of a log file.
     pub interactive: bool,
+    /// Virtual processors; `None`: two.
+    pub cpus: Option<u32>,
+    /// Memory in MiB; `None`: 1024.
+    pub memory_mib: Option<u32>,
+    /// Each extend waits this long before the TPM gets it, and is counted: [`Vm::slow_tpm`]. `None`: no proxy before
+    /// the TPM.
+    pub extend_delay: Option<Duration>,
+}
+
+/// How to restore a machine; all else is as it was when it was saved.
+#[derive(Debug, Clone, Default)]
+pub struct RestoreOptions {
+    /// As [`BootOptions::extend_delay`].
+    pub extend_delay: Option<Duration>,
 }
 
 /// A running machine; switched off and removed on drop.
@@ -49,6 +63,7 @@ pub struct BootOptions {
 pub struct Vm {
     // Dropped in this order: the machine before its TPM, both before their files.
     qemu: Child,
+    slow_tpm: Option<SlowTpm>,
     tpm: Option<Child>,
     guest: Guest,
     agent_port: u16,
@@ -62,7 +77,7 @@ impl Vm {
     /// When a program is missing or the machine does not come up.
     pub fn boot(image: &Image, options: &BootOptions) -> Result<Self, HarnessError> {
         let dir = machine_dir()?;
-        make_overlay(&image.root, &dir.path().join("disk.qcow2"))?;
+        qemu::make_overlay(&image.root, &dir.path().join("disk.qcow2"))?;
         if !options.without_tpm {
             let state = dir.path().join("tpm");
             std::fs::create_dir(&state).map_err(HarnessError::io(format!("make {}", state.display())))?;
@@ -80,6 +95,14 @@ impl Vm {
     /// # Errors
     /// When the image has no snapshot, a program is missing, or the machine does not answer.
     pub fn restore(image: &Image) -> Result<Self, HarnessError> {
+        Self::restore_with(image, &RestoreOptions::default())
+    }
+
+    /// Restores the image's saved machine with a TPM that behaves otherwise, and sets its clock.
+    ///
+    /// # Errors
+    /// As [`Vm::restore`].
+    pub fn restore_with(image: &Image, options: &RestoreOptions) -> Result<Self, HarnessError> {
         let Some(snapshot) = &image.snapshot else {
             let message = "it has no saved machine".to_owned();
             return Err(HarnessError::Image {
@@ -91,7 +114,11 @@ impl Vm {
         let (disk, from) = (dir.path().join("disk.qcow2"), Image::snapshot_disk(snapshot));
         std::fs::copy(&from, &disk).map_err(HarnessError::io(format!("copy {}", from.display())))?;
         copy_dir(&Image::snapshot_tpm(snapshot), &dir.path().join("tpm"))?;
-        let mut vm = Self::start(image, dir, &BootOptions::default(), true)?;
+        let options = BootOptions {
+            extend_delay: options.extend_delay,
+            ..BootOptions::default()
+        };
+        let mut vm = Self::start(image, dir, &options, true)?;
         vm.wait_until_up(BOOT_TIMEOUT)?;
         vm.guest.set_clock()?;
         Ok(vm)
@@ -100,6 +127,17 @@ impl Vm {
     /// The helper inside: run programs, copy files.
     pub fn guest(&self) -> &Guest {
         &self.guest
+    }
+
+    /// The proxy before the TPM, where the machine was started with a delay for extends (which may be zero).
+    pub fn slow_tpm(&self) -> Option<&SlowTpm> {
+        self.slow_tpm.as_ref()
+    }
+
+    /// How many extends the TPM has done since the machine was started or restored, whoever asked. `None`: nobody
+    /// counts, because the machine was started without [`BootOptions::extend_delay`].
+    pub fn extends(&self) -> Option<u64> {
+        self.slow_tpm().map(SlowTpm::extends)
     }
 
     /// Where the agent inside is reached from this machine, as `host:port`.
@@ -177,11 +215,19 @@ impl Vm {
             let tpm = if options.without_tpm {
                 None
             } else {
-                Some(start_tpm(dir.path())?)
+                Some(qemu::start_tpm(dir.path())?)
             };
-            let (guest_port, agent_port) = free_ports()?;
+            let slow_tpm = match options.extend_delay {
+                Some(delay) if tpm.is_some() => Some(SlowTpm::start(
+                    dir.path().join(qemu::SLOW_TPM_SOCKET),
+                    &dir.path().join(qemu::TPM_SOCKET),
+                    delay,
+                )?),
+                _ => None,
+            };
+            let (guest_port, agent_port) = qemu::free_ports()?;
             let mut qemu = Child::spawn("qemu-system-x86_64", |command| {
-                configure(command, image, dir.path(), options, (guest_port, agent_port));
+                qemu::configure(command, image, dir.path(), options, (guest_port, agent_port));
                 if restored {
                     command.args(["-loadvm", SNAPSHOT]);
                 }
@@ -189,6 +235,7 @@ impl Vm {
             if options.interactive || Self::lives(&mut qemu, dir.path())? {
                 return Ok(Self {
                     qemu,
+                    slow_tpm,
                     tpm,
                     guest: Guest::at(guest_port),
                     agent_port,
@@ -261,110 +308,6 @@ fn machine_dir() -> Result<tempfile::TempDir, HarnessError> {
         .prefix("assay-vm-")
         .tempdir()
         .map_err(HarnessError::io("make a folder for a test machine"))
-}
-
-fn make_overlay(root: &Path, disk: &Path) -> Result<(), HarnessError> {
-    let mut command = Command::new("qemu-img");
-    command
-        .args(["create", "-q", "-f", "qcow2", "-F", "raw", "-b"])
-        .args([root, disk]);
-    child::run(&mut command)
-}
-
-fn start_tpm(dir: &Path) -> Result<Child, HarnessError> {
-    let (socket, log) = (dir.join("swtpm.sock"), dir.join("swtpm.log"));
-    let _ = std::fs::remove_file(&socket);
-    let mut child = Child::spawn("swtpm", |command| {
-        command
-            .args([
-                "socket",
-                "--tpm2",
-                "--terminate",
-                "--flags",
-                "not-need-init",
-                "--tpmstate",
-            ])
-            .arg(format!("dir={}", dir.join("tpm").display()))
-            .arg("--ctrl")
-            .arg(format!("type=unixio,path={}", socket.display()))
-            .arg("--log")
-            .arg(format!("file={},level=1", log.display()))
-            .stdout(Stdio::null())
-            .stderr(Stdio::null());
-    })?;
-    let start = Instant::now();
-    while !socket.exists() {
-        if child.ended().is_some() || start.elapsed() > BOOT_TIMEOUT {
-            let (what, seconds) = ("swtpm did not start".to_owned(), start.elapsed().as_secs());
-            return Err(HarnessError::Timeout {
-                what,
-                seconds,
-                detail: last_words(&log),
-            });
-        }
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    Ok(child)
-}
-
-fn configure(command: &mut Command, image: &Image, dir: &Path, options: &BootOptions, ports: (u16, u16)) {
-    let file = |name: &str| dir.join(name).display().to_string();
-    command.args(Accelerator::detect().arguments());
-    command.args(["-M", "q35", "-m", "1024", "-smp", "2", "-nographic", "-nodefaults"]);
-    command
-        .arg("-kernel")
-        .arg(&image.kernel)
-        .arg("-initrd")
-        .arg(&image.initrd);
-    command
-        .arg("-append")
-        .arg(format!("{} {}", image.cmdline, options.cmdline).trim_end());
-    // The disk lives as long as the test: nothing needs to reach the platter.
-    command.args([
-        "-drive",
-        &format!("file={},format=qcow2,if=virtio,cache=unsafe", file("disk.qcow2")),
-    ]);
-    let (guest, agent) = ports;
-    command.args([
-        "-netdev",
-        &format!(
-            "user,id=n0,hostfwd=tcp:127.0.0.1:{guest}-10.0.2.15:{GUEST_PORT},hostfwd=tcp:127.0.0.1:{agent}-10.0.2.15:{AGENT_PORT}"
-        ),
-        // Without an empty romfile the firmware spends seconds on network boot.
-        "-device",
-        "virtio-net-pci,netdev=n0,romfile=",
-        "-device",
-        "virtio-rng-pci",
-        "-qmp",
-        &format!("unix:{},server=on,wait=off", file("qmp.sock")),
-    ]);
-    if !options.without_tpm {
-        command.args([
-            "-chardev",
-            &format!("socket,id=tc,path={}", file("swtpm.sock")),
-            "-tpmdev",
-            "emulator,id=t0,chardev=tc",
-            "-device",
-            "tpm-tis,tpmdev=t0",
-        ]);
-    }
-    if options.interactive {
-        command.args(["-serial", "mon:stdio"]).stdin(Stdio::inherit());
-        return;
-    }
-    command.args(["-serial", &format!("file:{}", file("console.log"))]);
-    let log = std::fs::File::create(dir.join("qemu.log")).map_or_else(|_| Stdio::null(), Stdio::from);
-    command.stdout(Stdio::null()).stderr(log);
-}
-
-/// Two free loopback ports.
-fn free_ports() -> Result<(u16, u16), HarnessError> {
-    let listen =
-        || TcpListener::bind(("127.0.0.1", 0)).and_then(|listener| Ok((listener.local_addr()?.port(), listener)));
-    match (listen(), listen()) {
-        (Ok((first, _one)), Ok((second, _two))) => Ok((first, second)),
-        _ => Err(HarnessError::NoPorts),
-    }
 }
 
 fn copy_dir(from: &Path, to: &Path) -> Result<(), HarnessError> {

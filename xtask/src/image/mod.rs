@@ -137,7 +137,7 @@ fn saved_name(image: &Image) -> Result<String, Error> {
     let version = |program: &str| output(std::process::Command::new(program).arg("--version"));
     Ok(Key::new("saved machine 1")
         // How a machine is put together: one that was put together otherwise cannot be restored.
-        .file(&root().join("tests/src/vm/mod.rs"))?
+        .file(&root().join("tests/src/vm/qemu.rs"))?
         .text(&image.root.display().to_string())
         .text(&image.initrd.display().to_string())
         .text(&image.kernel.display().to_string())

@@ -1,0 +1,165 @@
+//! Makes a machine's TPM as slow as a real one: stands between QEMU and swtpm, and keeps each `TPM2_PCR_Extend` waiting.
+//!
+//! QEMU connects to swtpm's control socket and hands swtpm one end of a pair of sockets for the TPM's commands
+//! (`CMD_SET_DATAFD`, swtpm's include/tpm_ioctl.h). Everything on the control socket goes through unchanged, saved
+//! state included; only when a descriptor comes along does this proxy keep it, and passes on an end of a pair of its
+//! own, so that the commands come by here.
+
+use std::io::{IoSlice, IoSliceMut, Result, Write};
+use std::net::Shutdown;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
+
+use crate::HarnessError;
+use crate::proxy::{CC_PCR_EXTEND, be_u32, read_message};
+
+/// Read from the control socket at once; a saved state comes in pieces.
+const CHUNK: usize = 16 * 1024;
+
+#[derive(Debug, Default)]
+struct Shared {
+    delay_us: AtomicU64,
+    extends: AtomicU64,
+}
+
+/// The proxy of one machine; gone with it.
+#[derive(Debug)]
+pub struct SlowTpm {
+    socket: PathBuf,
+    shared: Arc<Shared>,
+}
+
+impl SlowTpm {
+    /// Listens at `socket` for QEMU, one connection, and passes it on to swtpm's control socket at `swtpm`.
+    pub(super) fn start(socket: PathBuf, swtpm: &Path, delay: Duration) -> std::result::Result<Self, HarnessError> {
+        // An earlier attempt to start this machine may have left it.
+        let _ = std::fs::remove_file(&socket);
+        let listener =
+            UnixListener::bind(&socket).map_err(HarnessError::io(format!("listen at {}", socket.display())))?;
+        let (swtpm, shared) = (swtpm.to_owned(), Arc::new(Shared::default()));
+        let proxy = Self {
+            socket,
+            shared: Arc::clone(&shared),
+        };
+        proxy.set_delay(delay);
+        std::thread::spawn(move || {
+            // An error ends the machine's connection: QEMU says that its TPM is gone.
+            let _ = listener
+                .accept()
+                .and_then(|(qemu, _)| control(&qemu, UnixStream::connect(&swtpm)?, &shared));
+        });
+        Ok(proxy)
+    }
+
+    /// From the next extend on, each waits this long before the TPM gets it; a hardware TPM needs 5 to 20 ms. Linux
+    /// gives up on a TPM that takes longer than 750 ms.
+    pub fn set_delay(&self, delay: Duration) {
+        let delay = u64::try_from(delay.as_micros()).unwrap_or(u64::MAX);
+        self.shared.delay_us.store(delay, Ordering::SeqCst);
+    }
+
+    /// How many extends have succeeded since the machine was started or restored, whoever made them.
+    pub fn extends(&self) -> u64 {
+        self.shared.extends.load(Ordering::SeqCst)
+    }
+}
+
+impl Drop for SlowTpm {
+    fn drop(&mut self) {
+        // Wakes a thread to which QEMU never connected.
+        let _ = UnixStream::connect(&self.socket);
+    }
+}
+
+/// Passes the control channel both ways until either end closes.
+fn control(qemu: &UnixStream, mut tpm: UnixStream, shared: &Arc<Shared>) -> Result<()> {
+    let (mut from, mut to) = (tpm.try_clone()?, qemu.try_clone()?);
+    std::thread::spawn(move || {
+        // Either end closing is the normal end of this copy.
+        let _ = std::io::copy(&mut from, &mut to);
+        let _ = to.shutdown(Shutdown::Both);
+    });
+    let mut buffer = vec![0; CHUNK];
+    loop {
+        let (length, descriptor) = receive(qemu, &mut buffer)?;
+        let bytes = buffer.get(..length).unwrap_or_default();
+        match descriptor {
+            _ if bytes.is_empty() => return tpm.shutdown(Shutdown::Both),
+            None => tpm.write_all(bytes)?,
+            Some(descriptor) => {
+                let (here, there) = UnixStream::pair()?;
+                let (commands, shared) = (UnixStream::from(descriptor), Arc::clone(shared));
+                std::thread::spawn(move || {
+                    // An error is one of the two hanging up.
+                    let _ = serve(commands, here, &shared);
+                });
+                send(&tpm, bytes, &there)?;
+            }
+        }
+    }
+}
+
+/// Bytes of the control channel, and the descriptor that came with them.
+fn receive(from: &UnixStream, buffer: &mut [u8]) -> Result<(usize, Option<OwnedFd>)> {
+    let mut space = nix::cmsg_space!([RawFd; 1]);
+    let mut parts = [IoSliceMut::new(buffer)];
+    let message = loop {
+        // The flag keeps the descriptor out of programs that other threads start meanwhile.
+        match recvmsg::<()>(
+            from.as_raw_fd(),
+            &mut parts,
+            Some(&mut space),
+            MsgFlags::MSG_CMSG_CLOEXEC,
+        ) {
+            Err(Errno::EINTR) => {}
+            result => break result?,
+        }
+    };
+    let mut descriptor = None;
+    for part in message.cmsgs()? {
+        if let ControlMessageOwned::ScmRights(descriptors) = part {
+            for raw in descriptors {
+                #[expect(unsafe_code, reason = "recvmsg(2) gives descriptors as numbers")]
+                // SAFETY: the kernel has just made this descriptor for this process; nobody else knows its number.
+                let owned = unsafe { OwnedFd::from_raw_fd(raw) };
+                descriptor = Some(owned);
+            }
+        }
+    }
+    Ok((message.bytes, descriptor))
+}
+
+/// The bytes that announce a descriptor, together with it.
+fn send(to: &UnixStream, bytes: &[u8], descriptor: &UnixStream) -> Result<()> {
+    let descriptors = [descriptor.as_raw_fd()];
+    let rights = [ControlMessage::ScmRights(&descriptors)];
+    let sent = sendmsg::<()>(to.as_raw_fd(), &[IoSlice::new(bytes)], &rights, MsgFlags::empty(), None)?;
+    match bytes.get(sent..) {
+        Some(rest) => { to }.write_all(rest),
+        None => Ok(()),
+    }
+}
+
+/// One command at a time: the TPM has no other way.
+fn serve(mut qemu: UnixStream, mut tpm: UnixStream, shared: &Shared) -> Result<()> {
+    loop {
+        let command = read_message(&mut qemu)?;
+        let extend = command.get(6..10).map_or(0, be_u32) == CC_PCR_EXTEND;
+        if extend {
+            std::thread::sleep(Duration::from_micros(shared.delay_us.load(Ordering::SeqCst)));
+        }
+        tpm.write_all(&command)?;
+        let answer = read_message(&mut tpm)?;
+        if extend && answer.get(6..10).is_some_and(|code| be_u32(code) == 0) {
+            shared.extends.fetch_add(1, Ordering::SeqCst);
+        }
+        qemu.write_all(&answer)?;
+    }
+}

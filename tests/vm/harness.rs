@@ -168,11 +168,9 @@ fn vm_a_slow_tpm_is_slow_in_extends_only_and_counts_them() -> Result<(), Harness
     // The TPM's state passes through when a machine is saved and restored.
     let folder = tempfile::tempdir().expect("a scratch folder");
     vm.slow_tpm().expect("it has one").set_delay(Duration::ZERO);
-    vm.save(folder.path())?;
-    let saved = Image {
-        snapshot: Some(folder.path().to_owned()),
-        ..image
-    };
+    let mut saved = image;
+    saved.saved = folder.path().to_owned();
+    vm.save(&saved.snapshot())?;
     let vm = Vm::restore_with(&saved, &options)?;
     assert_eq!(vm.guest().sysfs_pcr(13)?, after);
     extend_pcr13(&vm)?;

@@ -11,6 +11,7 @@ mod workspace;
 
 use std::process::ExitCode;
 
+use assay_tests::vm::{DEFAULT_KERNEL, KERNELS, Variant};
 use clap::{Parser, Subcommand};
 
 #[derive(Parser)]
@@ -44,12 +45,18 @@ enum Task {
     },
     /// Boot a test machine and use its console (`exit` or Ctrl-A X switches it off)
     Vm {
-        /// Build and save the machine that the tests restore, but do not start one
+        /// Build the machines that the tests restore, but do not start one
         #[arg(long)]
         build_only: bool,
         /// Without the agent on board
         #[arg(long)]
         bare: bool,
+        /// The kernel's series
+        #[arg(long, default_value = DEFAULT_KERNEL, value_parser = KERNELS)]
+        kernel: String,
+        /// How the machine of the script was booted: default, no-bpf-lsm, ima-tcb, ima-exec
+        #[arg(long, requires = "script", default_value = "default", value_parser = variant)]
+        boot: Variant,
         /// Words for the kernel's command line
         #[arg(long, default_value = "")]
         cmdline: String,
@@ -70,6 +77,11 @@ enum Task {
     Demo,
 }
 
+fn variant(name: &str) -> Result<Variant, String> {
+    let found = Variant::ALL.into_iter().find(|variant| variant.name() == name);
+    found.ok_or_else(|| format!("one of {}", Variant::ALL.map(Variant::name).join(", ")))
+}
+
 fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Task::Setup { check: true } => setup::check(),
@@ -88,16 +100,19 @@ fn main() -> ExitCode {
         Task::Test { layers, filter } => test::run(&layers, filter.as_deref()),
         Task::Vm {
             bare,
+            kernel,
+            boot,
             script: Some(script),
             file,
             ..
-        } => image::script(bare, &script, &file),
+        } => image::script(bare, &kernel, boot, &script, &file),
         Task::Vm {
             build_only,
             bare,
+            kernel,
             cmdline,
             ..
-        } => image::console(build_only, bare, cmdline),
+        } => image::console(build_only, bare, &kernel, cmdline),
         Task::Bench { name } => setup::install().and_then(|_| build::bench(&name)),
         Task::Demo => demo::run(),
     };

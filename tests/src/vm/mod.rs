@@ -7,7 +7,9 @@ mod accel;
 mod image;
 mod qemu;
 mod qmp;
+mod saved;
 mod tpm_proxy;
+mod variant;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -20,9 +22,10 @@ use crate::swtpm::{last_words, set_up};
 use crate::{HarnessError, swtpm};
 
 pub use accel::Accelerator;
-pub use image::{IMAGE_VARIABLE, Image};
+pub use image::{DEFAULT_KERNEL, IMAGE_VARIABLE, Image, KERNELS};
 pub use qmp::Qmp;
 pub use tpm_proxy::SlowTpm;
+pub use variant::Variant;
 
 /// Where `assay-agent` listens inside the guest.
 pub const AGENT_PORT: u16 = 8443;
@@ -66,6 +69,7 @@ pub struct Vm {
     slow_tpm: Option<SlowTpm>,
     tpm: Option<Child>,
     guest: Guest,
+    variant: Variant,
     agent_port: u16,
     dir: tempfile::TempDir,
 }
@@ -86,14 +90,15 @@ impl Vm {
         let mut vm = Self::start(image, dir, options, false)?;
         if !options.interactive {
             vm.wait_until_up(BOOT_TIMEOUT)?;
+            image.variant.prepare(&vm.guest)?;
         }
         Ok(vm)
     }
 
-    /// Restores the image's saved machine, and sets its clock.
+    /// Restores the image's saved machine, and sets its clock. The first to want a machine boots and saves it.
     ///
     /// # Errors
-    /// When the image has no snapshot, a program is missing, or the machine does not answer.
+    /// When a program is missing, or the machine does not come up or does not answer.
     pub fn restore(image: &Image) -> Result<Self, HarnessError> {
         Self::restore_with(image, &RestoreOptions::default())
     }
@@ -103,17 +108,11 @@ impl Vm {
     /// # Errors
     /// As [`Vm::restore`].
     pub fn restore_with(image: &Image, options: &RestoreOptions) -> Result<Self, HarnessError> {
-        let Some(snapshot) = &image.snapshot else {
-            let message = "it has no saved machine".to_owned();
-            return Err(HarnessError::Image {
-                path: image.kernel.clone(),
-                message,
-            });
-        };
+        let snapshot = saved::ensure(image)?;
         let dir = machine_dir()?;
-        let (disk, from) = (dir.path().join("disk.qcow2"), Image::snapshot_disk(snapshot));
+        let (disk, from) = (dir.path().join("disk.qcow2"), Image::snapshot_disk(&snapshot));
         std::fs::copy(&from, &disk).map_err(HarnessError::io(format!("copy {}", from.display())))?;
-        copy_dir(&Image::snapshot_tpm(snapshot), &dir.path().join("tpm"))?;
+        copy_dir(&Image::snapshot_tpm(&snapshot), &dir.path().join("tpm"))?;
         let options = BootOptions {
             extend_delay: options.extend_delay,
             ..BootOptions::default()
@@ -166,6 +165,7 @@ impl Vm {
         Guest::wait_for("the machine did not come back after a reset", BOOT_TIMEOUT, || {
             Ok(self.guest.ping().ok().filter(|(boot_id, _)| *boot_id != before))
         })?;
+        self.variant.prepare(&self.guest)?;
         self.guest.set_clock()
     }
 
@@ -211,6 +211,7 @@ impl Vm {
         options: &BootOptions,
         restored: bool,
     ) -> Result<Self, HarnessError> {
+        qemu::make_initrd(&image.initrd, dir.path())?;
         for _ in 0..10 {
             let tpm = if options.without_tpm {
                 None
@@ -238,6 +239,7 @@ impl Vm {
                     slow_tpm,
                     tpm,
                     guest: Guest::at(guest_port),
+                    variant: image.variant,
                     agent_port,
                     dir,
                 });

@@ -1,8 +1,9 @@
 //! How a machine is put together: QEMU's arguments, and the TPM beside it. A machine that was saved can be restored
 //! only into the same parts, so saved machines carry the content of this file in their names.
 
+use std::fs::File;
 use std::net::TcpListener;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -17,6 +18,8 @@ use super::{AGENT_PORT, Accelerator, BOOT_TIMEOUT, BootOptions, Image};
 const CPUS: u32 = 2;
 /// Memory in MiB, unless the test says otherwise.
 const MEMORY: u32 = 1024;
+/// The initramfs, in the machine's folder.
+const INITRD: &str = "initrd";
 /// swtpm's control socket, in the machine's folder.
 pub(super) const TPM_SOCKET: &str = "swtpm.sock";
 /// The control socket of the proxy before it, where there is one.
@@ -29,6 +32,19 @@ pub(super) fn make_overlay(root: &Path, disk: &Path) -> Result<(), HarnessError>
         .args(["create", "-q", "-f", "qcow2", "-F", "raw", "-b"])
         .args([root, disk]);
     child::run(&mut command)
+}
+
+/// One initramfs of its parts, which the kernel unpacks one after the other.
+pub(super) fn make_initrd(parts: &[PathBuf], dir: &Path) -> Result<(), HarnessError> {
+    let path = dir.join(INITRD);
+    let join = || -> std::io::Result<()> {
+        let mut whole = File::create(&path)?;
+        for part in parts {
+            std::io::copy(&mut File::open(part)?, &mut whole)?;
+        }
+        Ok(())
+    };
+    join().map_err(HarnessError::io(format!("write {}", path.display())))
 }
 
 /// Starts swtpm on the state that is in the machine's folder.
@@ -79,10 +95,10 @@ pub(super) fn configure(command: &mut Command, image: &Image, dir: &Path, option
         .arg("-kernel")
         .arg(&image.kernel)
         .arg("-initrd")
-        .arg(&image.initrd);
+        .arg(dir.join(INITRD));
     command
         .arg("-append")
-        .arg(format!("{} {}", image.cmdline, options.cmdline).trim_end());
+        .arg([&image.cmdline, image.variant.cmdline(), &options.cmdline].join(" "));
     // The disk lives as long as the test: nothing needs to reach the platter.
     command.args([
         "-drive",
@@ -118,7 +134,7 @@ pub(super) fn configure(command: &mut Command, image: &Image, dir: &Path, option
         return;
     }
     command.args(["-serial", &format!("file:{}", file("console.log"))]);
-    let log = std::fs::File::create(dir.join("qemu.log")).map_or_else(|_| Stdio::null(), Stdio::from);
+    let log = File::create(dir.join("qemu.log")).map_or_else(|_| Stdio::null(), Stdio::from);
     command.stdout(Stdio::null()).stderr(log);
 }
 

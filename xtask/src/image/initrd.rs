@@ -1,5 +1,5 @@
-//! The initramfs: enough drivers to find the disk, and the programs under test, which are laid over the root
-//! filesystem at boot so that a new build needs no new filesystem.
+//! The initramfs, in two archives: enough drivers to find the disk, one a kernel; and the programs under test, one a
+//! build, which are laid over the root filesystem at boot so that a new build needs no new filesystem.
 
 use std::path::{Path, PathBuf};
 
@@ -9,8 +9,11 @@ use crate::build::{Built, strip_debug};
 use crate::run::{Error, command, io, output};
 use crate::workspace::{Key, cache};
 
-/// Drivers of the disk; what they need comes with them.
-const MODULES: &[&str] = &["virtio_pci", "virtio_blk", "ext4"];
+/// Drivers of the disk, and of the TPM, which must be there before anything measures; what they need comes with them.
+const MODULES: &[&str] = &["virtio_pci", "virtio_blk", "ext4", "tpm_tis"];
+
+/// Archives that are kept: the four kernels', and those of a few builds.
+const KEPT: usize = 8;
 
 /// PID 1 until the disk is there.
 const INIT: &str = r#"#!/bin/busybox sh
@@ -31,68 +34,76 @@ export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 exec switch_root /new /usr/bin/assay-guest
 "#;
 
-/// Builds it, unless the one for exactly these programs is there.
-pub fn ensure(kernel: &Kernel, built: &Built) -> Result<PathBuf, Error> {
-    let programs: Vec<PathBuf> = built.on_board.iter().map(|name| built.bin.join(name)).collect();
-    let mut key = Key::new("initramfs 1")
+/// The archive that boots the kernel; the other one comes after it.
+pub fn drivers(kernel: &Kernel) -> Result<PathBuf, Error> {
+    let key = Key::new("initramfs drivers 1")
         .text(&kernel.release)
         .text(INIT)
         .text(&MODULES.join(" "));
+    cached(&format!("{}-{}", kernel.release, key.name()), || {
+        let mut archive = Archive::default();
+        for dir in ["bin", "modules", "proc", "sys", "dev", "new", "payload"] {
+            archive.dir(dir);
+        }
+        archive.file("init", 0o755, INIT.as_bytes());
+        archive.file("bin/busybox", 0o755, &read(&busybox()?)?);
+        for (index, module) in module_files(kernel)?.iter().enumerate() {
+            // The shell's glob gives them back in this order.
+            let name = format!("modules/{index:02}-{}", file_name(module).trim_end_matches(".xz"));
+            archive.file(&name, 0o644, &decompress(module)?);
+        }
+        Ok(archive)
+    })
+}
+
+/// The archive with the programs under test.
+pub fn programs(built: &Built) -> Result<PathBuf, Error> {
+    let programs: Vec<PathBuf> = built.on_board.iter().map(|name| built.bin.join(name)).collect();
+    let mut key = Key::new("initramfs programs 1");
     for file in programs.iter().chain([&built.bpf_object]) {
         key = key.file(file)?;
     }
+    cached(&format!("programs-{}", key.name()), || {
+        let mut archive = Archive::default();
+        for dir in [
+            "payload",
+            "payload/usr",
+            "payload/usr/bin",
+            "payload/usr/lib",
+            "payload/usr/lib/assay",
+        ] {
+            archive.dir(dir);
+        }
+        let scratch = tempfile::tempdir().map_err(io("make a scratch folder"))?;
+        for program in &programs {
+            let name = file_name(program);
+            let stripped = scratch.path().join(&name);
+            strip_debug(program, &stripped)?;
+            archive.file(&format!("payload/usr/bin/{name}"), 0o755, &read(&stripped)?);
+        }
+        archive.file("payload/usr/lib/assay/assay-ebpf.o", 0o644, &read(&built.bpf_object)?);
+        Ok(archive)
+    })
+}
+
+fn cached(name: &str, build: impl FnOnce() -> Result<Archive, Error>) -> Result<PathBuf, Error> {
     let folder = cache("initrd")?;
-    let path = folder.join(format!("{}.cpio", key.name()));
+    let path = folder.join(format!("{name}.cpio"));
     if path.exists() {
+        super::used(&path);
         return Ok(path);
     }
-    let bytes = build(kernel, built, &programs)?;
     let part = path.with_extension("part");
-    std::fs::write(&part, bytes).map_err(io(format!("write {}", part.display())))?;
+    std::fs::write(&part, build()?.finish()).map_err(io(format!("write {}", part.display())))?;
     std::fs::rename(&part, &path).map_err(io(format!("rename {}", part.display())))?;
-    super::keep_newest(&folder, 6)?;
+    super::keep_newest(&folder, KEPT)?;
     Ok(path)
 }
 
-fn build(kernel: &Kernel, built: &Built, programs: &[PathBuf]) -> Result<Vec<u8>, Error> {
-    let mut archive = Archive::default();
-    for dir in ["bin", "modules", "proc", "sys", "dev", "new", "payload"] {
-        archive.dir(dir);
-    }
-    archive.file("init", 0o755, INIT.as_bytes());
-    archive.file("bin/busybox", 0o755, &read(&busybox()?)?);
-    for (index, module) in module_files(kernel)?.iter().enumerate() {
-        let name = module
-            .file_name()
-            .map(|name| name.to_string_lossy().into_owned())
-            .unwrap_or_default();
-        // The shell's glob gives them back in this order.
-        archive.file(
-            &format!("modules/{index:02}-{}", name.trim_end_matches(".xz")),
-            0o644,
-            &decompress(module)?,
-        );
-    }
-    for dir in [
-        "payload/usr",
-        "payload/usr/bin",
-        "payload/usr/lib",
-        "payload/usr/lib/assay",
-    ] {
-        archive.dir(dir);
-    }
-    let scratch = tempfile::tempdir().map_err(io("make a scratch folder"))?;
-    for program in programs {
-        let name = program
-            .file_name()
-            .map(|name| name.to_string_lossy().into_owned())
-            .unwrap_or_default();
-        let stripped = scratch.path().join(&name);
-        strip_debug(program, &stripped)?;
-        archive.file(&format!("payload/usr/bin/{name}"), 0o755, &read(&stripped)?);
-    }
-    archive.file("payload/usr/lib/assay/assay-ebpf.o", 0o644, &read(&built.bpf_object)?);
-    Ok(archive.finish())
+fn file_name(path: &Path) -> String {
+    path.file_name()
+        .map(|name| name.to_string_lossy().into_owned())
+        .unwrap_or_default()
 }
 
 fn busybox() -> Result<PathBuf, Error> {

@@ -1,5 +1,5 @@
-//! The guests' kernel: Debian 13's 6.12 (the series of XCP-ng 9 and Enterprise Linux 10), in the build for virtual
-//! machines, unpacked privately.
+//! The guests' kernels: Debian's, one of each series that matters, in the build for virtual machines, unpacked
+//! privately.
 
 use std::path::{Path, PathBuf};
 
@@ -8,9 +8,37 @@ use crate::setup::{PrivateApt, System};
 use crate::ui::note;
 use crate::workspace::{cache, make_dir};
 
-/// The release with that kernel.
-const SUITES: &[&str] = &["trixie", "trixie-security"];
-/// Depends on the newest kernel of the release.
+/// A series of kernels, and where Debian has it.
+#[derive(Debug)]
+pub struct Series {
+    /// As the tests ask for it, and as its releases begin.
+    pub name: &'static str,
+    suites: &'static [&'static str],
+}
+
+/// The harness has the same names in `assay_tests::vm::KERNELS`.
+pub const SERIES: &[Series] = &[
+    // Before BPF LSM programs could sleep, and in Debian's build without IMA: no hook that hashes.
+    Series {
+        name: "5.10",
+        suites: &["bullseye", "bullseye-security"],
+    },
+    Series {
+        name: "6.1",
+        suites: &["bookworm", "bookworm-security"],
+    },
+    // The series of XCP-ng 9 and Enterprise Linux 10.
+    Series {
+        name: "6.12",
+        suites: &["trixie", "trixie-security"],
+    },
+    // The newest that Debian has.
+    Series {
+        name: "7",
+        suites: &["sid"],
+    },
+];
+/// Depends on the newest kernel of a Debian release.
 const META_PACKAGE: &str = "linux-image-cloud-amd64";
 
 /// An unpacked kernel package.
@@ -38,47 +66,125 @@ impl Kernel {
     }
 }
 
-/// The kernel in the cache, or else the newest in the archive. `cargo xtask` never replaces one by itself: a test that
-/// passed yesterday shall meet the same kernel today. Removing the folder `kernel` of the cache fetches a newer one.
-pub fn ensure(system: &System) -> Result<Kernel, Error> {
-    let folder = cache("kernel")?;
-    let entries = std::fs::read_dir(&folder).map_err(io(format!("list {}", folder.display())))?;
-    let mut there: Vec<String> = entries
-        .flatten()
-        .map(|entry| entry.file_name().to_string_lossy().into_owned())
-        .collect();
-    there.sort();
-    match there
-        .into_iter()
-        .rfind(|name| name.starts_with(|c: char| c.is_ascii_digit()))
-    {
-        Some(release) => Ok(Kernel {
-            dir: folder.join(&release),
-            release,
-        }),
-        None => fetch(system, &folder),
+impl Series {
+    /// The one of that name.
+    pub fn named(name: &str) -> Result<&'static Self, Error> {
+        SERIES.iter().find(|series| series.name == name).ok_or_else(|| {
+            let names: Vec<&str> = SERIES.iter().map(|series| series.name).collect();
+            Error::Missing(format!(
+                "there are test machines for Linux {}, not for {name}",
+                names.join(", ")
+            ))
+        })
+    }
+
+    /// Is a kernel of that release of this series?
+    fn has(&self, release: &str) -> bool {
+        release
+            .strip_prefix(self.name)
+            .is_some_and(|rest| rest.starts_with('.'))
+    }
+
+    /// The kernel in the cache, or else the newest in the archive. `cargo xtask` never replaces one by itself: a test
+    /// that passed yesterday shall meet the same kernel today. Removing it from the folder `kernel` of the cache
+    /// fetches a newer one.
+    pub fn ensure(&self, system: &System) -> Result<Kernel, Error> {
+        let folder = cache("kernel")?;
+        let entries = std::fs::read_dir(&folder).map_err(io(format!("list {}", folder.display())))?;
+        let there = entries
+            .flatten()
+            .map(|entry| entry.file_name().to_string_lossy().into_owned())
+            .filter(|name| self.has(name));
+        match there.max() {
+            Some(release) => Ok(Kernel {
+                dir: folder.join(&release),
+                release,
+            }),
+            None => self.fetch(system, &folder),
+        }
+    }
+
+    fn fetch(&self, system: &System, folder: &Path) -> Result<Kernel, Error> {
+        let apt = PrivateApt::debian(system, self.suites)?;
+        apt.update()?;
+        let image = apt
+            .depends(META_PACKAGE)?
+            .into_iter()
+            .find(|name| name.starts_with("linux-image-"))
+            .ok_or_else(|| Error::Missing(format!("{META_PACKAGE} depends on no kernel")))?;
+        let release = image.trim_start_matches("linux-image-").to_owned();
+        if !self.has(&release) {
+            return Err(Error::Missing(format!(
+                "Debian's {} has Linux {release} now, and no {} any more: say in xtask/src/image/kernel.rs which \
+                 kernels the test machines shall have",
+                self.suites.join(" and "),
+                self.name
+            )));
+        }
+        let version = apt.candidate(&image)?.unwrap_or_default();
+        note(&format!("test machines get Debian's kernel {release} ({version})"));
+        // Since 7.x its parts are packages of their own: linux-binary-RELEASE, linux-modules-RELEASE.
+        let mut packages: Vec<String> = apt.depends(&image)?;
+        packages.retain(|name| name.ends_with(&release));
+        packages.push(image);
+        let part = folder.join("part");
+        // What an interrupted run left.
+        let _ = std::fs::remove_dir_all(&part);
+        make_dir(part.clone())?;
+        apt.download("downloading it", &packages, &part)?;
+        for deb in crate::setup::debs(&part)? {
+            crate::setup::unpack(&deb, &part)?;
+            std::fs::remove_file(&deb).map_err(io(format!("remove {}", deb.display())))?;
+        }
+        tidy(&part, &release)?;
+        output(command("depmod", ["-b"]).arg(part.join("usr")).arg(&release))?;
+        let dir = folder.join(&release);
+        std::fs::rename(&part, &dir).map_err(io(format!("rename {}", part.display())))?;
+        Ok(Kernel { release, dir })
     }
 }
 
-fn fetch(system: &System, folder: &Path) -> Result<Kernel, Error> {
-    let apt = PrivateApt::debian(system, SUITES)?;
-    apt.update()?;
-    let package = apt
-        .depends(META_PACKAGE)?
-        .into_iter()
-        .find(|name| name.starts_with("linux-image-"))
-        .ok_or_else(|| Error::Missing(format!("{META_PACKAGE} depends on no kernel")))?;
-    let release = package.trim_start_matches("linux-image-").to_owned();
-    let version = apt.candidate(&package)?.unwrap_or_default();
-    note(&format!("test machines get Debian's kernel {release} ({version})"));
-    let part = make_dir(folder.join("part"))?;
-    apt.download("downloading the kernel", &[package], &part)?;
-    for deb in crate::setup::debs(&part)? {
-        crate::setup::unpack(&deb, &part)?;
-        std::fs::remove_file(&deb).map_err(io(format!("remove {}", deb.display())))?;
+/// One layout for all: packages from before Debian 13 have their modules in /lib, and those of 7.x the kernel itself
+/// among the modules.
+fn tidy(dir: &Path, release: &str) -> Result<(), Error> {
+    let modules = dir.join("usr/lib/modules");
+    let moves = [
+        (dir.join("lib/modules"), modules.clone()),
+        (
+            modules.join(release).join("vmlinuz"),
+            dir.join("boot").join(format!("vmlinuz-{release}")),
+        ),
+    ];
+    for (from, to) in moves {
+        if !from.exists() {
+            continue;
+        }
+        if let Some(folder) = to.parent() {
+            make_dir(folder.to_owned())?;
+        }
+        std::fs::rename(&from, &to).map_err(io(format!("rename {}", from.display())))?;
     }
-    output(command("depmod", ["-b"]).arg(part.join("usr")).arg(&release))?;
-    let dir = folder.join(&release);
-    std::fs::rename(&part, &dir).map_err(io(format!("rename {}", part.display())))?;
-    Ok(Kernel { release, dir })
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_harness_knows_the_same_kernels() {
+        let names: Vec<&str> = SERIES.iter().map(|series| series.name).collect();
+        assert_eq!(names, assay_tests::vm::KERNELS);
+        assert!(names.contains(&assay_tests::vm::DEFAULT_KERNEL));
+    }
+
+    #[test]
+    fn a_release_belongs_to_one_series() -> Result<(), Error> {
+        assert!(Series::named("6.1")?.has("6.1.0-56-cloud-amd64"));
+        assert!(!Series::named("6.1")?.has("6.12.118+deb13-cloud-amd64"));
+        assert!(Series::named("7")?.has("7.2.13+deb14-cloud-amd64"));
+        assert!(!Series::named("7")?.has("part"));
+        assert!(Series::named("4.19").is_err());
+        Ok(())
+    }
 }

@@ -1,5 +1,5 @@
-//! The test machines: a Debian kernel of the series that the product runs on, a root filesystem of this machine's own
-//! release (so that programs built here run there), an initramfs that carries the programs, and a saved machine.
+//! The test machines: Debian's kernels, a root filesystem of this machine's own release (so that programs built here
+//! run there), an initramfs that carries the programs, and saved machines.
 //!
 //! Each piece is cached under a name made from all that goes into it.
 
@@ -9,8 +9,10 @@ mod kernel;
 mod rootfs;
 
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
-use assay_tests::vm::{Accelerator, BootOptions, Image, SHELL_WORD, Vm};
+use assay_tests::vm::{Accelerator, BootOptions, DEFAULT_KERNEL, Image, SHELL_WORD, Variant, Vm};
+use kernel::{SERIES, Series};
 
 pub use initrd::decompress;
 
@@ -18,65 +20,116 @@ use crate::build::{self, Built, Profile};
 use crate::run::{Error, io, output};
 use crate::setup::{self, System};
 use crate::ui::{Step, note};
-use crate::workspace::{Key, artifacts, cache, lock_cache, root};
+use crate::workspace::{Key, artifacts, cache, lock_cache, make_dir, root};
 
-/// Kernels from here on list `bpf` among their security modules by default; the machines say it outright, and keep the
+/// Kernels from 6.1 on list `bpf` among their security modules by default; the machines say it outright, and keep the
 /// rest of Debian's list that matters to Assay. No IMA policy: hosts have none either.
 const CMDLINE: &str = "console=ttyS0 panic=-1 quiet lsm=landlock,lockdown,yama,integrity,apparmor,bpf";
-/// Saved machines that are kept: this tree's, and those of a few other states of it.
-const SAVED_KEPT: usize = 3;
+/// Folders of saved machines that are kept, one a kernel: this tree's, and those of a few other states of it.
+const SAVED_KEPT: usize = 8;
+/// What was used this lately stays: the tests of another tree may be under way with it.
+const IN_USE: Duration = Duration::from_secs(3600);
 
 /// A script may run this long in a machine.
-const SCRIPT_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(600);
+const SCRIPT_TIMEOUT: Duration = Duration::from_secs(600);
 
-/// A machine with the given programs on board, without a saved state.
-pub fn prepare(built: &Built) -> Result<Image, Error> {
-    let system = System::detect();
-    if !cfg!(target_arch = "x86_64") {
-        return Err(Error::Missing("test machines exist for x86_64 only".to_owned()));
-    }
-    let _lock = lock_cache()?;
-    let kernel = kernel::ensure(&system)?;
-    let root = rootfs::ensure(&system, &kernel)?;
-    let initrd = initrd::ensure(&kernel, built)?;
-    Ok(Image {
-        kernel_release: kernel.release.clone(),
-        kernel: kernel.bzimage(),
-        modules: kernel.modules(),
-        initrd,
-        root,
-        cmdline: CMDLINE.to_owned(),
-        snapshot: None,
-    })
+/// What goes into machines of any kernel.
+struct Parts {
+    system: System,
+    root: PathBuf,
+    programs: PathBuf,
 }
 
-/// The machine that the tests restore: booted once for each content, and saved. Leaves its description where the
-/// harness looks for it.
-pub fn prepare_saved(built: &Built) -> Result<Image, Error> {
-    let mut image = prepare(built)?;
-    note(&format!(
-        "machines: Linux {} on {}",
-        image.kernel_release,
-        Accelerator::detect()
-    ));
-    let saved = cache("saved")?.join(saved_name(&image)?);
+impl Parts {
+    fn ensure(built: &Built) -> Result<Self, Error> {
+        if !cfg!(target_arch = "x86_64") {
+            return Err(Error::Missing("test machines exist for x86_64 only".to_owned()));
+        }
+        let system = System::detect();
+        Ok(Self {
+            root: rootfs::archive(&system)?,
+            programs: initrd::programs(built)?,
+            system,
+        })
+    }
+
+    fn image(&self, series: &Series) -> Result<Image, Error> {
+        let kernel = series.ensure(&self.system)?;
+        let mut image = Image {
+            kernel: kernel.bzimage(),
+            modules: kernel.modules(),
+            initrd: vec![initrd::drivers(&kernel)?, self.programs.clone()],
+            root: rootfs::ensure(&self.root, &kernel)?,
+            cmdline: CMDLINE.to_owned(),
+            kernel_release: kernel.release,
+            saved: PathBuf::new(),
+            variant: Variant::Default,
+        };
+        let saved = cache("saved")?;
+        image.saved = make_dir(saved.join(saved_name(&image)?))?;
+        used(&image.saved);
+        keep_newest(&saved, SAVED_KEPT)?;
+        Ok(image)
+    }
+}
+
+/// The default machine with the given programs on board.
+pub fn prepare(built: &Built) -> Result<Image, Error> {
+    prepare_kernel(built, DEFAULT_KERNEL)
+}
+
+/// The machine with a kernel of that series, with the given programs on board.
+fn prepare_kernel(built: &Built, series: &str) -> Result<Image, Error> {
+    let series = Series::named(series)?;
+    let _lock = lock_cache()?;
+    Parts::ensure(built)?.image(series)
+}
+
+/// The machines that the tests restore, each described where the harness looks for it. The default one is booted here
+/// and saved, once for each content; the others by the first test that wants them.
+pub fn prepare_saved(built: &Built) -> Result<(), Error> {
     let lock = lock_cache()?;
-    if !saved.exists() {
-        save(&image, &saved)?;
+    let parts = Parts::ensure(built)?;
+    let folder = artifacts()?;
+    let mut releases = Vec::new();
+    for series in SERIES {
+        let image = parts.image(series)?;
+        describe(&image, &folder.join(Image::file_name(series.name)))?;
+        if series.name == DEFAULT_KERNEL {
+            describe(&image, &folder.join("vm.json"))?;
+        }
+        releases.push(image.kernel_release);
     }
     drop(lock);
-    image.snapshot = Some(saved);
-    let text = serde_json::to_vec_pretty(&image).map_err(|error| Error::Io {
-        action: "describe the test machine".to_owned(),
+    note(&format!(
+        "machines: Linux {} on {}",
+        releases.join(", "),
+        Accelerator::detect()
+    ));
+    save(&Image::read(&folder.join("vm.json"))?)
+}
+
+fn describe(image: &Image, file: &Path) -> Result<(), Error> {
+    let text = serde_json::to_vec_pretty(image).map_err(|error| Error::Io {
+        action: "describe a test machine".to_owned(),
         source: error.into(),
     })?;
-    let file = artifacts()?.join("vm.json");
-    std::fs::write(&file, text).map_err(io(format!("write {}", file.display())))?;
-    Ok(image)
+    std::fs::write(file, text).map_err(io(format!("write {}", file.display())))
+}
+
+/// Boots the machine once, to restore it from then on.
+fn save(image: &Image) -> Result<(), Error> {
+    if image.snapshot().exists() {
+        return Ok(());
+    }
+    let step = Step::start("booting the test machine once, to save it");
+    image.save()?;
+    step.done();
+    Ok(())
 }
 
 /// `cargo xtask vm`.
-pub fn console(build_only: bool, bare: bool, cmdline: String) -> Result<(), Error> {
+pub fn console(build_only: bool, bare: bool, kernel: &str, cmdline: String) -> Result<(), Error> {
     let tools = setup::install()?;
     let built = if bare {
         build::bare(&tools)?
@@ -84,9 +137,9 @@ pub fn console(build_only: bool, bare: bool, cmdline: String) -> Result<(), Erro
         build::all(&tools, Profile::Debug)?
     };
     if build_only {
-        return prepare_saved(&built).map(drop);
+        return prepare_saved(&built);
     }
-    let image = prepare(&built)?;
+    let image = prepare_kernel(&built, kernel)?;
     note(&format!(
         "booting Linux {} on {}; `exit` or Ctrl-A X switches off",
         image.kernel_release,
@@ -105,14 +158,16 @@ pub fn console(build_only: bool, bare: bool, cmdline: String) -> Result<(), Erro
 }
 
 /// `cargo xtask vm --script`.
-pub fn script(bare: bool, script: &str, files: &[PathBuf]) -> Result<(), Error> {
+pub fn script(bare: bool, kernel: &str, variant: Variant, script: &str, files: &[PathBuf]) -> Result<(), Error> {
     let tools = setup::install()?;
     let built = if bare {
         build::bare(&tools)?
     } else {
         build::all(&tools, Profile::Debug)?
     };
-    let vm = Vm::restore(&prepare_saved(&built)?)?;
+    let image = prepare_kernel(&built, kernel)?.booted(variant);
+    save(&image)?;
+    let vm = Vm::restore(&image)?;
     for file in files {
         let name = file
             .file_name()
@@ -133,14 +188,17 @@ pub fn script(bare: bool, script: &str, files: &[PathBuf]) -> Result<(), Error> 
     Err(Error::Tests(format!("the script ended by {how}")))
 }
 
+/// A name for everything that a saved machine of this image depends on.
 fn saved_name(image: &Image) -> Result<String, Error> {
     let version = |program: &str| output(std::process::Command::new(program).arg("--version"));
-    Ok(Key::new("saved machine 1")
-        // How a machine is put together: one that was put together otherwise cannot be restored.
+    let mut key = Key::new("saved machine 2")
+        // How a machine is put together, and how it is booted: one that was made otherwise is another one.
         .file(&root().join("tests/src/vm/qemu.rs"))?
-        .text(&image.root.display().to_string())
-        .text(&image.initrd.display().to_string())
-        .text(&image.kernel.display().to_string())
+        .file(&root().join("tests/src/vm/variant.rs"))?;
+    for file in [&image.root, &image.kernel].into_iter().chain(&image.initrd) {
+        key = key.text(&file.display().to_string());
+    }
+    Ok(key
         .text(&image.cmdline)
         .text(&Accelerator::detect().to_string())
         .text(&version("qemu-system-x86_64")?)
@@ -148,34 +206,25 @@ fn saved_name(image: &Image) -> Result<String, Error> {
         .name())
 }
 
-fn save(image: &Image, to: &Path) -> Result<(), Error> {
-    let step = Step::start("booting the test machine once, to save it");
-    let part = to.with_extension("part");
-    // What an interrupted run left.
-    let _ = std::fs::remove_dir_all(&part);
-    Vm::boot(image, &BootOptions::default())?.save(&part)?;
-    std::fs::rename(&part, to).map_err(io(format!("rename {}", part.display())))?;
-    step.done();
-    prune(to)
+/// Notes that an entry of the cache was of use, so that [`keep_newest`] keeps it.
+fn used(path: &Path) {
+    // An entry that cannot be marked is made again sooner, that is all.
+    let _ = std::fs::File::open(path).and_then(|file| file.set_modified(SystemTime::now()));
 }
 
-/// Removes all but the latest saved machines.
-fn prune(newest: &Path) -> Result<(), Error> {
-    let Some(folder) = newest.parent() else {
-        return Ok(());
-    };
-    keep_newest(folder, SAVED_KEPT)
-}
-
-/// Removes the oldest entries of a cache folder; another process may do the same at the same moment.
+/// Removes the entries of a cache folder that were not used for longest; another process may do the same at the same
+/// moment.
 fn keep_newest(folder: &Path, count: usize) -> Result<(), Error> {
     let entries = std::fs::read_dir(folder).map_err(io(format!("list {}", folder.display())))?;
-    let mut entries: Vec<(std::time::SystemTime, PathBuf)> = entries
+    let mut entries: Vec<(SystemTime, PathBuf)> = entries
         .flatten()
         .filter_map(|entry| Some((entry.metadata().ok()?.modified().ok()?, entry.path())))
         .collect();
     entries.sort();
-    for (_, path) in entries.iter().rev().skip(count) {
+    for (last_used, path) in entries.iter().rev().skip(count) {
+        if last_used.elapsed().is_ok_and(|age| age < IN_USE) {
+            continue;
+        }
         let _ = if path.is_dir() {
             std::fs::remove_dir_all(path)
         } else {

@@ -1,4 +1,5 @@
 //! The guests' root filesystem: this machine's own release, small, with the kernel's modules, as one raw ext4 file.
+//! What all kernels share is made once, and takes most of the time.
 
 use std::path::{Path, PathBuf};
 
@@ -13,29 +14,46 @@ cryptsetup-bin,libcryptsetup12,libsystemd0,tpm2-tools";
 /// Size of the filesystem; the file is sparse.
 const SIZE: &str = "2G";
 
-/// Builds it, unless it is there.
-pub fn ensure(system: &System, kernel: &Kernel) -> Result<PathBuf, Error> {
+/// Files that are kept: the archive, a filesystem for each kernel, and what an earlier state of this recipe left.
+const KEPT: usize = 8;
+
+/// The filesystem without a kernel's modules, as an archive; made unless it is there.
+pub fn archive(system: &System) -> Result<PathBuf, Error> {
     let sources = sources(system)?;
-    let name = Key::new("root filesystem 1")
+    let name = Key::new("root archive 1")
         .text(&system.codename)
         .text(&sources.join("\n"))
         .text(PACKAGES)
+        .name();
+    cached(&format!("{}-{name}.tar", system.codename), |part| {
+        bootstrap(system, &sources, part)
+    })
+}
+
+/// The filesystem with one kernel's modules; made from the archive unless it is there.
+pub fn ensure(archive: &Path, kernel: &Kernel) -> Result<PathBuf, Error> {
+    let name = Key::new("root filesystem 2")
+        .text(&archive.display().to_string())
         .text(SIZE)
-        .text(&kernel.release)
         .text(SCRIPT)
         .name();
-    let image = cache("root")?.join(format!("{}-{name}.ext4", system.codename));
-    if image.exists() {
-        return Ok(image);
+    cached(&format!("{}-{name}.ext4", kernel.release), |part| {
+        make_image(kernel, archive, part)
+    })
+}
+
+fn cached(name: &str, make: impl FnOnce(&Path) -> Result<(), Error>) -> Result<PathBuf, Error> {
+    let folder = cache("root")?;
+    let path = folder.join(name);
+    if path.exists() {
+        super::used(&path);
+        return Ok(path);
     }
-    let part = image.with_extension("part");
-    let tar = image.with_extension("tar");
-    bootstrap(system, &sources, &tar)?;
-    make_image(kernel, &tar, &part)?;
-    std::fs::rename(&part, &image).map_err(crate::run::io(format!("rename {}", part.display())))?;
-    std::fs::remove_file(&tar).map_err(crate::run::io(format!("remove {}", tar.display())))?;
-    super::keep_newest(&cache("root")?, 3)?;
-    Ok(image)
+    let part = folder.join(format!("{name}.part"));
+    make(&part)?;
+    std::fs::rename(&part, &path).map_err(crate::run::io(format!("rename {}", part.display())))?;
+    super::keep_newest(&folder, KEPT)?;
+    Ok(path)
 }
 
 fn bootstrap(system: &System, sources: &[String], tar: &Path) -> Result<(), Error> {
@@ -121,5 +139,8 @@ fn make_image(kernel: &Kernel, tar: &Path, image: &Path) -> Result<(), Error> {
         .arg(&kernel.release)
         .arg(image)
         .arg(SIZE);
-    step("writing it to an image", &mut shell)
+    step(
+        &format!("writing it to an image for Linux {}", kernel.release),
+        &mut shell,
+    )
 }

@@ -7,4 +7,5 @@ mod faults;
 mod harness;
 mod kernel;
 mod log;
+mod matrix;
 mod story;

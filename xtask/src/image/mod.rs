@@ -233,3 +233,24 @@ fn keep_newest(folder: &Path, count: usize) -> Result<(), Error> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_in_use_stays_in_the_cache() -> std::io::Result<()> {
+        let folder = tempfile::tempdir()?;
+        let ages = [("now", 0), ("lately", 60), ("old", 7200), ("older", 9000)];
+        for (name, age) in ages {
+            let path = folder.path().join(name);
+            std::fs::create_dir(&path)?;
+            std::fs::File::open(&path)?.set_modified(SystemTime::now() - Duration::from_secs(age))?;
+        }
+        used(&folder.path().join("older"));
+        keep_newest(folder.path(), 1).map_err(std::io::Error::other)?;
+        let left = |name: &str| folder.path().join(name).exists();
+        assert_eq!(["now", "lately", "old", "older"].map(left), [true, true, false, true]);
+        Ok(())
+    }
+}

@@ -80,6 +80,8 @@ layout! {
     dentry_inode,
     /// `dentry.d_name.name`
     dentry_name,
+    /// `vfsmount.mnt_sb`
+    mount_super,
     /// `super_block.s_flags`
     super_flags,
     /// `super_block.s_dev`

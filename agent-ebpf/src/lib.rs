@@ -194,5 +194,6 @@ mod read;
 
 pub use layout::{ABSENT, Layout};
 pub use orders::{
-    MAX_APPROVED, MAX_CGROUPS, MAX_DEVICES, MAX_EXTENDED, MAX_GUARDED, MAX_INTERPRETERS, control, guarded, request,
+    MAX_APPROVED, MAX_CGROUPS, MAX_DEVICES, MAX_EXTENDED, MAX_FOLDERS, MAX_GUARDED, MAX_HEIRS, MAX_INTERPRETERS,
+    control, guarded, request,
 };

@@ -1,8 +1,9 @@
-//! The kernel programs of tier 1: hash what is about to run, before it runs, and queue a record of it.
+//! The kernel programs of tiers 1 and 2: hash what is about to run, before it runs, queue a record of it, and in the modes
+//! *hold* and *enforce* refuse what is not extended or not approved.
 //!
-//! Built for `bpfel-unknown-none` by `cargo xtask build-ebpf`, one object, loaded by `assay_agent::measure::kernel`.
-//! In this version no program refuses anything: each returns 0. That never turns another module's refusal into a
-//! permission, since the kernel stops at the first program or module that answers with an error.
+//! Built for `bpfel-unknown-none` by `cargo xtask`, one object, loaded by `assay_agent::measure::kernel`.
+//! A program that answers 0 never turns another module's refusal into a permission, since the kernel stops at the first
+//! program or module that answers with an error.
 #![no_std]
 #![no_main]
 #![feature(asm_experimental_arch)]
@@ -11,8 +12,10 @@
     reason = "kernel pointers: every access is proved by the verifier at load time"
 )]
 
+mod deeds;
 mod file;
 mod gate;
+mod guard;
 mod kernel;
 mod module;
 mod queue;

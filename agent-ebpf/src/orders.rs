@@ -20,6 +20,8 @@ pub mod control {
     pub const USER_HASH: u32 = 7;
     /// `s_dev` of the file system that holds the pins; 0 = not known.
     pub const PINS_DEV: u32 = 8;
+    /// The agent's id as text, as /proc has it: eight bytes, NUL-padded.
+    pub const AGENT_NAME: u32 = 9;
     /// Number of entries.
     pub const COUNT: u32 = 16;
 
@@ -74,6 +76,10 @@ pub const MAX_DEVICES: u32 = 64;
 pub const MAX_GUARDED: u32 = 256;
 /// Control groups on the way from the agent's to the root.
 pub const MAX_CGROUPS: u32 = 64;
+/// Folders with pins.
+pub const MAX_FOLDERS: u32 = 64;
+/// Programs that may take over from the agent.
+pub const MAX_HEIRS: u32 = 64;
 /// Interpreters whose arguments are measured.
 pub const MAX_INTERPRETERS: u32 = 128;
 

@@ -30,6 +30,9 @@ use crate::unlock::socket::{SocketError, SocketServer, StatusSource};
 /// How often TPM and measuring loop are asked whether they live, unless systemd's watchdog wants it more often.
 const CHECK_EVERY: Duration = Duration::from_secs(10);
 
+/// The TPM's devices: with and without the kernel's resource manager.
+const TPM_DEVICES: [&str; 2] = ["/dev/tpm0", "/dev/tpmrm0"];
+
 /// How often a host that has joined nobody looks whether it has by now.
 const JOIN_POLL: Duration = Duration::from_secs(1);
 
@@ -149,6 +152,8 @@ fn gate(config: &Config) -> GateSettings {
         user_hash: false,
         protect: config.measure.protect,
         own: vec![config.bpf_object.clone()],
+        tpms: TPM_DEVICES.iter().map(std::path::PathBuf::from).collect(),
+        devices: config.measure.watch_devices.clone(),
     }
 }
 

@@ -4,7 +4,9 @@ use std::path::{Path, PathBuf};
 
 use assay_ebpf::{control, flags, kind, request};
 use assay_evidence::event::{LoadKind, Measurement, Mode};
+use aya::programs::links::FdLink;
 
+use super::guard::{Guard, name_word};
 use super::orders::{Answers, Key, Orders};
 use super::request::{Reply, ask};
 use super::{KernelError, Pins};
@@ -26,23 +28,42 @@ pub struct GateSettings {
     pub protect: bool,
     /// What the agent is made of besides what it has mapped, such as the object with the kernel programs.
     pub own: Vec<PathBuf>,
+    /// The TPM's devices, which nobody else may open while the agent is protected.
+    pub tpms: Vec<PathBuf>,
+    /// Devices whose opening is recorded.
+    pub devices: Vec<PathBuf>,
 }
 
 /// The gate.
 pub struct Gate {
     settings: GateSettings,
     orders: Orders,
+    guard: Guard,
+    answers: Answers,
     holder: Option<Holder>,
     own: OwnFiles,
 }
 
+/// Tells the kernel programs who the agent is now. Where an earlier agent left them, this comes before anything that they
+/// would refuse to others.
+pub fn register(pins: &Pins) -> Result<Orders, KernelError> {
+    let mut orders = Orders::open(pins)?;
+    let id = std::process::id();
+    orders.set(control::AGENT_START, own_start()?)?;
+    orders.set(control::AGENT_NAME, name_word(id))?;
+    orders.set(control::AGENT, u64::from(id))?;
+    Ok(orders)
+}
+
 impl Gate {
-    /// Tells the kernel programs who the agent is now, and begins to hold programs back if the mode wants it. The gate
-    /// itself stays as it is until [`Gate::close`]: open on a fresh start, shut where an earlier agent shut it.
-    pub fn open(pins: &Pins, settings: GateSettings) -> Result<Self, GateError> {
-        let mut orders = Orders::open(pins)?;
-        orders.set(control::AGENT_START, own_start()?)?;
-        orders.set(control::AGENT, u64::from(std::process::id()))?;
+    /// Names what is guarded, and begins to hold programs back if the mode wants it. The gate itself stays as it is until
+    /// [`Gate::close`]: open on a fresh start, shut where an earlier agent shut it.
+    pub fn open(pins: &Pins, links: &[FdLink], settings: GateSettings) -> Result<Self, GateError> {
+        let mut orders = register(pins)?;
+        let mut guard = Guard::open(pins)?;
+        guard.pins(pins, links, &mut orders)?;
+        guard.devices(&settings.tpms, &settings.devices)?;
+        guard.cgroups()?;
         orders.set(control::USER_HASH, u64::from(settings.user_hash))?;
         let holder = if settings.mode == Mode::Observe && !settings.user_hash {
             None
@@ -53,6 +74,8 @@ impl Gate {
         Ok(Self {
             settings,
             orders,
+            guard,
+            answers: Answers::open(pins)?,
             holder,
             own,
         })
@@ -100,11 +123,19 @@ impl Gate {
 
     /// Measures ahead what the agent needs to start again, where it has changed: nobody could do it later.
     pub fn look_after_own_files(&mut self) -> Result<(), GateError> {
-        if self.settings.mode == Mode::Observe {
+        if self.settings.mode == Mode::Observe && !self.settings.protect {
             return Ok(());
         }
+        self.guard.cgroups()?;
         for (path, file, kind) in self.own.changed() {
-            match measure_ahead(&file, kind, self.settings.user_hash) {
+            let reply = measure_ahead(&file, kind, self.settings.user_hash);
+            if kind == OWN_PROGRAM
+                && matches!(reply, Reply::Known | Reply::Queued)
+                && let Some(digest) = self.answers.last()?
+            {
+                self.guard.heir(digest)?;
+            }
+            match reply {
                 Reply::Unanswered => return Err(HoldError::Unanswered.into()),
                 Reply::Known | Reply::Queued => {}
                 reply => {

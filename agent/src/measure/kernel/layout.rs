@@ -49,6 +49,7 @@ pub fn resolve(btf: &Btf) -> Result<Layout, BtfError> {
         dentry_parent: member("dentry", "d_parent")?,
         dentry_inode: member("dentry", "d_inode")?,
         dentry_name: member("dentry", "d_name.name")?,
+        mount_super: member("vfsmount", "mnt_sb")?,
         super_flags: member("super_block", "s_flags")?,
         super_dev: member("super_block", "s_dev")?,
         super_magic: member("super_block", "s_magic")?,

@@ -16,7 +16,7 @@ use super::pins::{MAPS, Pins};
 
 /// The programs of the object and the hooks they go to, in the order in which they are attached: the one that tells a
 /// module's path comes before the one that needs it.
-pub const PROGRAMS: [(&str, &str); 7] = [
+pub const PROGRAMS: [(&str, &str); 23] = [
     ("program", "bprm_check_security"),
     ("mapping", "mmap_file"),
     ("module_path", "kernel_read_file"),
@@ -24,6 +24,22 @@ pub const PROGRAMS: [(&str, &str); 7] = [
     ("module_buffer", "kernel_post_load_data"),
     ("kexec", "kernel_load_data"),
     ("asked", "file_ioctl"),
+    ("protect", "file_mprotect"),
+    ("anonymous_mapping", "mmap_file"),
+    ("opened", "file_open"),
+    ("signal", "task_kill"),
+    ("trace", "ptrace_access_check"),
+    ("limit", "task_setrlimit"),
+    ("schedule", "task_setscheduler"),
+    ("map_asked", "bpf_map"),
+    ("program_asked", "bpf_prog"),
+    ("link_asked", "bpf"),
+    ("unpin", "inode_unlink"),
+    ("unpin_folder", "inode_rmdir"),
+    ("repin", "inode_rename"),
+    ("unmount", "sb_umount"),
+    ("mount", "sb_mount"),
+    ("move_over", "move_mount"),
 ];
 
 /// Those of [`PROGRAMS`] that queue nothing themselves.

@@ -6,6 +6,7 @@
 mod btf;
 mod error;
 mod gate;
+mod guard;
 mod layout;
 mod load;
 mod orders;
@@ -83,6 +84,10 @@ impl Kernel {
     pub fn start(object: &Path, bpf_dir: &Path, gate: GateSettings) -> Result<Self, GateError> {
         let object = Object::read(object)?;
         let pins = Pins::open(bpf_dir)?;
+        if pins.has_maps() {
+            // Before anything that the running programs would refuse to others.
+            gate::register(&pins)?;
+        }
         let (links, origin) = match adopt(&pins, object.digest())? {
             Some(links) => (links, Origin::Adopted),
             None => {
@@ -104,7 +109,7 @@ impl Kernel {
             object_digest: *object.digest(),
             origin,
             skipped: Skipped::watch(&links)?,
-            gate: Gate::open(&pins, gate)?,
+            gate: Gate::open(&pins, &links, gate)?,
             _links: links,
             _pins: pins,
         })

@@ -31,8 +31,20 @@ pub const EXTENDED: &str = "EXTENDED";
 pub const APPROVED: &str = "APPROVED";
 /// See [`EVENTS`].
 pub const DIGESTS: &str = "DIGESTS";
+/// See [`EVENTS`].
+pub const GUARDED: &str = "GUARDED";
+/// See [`EVENTS`].
+pub const CGROUPS: &str = "CGROUPS";
+/// See [`EVENTS`].
+pub const FOLDERS: &str = "FOLDERS";
+/// See [`EVENTS`].
+pub const HEIRS: &str = "HEIRS";
+/// See [`EVENTS`].
+pub const DEVICES: &str = "DEVICES";
 /// All of them.
-pub const MAPS: [&str; 7] = [EVENTS, COUNTERS, CACHE, CONTROL, EXTENDED, APPROVED, DIGESTS];
+pub const MAPS: [&str; 12] = [
+    EVENTS, COUNTERS, CACHE, CONTROL, EXTENDED, APPROVED, DIGESTS, GUARDED, CGROUPS, FOLDERS, HEIRS, DEVICES,
+];
 
 /// The pins' folder, locked.
 #[derive(Debug)]
@@ -117,6 +129,18 @@ impl Pins {
     /// The folders of links, of whatever object. That there is one says nothing of what is left in it.
     pub fn program_folders(&self) -> Result<Vec<PathBuf>, KernelError> {
         self.folders("programs-")
+    }
+
+    /// Every folder of ours, this one included.
+    pub fn all_folders(&self) -> Result<Vec<PathBuf>, KernelError> {
+        let mut found = vec![self.dir.clone(), self.maps()];
+        found.extend(self.program_folders()?);
+        Ok(found)
+    }
+
+    /// Whether there are maps of an earlier agent of this boot.
+    pub fn has_maps(&self) -> bool {
+        self.map(CONTROL).exists()
     }
 
     fn maps(&self) -> PathBuf {

@@ -87,7 +87,7 @@ pub fn programs(built: &Built) -> Result<PathBuf, Error> {
 }
 
 fn cached(name: &str, build: impl FnOnce() -> Result<Archive, Error>) -> Result<PathBuf, Error> {
-    let folder = cache("initrd")?;
+    let folder = cache("initramfs")?;
     let path = folder.join(format!("{name}.cpio"));
     if path.exists() {
         super::used(&path);

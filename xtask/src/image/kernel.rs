@@ -86,10 +86,10 @@ impl Series {
     }
 
     /// The kernel in the cache, or else the newest in the archive. `cargo xtask` never replaces one by itself: a test
-    /// that passed yesterday shall meet the same kernel today. Removing it from the folder `kernel` of the cache
+    /// that passed yesterday shall meet the same kernel today. Removing it from the folder `kernels` of the cache
     /// fetches a newer one.
     pub fn ensure(&self, system: &System) -> Result<Kernel, Error> {
-        let folder = cache("kernel")?;
+        let folder = cache("kernels")?;
         let entries = std::fs::read_dir(&folder).map_err(io(format!("list {}", folder.display())))?;
         let there = entries
             .flatten()

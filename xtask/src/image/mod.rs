@@ -65,7 +65,7 @@ impl Parts {
             saved: PathBuf::new(),
             variant: Variant::Default,
         };
-        let saved = cache("saved")?;
+        let saved = cache("machines")?;
         image.saved = make_dir(saved.join(saved_name(&image)?))?;
         used(&image.saved);
         keep_newest(&saved, SAVED_KEPT)?;

@@ -33,7 +33,7 @@ pub fn archive(system: &System) -> Result<PathBuf, Error> {
 /// The filesystem with one kernel's modules; made from the archive unless it is there.
 pub fn ensure(archive: &Path, kernel: &Kernel) -> Result<PathBuf, Error> {
     let name = Key::new("root filesystem 2")
-        .text(&archive.display().to_string())
+        .text(&archive.file_name().unwrap_or_default().to_string_lossy())
         .text(SIZE)
         .text(SCRIPT)
         .name();

@@ -92,6 +92,15 @@ pub fn mapping(ctx: LsmContext) -> i32 {
     unsafe { measure(file, Cause::load(kind::MAPPING, 0)) }
 }
 
+/// A file that an interpreter was told to run.
+///
+/// # Safety
+/// `file` is a `struct file *` that the verifier tracks; only from a hook that may sleep.
+#[inline(always)]
+pub unsafe fn measure_argument(file: *const c_void) -> i32 {
+    unsafe { measure(file, Cause::load(kind::ARGUMENT, 0)) }
+}
+
 /// What the agent asks, see [`request`]. For everybody else it lets every `ioctl` pass.
 #[lsm(hook = "file_ioctl", sleepable)]
 pub fn asked(ctx: LsmContext) -> i32 {

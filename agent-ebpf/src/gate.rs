@@ -38,6 +38,12 @@ pub fn closed() -> bool {
     order(control::MODE) >= control::HOLD
 }
 
+/// Whether only what is approved is let through.
+#[inline(always)]
+pub fn enforces() -> bool {
+    order(control::MODE) == control::ENFORCE
+}
+
 /// 0 if code with this digest may be loaded now, or the negative errno for whoever wants to. `own`: it is the calling
 /// task that wants to, and not somebody on whose behalf the agent asks.
 #[inline(always)]

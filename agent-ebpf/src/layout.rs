@@ -118,6 +118,8 @@ layout! {
     prog_attach_type,
     /// `bpf_prog.len`: instructions
     prog_len,
+    /// `bpf_prog.tag`
+    prog_tag,
     /// `bpf_prog.insnsi`
     prog_instructions,
     /// `bpf_prog_aux.id`

@@ -12,6 +12,8 @@
     reason = "kernel pointers: every access is proved by the verifier at load time"
 )]
 
+mod argument;
+mod bpf;
 mod deeds;
 mod file;
 mod gate;

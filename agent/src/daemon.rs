@@ -154,6 +154,7 @@ fn gate(config: &Config) -> GateSettings {
         own: vec![config.bpf_object.clone()],
         tpms: TPM_DEVICES.iter().map(std::path::PathBuf::from).collect(),
         devices: config.measure.watch_devices.clone(),
+        interpreters: config.measure.interpreters.clone(),
     }
 }
 

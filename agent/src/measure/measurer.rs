@@ -18,7 +18,7 @@ use super::log::{self, LogWriter};
 use super::recovery::{self, Recovered, Said};
 use super::sequence::{Gap, Sequence};
 use super::source::{EventSource, Refusal, SourceError};
-use super::{BROKEN, MeasureError, convert, host, inventory};
+use super::{BROKEN, MeasureError, complete, host, inventory};
 use crate::tpm::{self, TpmError};
 
 /// Events that may wait for the TPM in memory and journal; beyond it they wait in the kernel's queue, and then are counted as lost.
@@ -327,9 +327,10 @@ impl Measurer {
             if known.remove(&record.seq) {
                 return Ok(());
             }
-            let event = convert::event(record);
-            journal.append(&event)?;
-            pending.push_back(event);
+            if let Some(event) = complete::event(record) {
+                journal.append(&event)?;
+                pending.push_back(event);
+            }
             sequence.saw(record.seq);
             Ok(())
         };

@@ -11,6 +11,7 @@
 //! 5. When the log cannot be written, silence would look clean. So the PCR is extended with [`BROKEN`], which no log
 //!    explains: every later quote of this boot fails to replay, and the agent ends with an error.
 
+pub mod complete;
 pub mod control;
 pub mod convert;
 pub mod hold;
@@ -20,6 +21,7 @@ pub mod journal;
 pub mod kernel;
 pub mod log;
 pub mod measurer;
+pub mod mounts;
 pub mod own;
 pub mod recovery;
 mod sequence;

@@ -4,6 +4,9 @@
 //! Format: Documentation/bpf/btf.rst of the kernel. The file comes from the kernel, or from a path in a test: every
 //! length in it is checked, and nothing in it can make the reader panic, recurse without end or allocate beyond its size.
 
+use std::cell::RefCell;
+use std::collections::HashMap;
+
 /// How deep anonymous structures may be nested in one another; the kernel's are four deep.
 const NESTING_LIMIT: u32 = 16;
 
@@ -94,6 +97,8 @@ pub struct Btf {
     strings: (usize, usize),
     /// Where each type begins; number 0 is `void` and begins nowhere.
     types: Vec<usize>,
+    /// What was looked for already.
+    found: RefCell<HashMap<(u32, String), Option<usize>>>,
 }
 
 /// The shared part of a type.
@@ -136,6 +141,7 @@ impl Btf {
             bytes,
             strings,
             types: vec![0],
+            found: RefCell::default(),
         };
         while at < end {
             let id = btf.types.len();
@@ -175,6 +181,14 @@ impl Btf {
         }
     }
 
+    /// Whether the kernel has a function of this name.
+    ///
+    /// # Errors
+    /// [`BtfError::Short`].
+    pub fn has_function(&self, name: &str) -> Result<bool, BtfError> {
+        Ok(self.named(KIND_FUNC, name)?.is_some())
+    }
+
     /// Value of an enumerator.
     ///
     /// # Errors
@@ -195,8 +209,18 @@ impl Btf {
         })
     }
 
-    /// The first type of this kind and name.
+    /// The first type of this kind and name. A kernel has more than 100,000 types, and most questions are about a few.
     fn named(&self, kind: u32, name: &str) -> Result<Option<usize>, BtfError> {
+        let key = (kind, name.to_owned());
+        if let Some(id) = self.found.borrow().get(&key) {
+            return Ok(*id);
+        }
+        let id = self.look_for(kind, name)?;
+        self.found.borrow_mut().insert(key, id);
+        Ok(id)
+    }
+
+    fn look_for(&self, kind: u32, name: &str) -> Result<Option<usize>, BtfError> {
         for id in 1..self.types.len() {
             let header = self.header(id)?;
             if header.kind == kind && self.string(header.name) == name.as_bytes() {

@@ -32,6 +32,8 @@ pub struct GateSettings {
     pub tpms: Vec<PathBuf>,
     /// Devices whose opening is recorded.
     pub devices: Vec<PathBuf>,
+    /// Programs whose script arguments are measured.
+    pub interpreters: Vec<PathBuf>,
 }
 
 /// The gate.
@@ -64,6 +66,7 @@ impl Gate {
         guard.pins(pins, links, &mut orders)?;
         guard.devices(&settings.tpms, &settings.devices)?;
         guard.cgroups()?;
+        guard.interpreters(&settings.interpreters)?;
         orders.set(control::USER_HASH, u64::from(settings.user_hash))?;
         let holder = if settings.mode == Mode::Observe && !settings.user_hash {
             None
@@ -123,6 +126,7 @@ impl Gate {
 
     /// Measures ahead what the agent needs to start again, where it has changed: nobody could do it later.
     pub fn look_after_own_files(&mut self) -> Result<(), GateError> {
+        self.guard.interpreters(&self.settings.interpreters)?;
         if self.settings.mode == Mode::Observe && !self.settings.protect {
             return Ok(());
         }

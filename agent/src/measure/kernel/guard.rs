@@ -4,12 +4,12 @@ use std::os::linux::fs::MetadataExt as _;
 use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
 
-use assay_ebpf::{control, guarded, kind};
+use assay_ebpf::{MAX_INTERPRETERS, control, guarded, kind};
 use aya::maps::{HashMap, MapData};
 use aya::programs::links::FdLink;
 
 use super::orders::{Key, Orders, open};
-use super::pins::{CGROUPS, DEVICES, FOLDERS, GUARDED, HEIRS, MAPS, Pins};
+use super::pins::{CGROUPS, DEVICES, FOLDERS, GUARDED, HEIRS, INTERPRETERS, MAPS, Pins};
 use super::{KernelError, map_error};
 
 /// Where control groups of version 2 are, beside version 1's or alone.
@@ -22,6 +22,7 @@ pub struct Guard {
     folders: HashMap<MapData, u64, u32>,
     heirs: HashMap<MapData, Key, u32>,
     devices: HashMap<MapData, u64, u32>,
+    interpreters: HashMap<MapData, [u64; 2], u32>,
     /// The agent's control group as it was told last.
     cgroup: String,
 }
@@ -35,6 +36,7 @@ impl Guard {
             folders: open(pins, FOLDERS)?,
             heirs: open(pins, HEIRS)?,
             devices: open(pins, DEVICES)?,
+            interpreters: open(pins, INTERPRETERS)?,
             cgroup: String::new(),
         })
     }
@@ -82,6 +84,29 @@ impl Guard {
                     self.devices.insert(device, kind, 0).map_err(map_error(DEVICES))?;
                 }
             }
+        }
+        Ok(())
+    }
+
+    /// Names the interpreters whose script arguments are measured: as they are now, since an update brings another file.
+    pub fn interpreters(&mut self, paths: &[PathBuf]) -> Result<(), KernelError> {
+        for path in paths {
+            let Ok(metadata) = std::fs::metadata(path) else {
+                continue;
+            };
+            let key = [metadata.st_ino(), u64::from(kernel_dev(metadata.st_dev()))];
+            if self.interpreters.get(&key, 0).is_ok() {
+                continue;
+            }
+            let full = self.interpreters.keys().count() >= MAX_INTERPRETERS as usize;
+            if full {
+                // Of files that are gone; those that are there follow in this very loop, or in the next.
+                let stale: Vec<_> = self.interpreters.keys().filter_map(Result::ok).collect();
+                for key in stale {
+                    self.interpreters.remove(&key).map_err(map_error(INTERPRETERS))?;
+                }
+            }
+            self.interpreters.insert(key, 1, 0).map_err(map_error(INTERPRETERS))?;
         }
         Ok(())
     }

@@ -68,6 +68,7 @@ pub fn resolve(btf: &Btf) -> Result<Layout, BtfError> {
         prog_type: member("bpf_prog", "type")?,
         prog_attach_type: member("bpf_prog", "expected_attach_type")?,
         prog_len: member("bpf_prog", "len")?,
+        prog_tag: member("bpf_prog", "tag")?,
         prog_instructions: member("bpf_prog", "insnsi")?,
         aux_id: member("bpf_prog_aux", "id")?,
         aux_name: member("bpf_prog_aux", "name")?,

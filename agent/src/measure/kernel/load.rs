@@ -42,6 +42,12 @@ pub const PROGRAMS: [(&str, &str); 23] = [
     ("move_over", "move_mount"),
 ];
 
+/// Programs of which a kernel has the first's hook, or gets the second: name and hook of each.
+pub const EITHER: [[(&str, &str); 2]; 2] = [
+    [("bpf_load", "bpf_prog_load"), ("bpf_seen", "bpf_prog")],
+    [("argument", "file_post_open"), ("argument_named", "file_open")],
+];
+
 /// Those of [`PROGRAMS`] that queue nothing themselves.
 pub const SILENT: [&str; 1] = ["module_path"];
 
@@ -85,9 +91,14 @@ impl Object {
     /// or, if pinned, at the next start.
     pub fn attach(&self, pins: &Pins, folder: &Path) -> Result<Vec<FdLink>, KernelError> {
         let btf = aya::Btf::from_sys_fs().map_err(|error| KernelError::KernelBtf(Box::new(error)))?;
-        let mut ebpf = self.load(&btf, pins)?;
+        let kernel = kernel_btf()?;
+        let wanted = wanted(&kernel)?;
+        let words = layout::resolve(&kernel)?.words();
+        // Megabytes, and no longer needed.
+        drop(kernel);
+        let mut ebpf = self.load(&btf, &words, pins)?;
         let mut links = Vec::new();
-        for (name, hook) in PROGRAMS {
+        for (name, hook) in wanted {
             let program: &mut Lsm = ebpf
                 .program_mut(name)
                 .and_then(|program| program.try_into().ok())
@@ -121,10 +132,9 @@ impl Object {
         Ok(links)
     }
 
-    fn load(&self, btf: &aya::Btf, pins: &Pins) -> Result<Ebpf, KernelError> {
-        let words = kernel_layout()?.words();
+    fn load(&self, btf: &aya::Btf, words: &[u32], pins: &Pins) -> Result<Ebpf, KernelError> {
         let mut loader = EbpfLoader::new();
-        loader.btf(Some(btf)).override_global("LAYOUT", words.as_slice(), true);
+        loader.btf(Some(btf)).override_global("LAYOUT", words, true);
         for map in MAPS {
             loader.map_pin_path(map, pins.map(map));
         }
@@ -135,7 +145,17 @@ impl Object {
     }
 }
 
-fn kernel_layout() -> Result<assay_ebpf::Layout, KernelError> {
+/// The programs for the kernel with this BTF.
+fn wanted(kernel: &Btf) -> Result<Vec<(&'static str, &'static str)>, KernelError> {
+    let mut chosen = PROGRAMS.to_vec();
+    for [new, old] in EITHER {
+        let has = kernel.has_function(&format!("bpf_lsm_{}", new.1))?;
+        chosen.push(if has { new } else { old });
+    }
+    Ok(chosen)
+}
+
+fn kernel_btf() -> Result<Btf, KernelError> {
     let path = Path::new("/sys/kernel/btf/vmlinux");
     let missing = |source| KernelError::BtfMissing {
         path: path.to_owned(),
@@ -144,7 +164,7 @@ fn kernel_layout() -> Result<assay_ebpf::Layout, KernelError> {
     let bytes = read_limited(path, BTF_LIMIT)
         .map_err(missing)?
         .ok_or_else(|| missing(std::io::ErrorKind::FileTooLarge.into()))?;
-    Ok(layout::resolve(&Btf::parse(bytes)?)?)
+    Ok(Btf::parse(bytes)?)
 }
 
 /// A whole file; `None` = it has more than `limit` bytes.

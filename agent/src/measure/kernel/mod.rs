@@ -31,7 +31,7 @@ pub use self::orders::{Answers, Key, Orders};
 pub use self::preflight::Preflight;
 
 use self::gate::Gate;
-use self::load::{Object, PROGRAMS, SILENT};
+use self::load::{EITHER, Object, PROGRAMS, SILENT};
 use self::orders::open_counters;
 use self::pins::{COUNTERS, EVENTS, Pins};
 use self::skipped::Skipped;
@@ -213,13 +213,20 @@ fn still_measuring(pins: &Pins) -> Result<bool, KernelError> {
 
 /// The links in a folder, if all of them are pinned. A program that queues elsewhere is not ours.
 fn links_in(folder: &Path, pins: &Pins) -> Result<Option<Vec<FdLink>>, KernelError> {
-    if !PROGRAMS.iter().all(|(name, _)| folder.join(name).exists()) {
+    let there = |name: &str| folder.join(name).exists();
+    let chosen = EITHER.map(|pair| pair.map(|(name, _)| name).into_iter().find(|name| there(name)));
+    let Some(wanted) = PROGRAMS
+        .iter()
+        .map(|(name, _)| there(name).then_some(*name))
+        .chain(chosen)
+        .collect::<Option<Vec<&'static str>>>()
+    else {
         return Ok(None);
-    }
+    };
     let events = MapData::from_pin(pins.map(EVENTS)).map_err(map_error(EVENTS))?;
     let events = events.info().map_err(map_error(EVENTS))?.id();
     let mut links = Vec::new();
-    for (name, _) in PROGRAMS {
+    for name in wanted {
         let path = folder.join(name);
         let failed = |error: LinkError| KernelError::Link {
             path: path.clone(),

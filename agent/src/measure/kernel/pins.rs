@@ -41,9 +41,23 @@ pub const FOLDERS: &str = "FOLDERS";
 pub const HEIRS: &str = "HEIRS";
 /// See [`EVENTS`].
 pub const DEVICES: &str = "DEVICES";
+/// See [`EVENTS`].
+pub const INTERPRETERS: &str = "INTERPRETERS";
 /// All of them.
-pub const MAPS: [&str; 12] = [
-    EVENTS, COUNTERS, CACHE, CONTROL, EXTENDED, APPROVED, DIGESTS, GUARDED, CGROUPS, FOLDERS, HEIRS, DEVICES,
+pub const MAPS: [&str; 13] = [
+    EVENTS,
+    COUNTERS,
+    CACHE,
+    CONTROL,
+    EXTENDED,
+    APPROVED,
+    DIGESTS,
+    GUARDED,
+    CGROUPS,
+    FOLDERS,
+    HEIRS,
+    DEVICES,
+    INTERPRETERS,
 ];
 
 /// The pins' folder, locked.

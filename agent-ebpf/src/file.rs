@@ -13,7 +13,7 @@ use aya_ebpf::maps::LruHashMap;
 use aya_ebpf::programs::LsmContext;
 
 use crate::gate::{self, EAGAIN, EPERM, ETXTBSY};
-use crate::kernel::{Identity, State, begins_with, layout, load, writers};
+use crate::kernel::{Identity, State, begins_with, layout, load, mark, writers};
 use crate::queue::{Facts, Outcome, count, submit};
 use crate::task;
 
@@ -66,14 +66,11 @@ pub fn program(ctx: LsmContext) -> i32 {
     let bprm: *const c_void = ctx.arg(0);
     // SAFETY: the hook's argument is a `struct linux_binprm *`, with a file in it.
     unsafe {
-        let mut marks = 0;
-        if load::<u16>(bprm, layout!(bprm_buf)) == u16::from_ne_bytes(*b"#!") {
-            marks |= flags::SCRIPT;
-        }
+        let script = load::<u16>(bprm, layout!(bprm_buf)) == u16::from_ne_bytes(*b"#!");
+        let marks = mark(0, script, flags::SCRIPT);
         // The kernel renames what it interprets only once it has found an interpreter for it.
-        if load::<u64>(bprm, layout!(bprm_interp)) != load::<u64>(bprm, layout!(bprm_filename)) {
-            marks |= flags::INTERPRETER;
-        }
+        let renamed = load::<u64>(bprm, layout!(bprm_interp)) != load::<u64>(bprm, layout!(bprm_filename));
+        let marks = mark(marks, renamed, flags::INTERPRETER);
         measure(load(bprm, layout!(bprm_file)), Cause::load(kind::PROGRAM, marks))
     }
 }
@@ -272,10 +269,7 @@ unsafe fn settle(
         if cause.held {
             tell(&hash.digest);
         }
-        let mut marks = cause.flags | place(file, &identity);
-        if unstable {
-            marks |= flags::UNSTABLE;
-        }
+        let marks = mark(cause.flags | place(file, &identity), unstable, flags::UNSTABLE);
         let facts = Facts::of_file(inode, cause.kind, marks, hash, cause.pid);
         let queued = record(file, facts, answer, cause);
         if !known.is_null() {
@@ -312,10 +306,11 @@ fn tell(digest: &[u64; 4]) {
 /// As for [`measure`].
 #[inline(always)]
 unsafe fn record(file: *const c_void, mut facts: Facts, answer: i32, cause: Cause) -> bool {
-    if answer < 0 && (!cause.held || answer == -EPERM) {
-        facts.flags |= flags::REFUSED;
+    let refused = answer < 0 && (!cause.held || answer == -EPERM);
+    if refused {
         count(counter::REFUSED);
     }
+    facts.flags = mark(facts.flags, refused, flags::REFUSED);
     submit(&facts, |out| unsafe { path_of(file, out) })
 }
 
@@ -388,20 +383,10 @@ pub unsafe fn known_digest(inode: *mut inode) -> Option<Outcome> {
 pub fn marks_of(identity: &Identity) -> u32 {
     const TMPFS_MAGIC: u64 = 0x0102_1994;
     const OVERLAYFS_MAGIC: u64 = 0x794c_7630;
-    let mut marks = 0;
-    if identity.magic == TMPFS_MAGIC {
-        marks |= flags::TMPFS;
-    }
-    if identity.magic == OVERLAYFS_MAGIC {
-        marks |= flags::OVERLAY;
-    }
-    if !identity.counts {
-        marks |= flags::NO_COUNTER;
-    }
-    if identity.links == 0 {
-        marks |= flags::UNLINKED;
-    }
-    marks
+    let marks = mark(0, identity.magic == TMPFS_MAGIC, flags::TMPFS);
+    let marks = mark(marks, identity.magic == OVERLAYFS_MAGIC, flags::OVERLAY);
+    let marks = mark(marks, !identity.counts, flags::NO_COUNTER);
+    mark(marks, identity.links == 0, flags::UNLINKED)
 }
 
 /// The same, and whether it is a memfd.
@@ -410,18 +395,15 @@ pub fn marks_of(identity: &Identity) -> u32 {
 /// As for [`measure`].
 #[inline(always)]
 unsafe fn place(file: *const c_void, identity: &Identity) -> u32 {
-    let mut marks = marks_of(identity);
+    let mut memfd = false;
     if identity.links == 0 {
         // SAFETY: a file has a dentry, and a dentry a name.
         unsafe {
             let dentry: *const c_void = load(file, layout!(file_path) + layout!(path_dentry));
-            let name: u64 = load(dentry, layout!(dentry_name));
-            if begins_with(name, *b"memfd:") {
-                marks |= flags::MEMFD;
-            }
+            memfd = begins_with(load(dentry, layout!(dentry_name)), *b"memfd:");
         }
     }
-    marks
+    mark(marks_of(identity), memfd, flags::MEMFD)
 }
 
 /// # Safety

@@ -1,10 +1,11 @@
 //! Reading kernel structures: offsets from the loader, loads that the verifier checks.
 
+use core::arch::asm;
 use core::ffi::c_void;
 use core::ptr::read_volatile;
 
 use assay_ebpf::{ABSENT, Layout};
-use aya_ebpf::helpers::generated::bpf_probe_read_kernel;
+use aya_ebpf::helpers::generated::{bpf_get_smp_processor_id, bpf_probe_read_kernel};
 
 /// Filled in by the loader, then frozen: to the verifier its fields are constants.
 #[unsafe(no_mangle)]
@@ -131,6 +132,32 @@ pub unsafe fn writers(inode: *const c_void) -> i32 {
 #[inline(always)]
 pub fn is_id(given: u64, enumerator: u32) -> bool {
     enumerator != ABSENT && given as u32 == enumerator
+}
+
+/// The same number, about which the verifier knows nothing any more. Where many conditions each add a mark, it would
+/// otherwise follow every combination of them to the end of the program.
+#[inline(always)]
+pub fn forget(value: u32) -> u32 {
+    // SAFETY: no arguments, no effects.
+    let unknown = u64::from(unsafe { bpf_get_smp_processor_id() });
+    let mut value = u64::from(value);
+    // SAFETY: registers only.
+    unsafe {
+        asm!(
+            "{value} += {unknown}",
+            "{value} -= {unknown}",
+            value = inout(reg) value,
+            unknown = in(reg) unknown,
+            options(nomem, nostack),
+        );
+    }
+    value as u32
+}
+
+/// `marks`, with one more if `on`.
+#[inline(always)]
+pub fn mark(marks: u32, on: bool, flag: u32) -> u32 {
+    forget(if on { marks | flag } else { marks })
 }
 
 /// Whether the text at a kernel address begins so.

@@ -44,8 +44,9 @@ pub const PROGRAMS: [(&str, &str); 23] = [
 
 /// Programs of which a kernel has the first's hook, or gets the second: name and hook of each.
 pub const EITHER: [[(&str, &str); 2]; 2] = [
-    [("bpf_load", "bpf_prog_load"), ("bpf_seen", "bpf_prog")],
     [("argument", "file_post_open"), ("argument_named", "file_open")],
+    // Last, so that it does not see these programs being loaded.
+    [("bpf_load", "bpf_prog_load"), ("bpf_seen", "bpf_prog")],
 ];
 
 /// Those of [`PROGRAMS`] that queue nothing themselves.

@@ -5,28 +5,27 @@
 //! [`release`](crate::release::release) demands for a key.
 
 mod failure;
+mod runtime;
 
 pub use failure::{Failure, Rule};
-
-use std::collections::HashMap;
+pub(crate) use runtime::did_not_run;
 
 use serde::{Deserialize, Serialize};
 
 use crate::bootlog::{self, BootLogError};
 use crate::digest::Sha256Digest;
-use crate::event::{AgentStart, Event, LoadKind, Measurement};
+use crate::event::Mode;
 use crate::policy::{Policy, golden_pcrs};
 use crate::quote::QUOTED_BANK;
 use crate::replay::ReplayedLog;
+
+use runtime::Seen;
 
 /// PCRs that belong to the firmware alone: if there is a boot log, it must explain each of them.
 const FIRMWARE_PCRS: core::ops::RangeInclusive<u8> = 0..=7;
 /// PCRs of boot loader, kernel stub and shim: a boot log explains them if it mentions them. Nothing extends them once the
 /// firmware's log is closed.
 const LOADER_PCRS: [u8; 3] = [8, 9, 14];
-/// Bit of a measurement's flags (`assay_ebpf::flags::UNSTABLE`): somebody held the file open for writing, so what ran need
-/// not be what was hashed.
-pub(crate) const UNSTABLE: u32 = 1 << 3;
 
 /// Whether a host is trusted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -55,6 +54,9 @@ pub struct Appraisal {
     boot_id: String,
     records: u64,
     reset_count: u32,
+    tier: u8,
+    mode: Mode,
+    protected: bool,
     failures: Vec<Failure>,
     notes: Vec<String>,
     #[serde(skip)]
@@ -116,6 +118,24 @@ impl Appraisal {
         self.reset_count
     }
 
+    /// The tier that the host measures by since the agent's last start, 1 to 3.
+    #[must_use]
+    pub const fn tier(&self) -> u8 {
+        self.tier
+    }
+
+    /// The mode that the host is in since the agent's last start.
+    #[must_use]
+    pub const fn mode(&self) -> Mode {
+        self.mode
+    }
+
+    /// Whether the agent keeps root away from itself since its last start.
+    #[must_use]
+    pub const fn protected(&self) -> bool {
+        self.protected
+    }
+
     /// The `extraData` of the quote that was judged: which question it answered.
     #[must_use]
     pub(crate) const fn extra_data(&self) -> &[u8; 32] {
@@ -130,13 +150,14 @@ impl ReplayedLog {
         let mut judge = Judge {
             policy,
             failures: Vec::new(),
-            seen: HashMap::new(),
+            seen: Seen::default(),
             notes: Vec::new(),
         };
         judge.golden_pcrs(self);
         judge.boot_log(self);
         judge.runtime_start(self);
         judge.events(self);
+        let start = self.last_agent_start();
         Appraisal {
             status: if judge.failures.is_empty() {
                 Status::Trusted
@@ -147,6 +168,9 @@ impl ReplayedLog {
             boot_id: self.boot_id().to_owned(),
             records: self.records(),
             reset_count: self.reset_count(),
+            tier: start.tier,
+            mode: start.mode,
+            protected: start.protected,
             failures: judge.failures,
             notes: judge.notes,
             extra_data: *self.extra_data(),
@@ -157,8 +181,7 @@ impl ReplayedLog {
 struct Judge<'a> {
     policy: &'a Policy,
     failures: Vec<Failure>,
-    /// Where in `failures` code that was refused before stands: a program run a thousand times is one line.
-    seen: HashMap<(Rule, LoadKind, &'a str, Option<Sha256Digest>), usize>,
+    seen: Seen<'a>,
     notes: Vec<String>,
 }
 
@@ -255,99 +278,6 @@ impl<'a> Judge<'a> {
                 ..Failure::new(Rule::RuntimeStart, String::new())
             });
         }
-    }
-
-    fn events(&mut self, log: &'a ReplayedLog) {
-        let mut ready = false;
-        let mut stopped = None;
-        for (record, event) in log.events() {
-            match event {
-                Event::AgentStart(start) => {
-                    stopped = None;
-                    self.agent(record, start);
-                }
-                Event::Inventory(code) | Event::Load(code) => self.code(record, code),
-                Event::Violation(violation) => {
-                    let failure = Failure::new(Rule::Violation, violation.to_string());
-                    self.failures.push(Failure {
-                        record: Some(record),
-                        ..failure
-                    });
-                }
-                Event::Ready => ready = true,
-                Event::AgentStop => stopped = Some(record),
-                Event::Notice(_) => {}
-            }
-        }
-        if !ready {
-            self.failures.push(Failure::new(Rule::NotReady, String::new()));
-        }
-        if stopped.is_some() {
-            self.failures.push(Failure {
-                record: stopped,
-                ..Failure::new(Rule::AgentStopped, String::new())
-            });
-        }
-    }
-
-    /// Who measured, and how: each start of the agent is judged, a restart can be another program.
-    fn agent(&mut self, record: u64, start: &AgentStart) {
-        let policy = self.policy;
-        let mut refuse = |rule, digest, detail| {
-            self.failures.push(Failure {
-                record: Some(record),
-                digest,
-                ..Failure::new(rule, detail)
-            });
-        };
-        if !policy.agents().contains(&start.agent_digest) {
-            refuse(Rule::Agent, Some(start.agent_digest), start.agent_version.clone());
-        }
-        if !policy.kernel_programs().contains(&start.bpf_digest) {
-            refuse(Rule::KernelPrograms, Some(start.bpf_digest), String::new());
-        }
-        if !policy.tiers().contains(&start.tier) {
-            refuse(Rule::Tier, None, start.tier.to_string());
-        }
-        if !policy.modes().contains(&start.mode) {
-            refuse(Rule::Mode, None, start.mode.to_string());
-        }
-    }
-
-    fn code(&mut self, record: u64, code: &'a Measurement) {
-        let rule = match &code.digest {
-            None => Rule::NotHashed,
-            Some(digest) if !self.policy.allows(digest) => Rule::NotApproved,
-            Some(_) if code.flags & UNSTABLE != 0 => Rule::Unstable,
-            Some(_) => return,
-        };
-        let key = (rule, code.kind, code.path.as_str(), code.digest);
-        if let Some(failure) = self.seen.get(&key).and_then(|at| self.failures.get_mut(*at)) {
-            failure.times = failure.times.saturating_add(1);
-            return;
-        }
-        self.seen.insert(key, self.failures.len());
-        self.failures.push(Failure {
-            record: Some(record),
-            kind: Some(code.kind),
-            path: Some(code.path.clone()),
-            digest: code.digest,
-            nearest: if rule == Rule::NotApproved {
-                self.nearest(&code.path)
-            } else {
-                None
-            },
-            ..Failure::new(rule, String::new())
-        });
-    }
-
-    /// What the policy has for this path: most often the file was updated, or tampered with.
-    fn nearest(&self, path: &str) -> Option<String> {
-        if path.is_empty() {
-            return None;
-        }
-        let known = self.policy.approved_at(path).next()?;
-        Some(format!("approved at this path is sha256:{}", known.sha256))
     }
 }
 

@@ -5,6 +5,7 @@
 
 pub mod codec;
 mod fields;
+pub mod flags;
 
 use core::fmt;
 
@@ -13,6 +14,7 @@ use serde::Serialize;
 use crate::digest::{Algorithm, Sha256Digest};
 
 pub use codec::{EventError, decode, decode_all, encode};
+pub use flags::flag_names;
 
 /// Longest path in an event, in bytes of UTF-8.
 pub const MAX_PATH: usize = 512;
@@ -159,7 +161,7 @@ impl fmt::Display for Mode {
 pub struct Measurement {
     /// What was loaded.
     pub kind: LoadKind,
-    /// Bits of `assay_ebpf::flags`.
+    /// Bits of [`flags`].
     pub flags: u32,
     /// Digest of the code; none when it could not be hashed, which no policy allows.
     pub digest: Option<Sha256Digest>,

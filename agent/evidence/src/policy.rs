@@ -1,16 +1,17 @@
 //! What a host may run: the known-good values that evidence is appraised against.
 //!
 //! A policy is a JSON file of the operator's, strict and versioned. Code is approved by digest, whatever its path and
-//! kind; those two stand in the file for people. Everything is kept sorted, so that two captures of one state are the
+//! kind; those two stand in the file for people. A deed (a device opened, memory made executable) has the digest of the
+//! program that did it, which may be approved code: it is allowed by kind and digest together. Everything is kept sorted, so that two captures of one state are the
 //! same bytes and a change shows as one line of a diff.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use serde::{Deserialize, Serialize};
 
-use crate::appraise::UNSTABLE;
+use crate::appraise::did_not_run;
 use crate::digest::{DigestError, Sha256Digest};
-use crate::event::{Event, LoadKind, MAX_PATH, Mode};
+use crate::event::{Event, LoadKind, MAX_PATH, Measurement, Mode, flags};
 use crate::pcr::RuntimePcr;
 use crate::replay::ReplayedLog;
 
@@ -89,9 +90,26 @@ pub enum PolicyError {
         "the host loaded {0:?} while somebody had it open for writing: reboot the host, and capture before it is written to"
     )]
     Unstable(String),
+    /// Code in the log to capture from had pages that were changed in memory.
+    #[error("the host made {0:?} executable with pages that were changed in memory: a policy can't approve that")]
+    Modified(String),
+    /// Somebody tried to get at the agent of the host to capture from.
+    #[error(
+        "the host's log has an attempt on its agent ({kind}, {path:?}): find out who tried, reboot the host, and capture then"
+    )]
+    Attempt {
+        /// What was tried.
+        kind: LoadKind,
+        /// What the kernel said of it.
+        path: String,
+    },
+    /// A kind that has no digest, so that none can be approved.
+    #[error("{0} can't be approved: nobody can measure what it loads; use kexec_file_load, as kexec -s does")]
+    NeverAllowed(LoadKind),
 }
 
-/// One approved piece of code. The digest approves; kind and path are where it was seen.
+/// One approved piece of code: the digest approves, kind and path are where it was seen. Or a permitted deed
+/// ([`LoadKind::is_deed`]): kind and digest of the program that may do it approve together.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Approved {
@@ -99,7 +117,7 @@ pub struct Approved {
     /// Where it was seen; empty when the operator named none.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub path: String,
-    /// What it was loaded as.
+    /// What it was loaded as; or the deed that is permitted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kind: Option<LoadKind>,
     /// The digest.
@@ -112,6 +130,7 @@ pub struct Policy {
     name: String,
     runtime: BTreeSet<Approved>,
     approved: HashSet<Sha256Digest>,
+    deeds: HashSet<(LoadKind, Sha256Digest)>,
     agents: BTreeSet<Sha256Digest>,
     kernel_programs: BTreeSet<Sha256Digest>,
     tiers: BTreeSet<u8>,
@@ -149,6 +168,7 @@ impl Policy {
             name: name.to_owned(),
             runtime: BTreeSet::new(),
             approved: HashSet::new(),
+            deeds: HashSet::new(),
             agents: BTreeSet::new(),
             kernel_programs: BTreeSet::new(),
             tiers: BTreeSet::new(),
@@ -158,28 +178,27 @@ impl Policy {
         })
     }
 
-    /// Takes everything that a good host runs, and how it booted, as known-good.
+    /// Takes everything that a good host runs, and how it booted, as known-good. What enforce mode refused did not run, so
+    /// it is not taken.
     ///
     /// # Errors
-    /// [`PolicyError::NotReady`], [`PolicyError::Violation`], [`PolicyError::NotHashed`], [`PolicyError::Unstable`]: no
-    /// host to learn from.
+    /// [`PolicyError::NotReady`], [`PolicyError::Violation`], [`PolicyError::NotHashed`], [`PolicyError::Unstable`],
+    /// [`PolicyError::Modified`], [`PolicyError::Attempt`], [`PolicyError::NeverAllowed`]: no host to learn from.
     /// [`PolicyError::TooMany`], [`PolicyError::Name`].
     pub fn capture(name: &str, log: &ReplayedLog) -> Result<Self, PolicyError> {
         let mut policy = Self::new(name)?;
-        let mut ready = false;
+        let (mut ready, mut mode) = (false, Mode::Observe);
         for (_, event) in log.events() {
             match event {
                 Event::AgentStart(start) => {
+                    mode = start.mode;
                     policy.agents.insert(start.agent_digest);
                     policy.kernel_programs.insert(start.bpf_digest);
                     policy.tiers.insert(start.tier);
                     policy.modes.insert(start.mode);
                 }
-                Event::Inventory(code) | Event::Load(code) => match code.digest {
-                    Some(_) if code.flags & UNSTABLE != 0 => return Err(PolicyError::Unstable(code.path.clone())),
-                    Some(digest) => drop(policy.allow(digest, Some(code.kind), Some(&code.path))?),
-                    None => return Err(PolicyError::NotHashed(code.path.clone())),
-                },
+                Event::Inventory(code) | Event::Load(code) if did_not_run(code, mode) => {}
+                Event::Inventory(code) | Event::Load(code) => policy.learn(code)?,
                 Event::Violation(violation) => return Err(PolicyError::Violation(violation.to_string())),
                 Event::Ready => ready = true,
                 Event::AgentStop | Event::Notice(_) => {}
@@ -199,16 +218,37 @@ impl Policy {
         Ok(policy)
     }
 
-    /// Approves one more digest; returns whether it was not approved before.
+    fn learn(&mut self, code: &Measurement) -> Result<(), PolicyError> {
+        let path = || code.path.clone();
+        let flagged = |flag| code.flags & flag != 0;
+        let Measurement { kind, digest, .. } = *code;
+        match digest {
+            _ if kind.is_attempt() => Err(PolicyError::Attempt { kind, path: path() }),
+            _ if kind == LoadKind::KexecLoad => Err(PolicyError::NeverAllowed(kind)),
+            Some(_) if flagged(flags::UNSTABLE) => Err(PolicyError::Unstable(path())),
+            Some(_) if flagged(flags::MODIFIED) => Err(PolicyError::Modified(path())),
+            Some(digest) if !flagged(flags::NOT_HASHED) => {
+                self.allow(digest, Some(kind), Some(&code.path))?;
+                Ok(())
+            }
+            _ => Err(PolicyError::NotHashed(path())),
+        }
+    }
+
+    /// Approves one more digest; returns whether it was not approved before. With the kind of a deed, permits that deed to
+    /// the program with this digest, and does not approve the program.
     ///
     /// # Errors
-    /// [`PolicyError::TooMany`], [`PolicyError::Path`].
+    /// [`PolicyError::TooMany`], [`PolicyError::Path`], [`PolicyError::NeverAllowed`].
     pub fn allow(
         &mut self,
         digest: Sha256Digest,
         kind: Option<LoadKind>,
         path: Option<&str>,
     ) -> Result<bool, PolicyError> {
+        if let Some(kind @ LoadKind::KexecLoad) = kind {
+            return Err(PolicyError::NeverAllowed(kind));
+        }
         let path = path.unwrap_or_default().to_owned();
         if path.len() > MAX_PATH {
             return Err(PolicyError::Path(path.chars().take(80).collect()));
@@ -226,7 +266,10 @@ impl Policy {
             });
         }
         self.runtime.insert(new);
-        Ok(self.approved.insert(digest))
+        Ok(match kind {
+            Some(kind) if kind.is_deed() => self.deeds.insert((kind, digest)),
+            _ => self.approved.insert(digest),
+        })
     }
 
     /// Takes over everything that another policy allows: known-good values of several hosts, or of before and after an
@@ -238,6 +281,7 @@ impl Policy {
         let mut merged = self.clone();
         merged.runtime.extend(other.runtime.iter().cloned());
         merged.approved.extend(&other.approved);
+        merged.deeds.extend(&other.deeds);
         merged.agents.extend(&other.agents);
         merged.kernel_programs.extend(&other.kernel_programs);
         merged.tiers.extend(&other.tiers);
@@ -313,10 +357,16 @@ impl Policy {
         &self.name
     }
 
-    /// Whether code with this digest may run.
+    /// Whether code with this digest may run. That a program may do a deed does not let it run.
     #[must_use]
     pub fn allows(&self, digest: &Sha256Digest) -> bool {
         self.approved.contains(digest)
+    }
+
+    /// Whether the program with this digest may do this deed. That it may run does not permit it.
+    #[must_use]
+    pub fn allows_deed(&self, kind: LoadKind, digest: &Sha256Digest) -> bool {
+        self.deeds.contains(&(kind, *digest))
     }
 
     /// Approved code, sorted by path. One digest can be there several times, with each kind and path it was seen with.
@@ -328,6 +378,12 @@ impl Policy {
     #[must_use]
     pub fn digests(&self) -> usize {
         self.approved.len()
+    }
+
+    /// How many deeds are permitted, each to one program.
+    #[must_use]
+    pub fn deeds(&self) -> usize {
+        self.deeds.len()
     }
 
     /// Allowed agents, by the digest of their executable.
@@ -374,7 +430,8 @@ impl Policy {
             kind: None,
             sha256: Sha256Digest::ZERO,
         };
-        self.runtime.range(from..).take_while(move |entry| entry.path == path)
+        let here = self.runtime.range(from..).take_while(move |entry| entry.path == path);
+        here.filter(|entry| !entry.kind.is_some_and(LoadKind::is_deed))
     }
 
     fn check(&self) -> Result<(), PolicyError> {

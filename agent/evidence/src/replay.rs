@@ -211,6 +211,17 @@ impl ReplayedLog {
         &self.start
     }
 
+    /// The agent's last start in this log: how the host measures now.
+    #[must_use]
+    pub fn last_agent_start(&self) -> &AgentStart {
+        let mut starts = self.events.iter().rev().filter_map(|(_, event)| match event {
+            Event::AgentStart(start) => Some(start),
+            _ => None,
+        });
+        // The first event is one, so there is always a last.
+        starts.next().unwrap_or(&self.start)
+    }
+
     /// The PCR that the log is in: the pinned one.
     #[must_use]
     pub const fn runtime_pcr(&self) -> RuntimePcr {

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::path::Path;
 
 use assay_evidence::cel::{self, CelError, Record};
-use assay_evidence::event::{AgentStart, Event, Measurement};
+use assay_evidence::event::{AgentStart, Event, Measurement, flag_names};
 
 use super::{CliError, printable};
 
@@ -63,10 +63,11 @@ fn describe(event: &Event) -> String {
 
 fn describe_start(start: &AgentStart) -> String {
     format!(
-        "version {} tier {} mode {} kernel {} boot {} agent sha256:{} bpf sha256:{}{}",
+        "version {} tier {} mode {}{} kernel {} boot {} agent sha256:{} bpf sha256:{}{}{}",
         start.agent_version,
         start.tier,
         start.mode,
+        if start.protected { " protected" } else { "" },
         start.kernel_release,
         start.boot_id,
         start.agent_digest,
@@ -75,6 +76,10 @@ fn describe_start(start: &AgentStart) -> String {
             .predecessor
             .map(|seq| format!(" restarted after kernel record {seq}"))
             .unwrap_or_default(),
+        match start.blind.as_str() {
+            "" => String::new(),
+            blind => format!(" cannot see: {blind}"),
+        },
     )
 }
 
@@ -82,8 +87,12 @@ fn describe_measurement(measurement: &Measurement) -> String {
     let digest = measurement
         .digest
         .map_or_else(|| "not hashed".to_owned(), |digest| format!("sha256:{digest}"));
+    let flags = match flag_names(measurement.flags) {
+        none if none.is_empty() => String::new(),
+        names => format!(" [{}]", names.join(", ")),
+    };
     format!(
-        "{:<17} {digest} {} ({} pid {} uid {})",
+        "{:<17} {digest} {}{flags} ({} pid {} uid {})",
         measurement.kind.name(),
         measurement.path,
         measurement.comm,

@@ -40,7 +40,7 @@ pub(super) enum PolicyCommand {
         #[arg(long)]
         json: bool,
     },
-    /// Allow one more digest
+    /// Allow one more digest, or a program's deed
     Allow {
         /// SHA-256 of the file, as the host's reasons show it
         #[arg(value_name = "SHA256", value_parser = digest)]
@@ -48,7 +48,8 @@ pub(super) enum PolicyCommand {
         /// Path that the file is known by; for people, it decides nothing
         #[arg(long)]
         path: Option<String>,
-        /// Kind that the reasons show, such as program or module-file; for people, it decides nothing
+        /// Kind of code, such as program or module-file, for people; or the deed that the program with this digest may do
+        /// from now on: anonymous, device, block-write, code-write or one of attempt-*
         #[arg(long, value_name = "KIND")]
         kind: Option<LoadKind>,
         /// Name of the policy
@@ -140,7 +141,11 @@ fn allow(
         Ok(())
     })?;
     let what = if new { "now allows" } else { "allowed already" };
-    print(&format!("policy {name} {what} sha256:{digest}\n"))
+    let deed = match kind {
+        Some(kind) if kind.is_deed() => format!("{kind} by "),
+        _ => String::new(),
+    };
+    print(&format!("policy {name} {what} {deed}sha256:{digest}\n"))
 }
 
 fn list(store: &Store, json: bool) -> Result<(), CliError> {
@@ -199,7 +204,11 @@ fn show(store: &Store, name: &str, json: bool) -> Result<(), CliError> {
 
 fn summary(policy: &Policy) -> String {
     let pcrs = policy.pcrs().values().filter(|values| !values.is_empty()).count();
-    format!("{} digests, {pcrs} boot PCRs", policy.digests())
+    let deeds = match policy.deeds() {
+        0 => String::new(),
+        number => format!(", {number} permitted deeds"),
+    };
+    format!("{} digests{deeds}, {pcrs} boot PCRs", policy.digests())
 }
 
 fn digest(text: &str) -> Result<Sha256Digest, String> {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use assay_evidence::bundle::{Bundle, LogPart, QuotePart};
 use assay_evidence::cel::{Head, Record};
 use assay_evidence::digest::{Algorithm, Sha256Digest};
-use assay_evidence::event::{AgentStart, Event, LoadKind, Measurement, Mode, Violation};
+use assay_evidence::event::{AgentStart, Event, LoadKind, Measurement, Mode, Violation, flags};
 use assay_evidence::wire::{B64, Hex};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -29,12 +29,12 @@ fn events() -> [Vec<Event>; 3] {
         mode: Mode::Observe,
         pcr_start: vec![(Algorithm::Sha256, vec![0; 32])],
         predecessor: None,
-        blind: String::new(),
-        protected: false,
+        blind: "modules\x1b".into(),
+        protected: true,
     };
     let load = Measurement {
         kind: LoadKind::Program,
-        flags: 0,
+        flags: flags::MEMFD | flags::UNLINKED,
         digest: Some(Sha256Digest::of(b"rogue")),
         size: 5,
         path: "/root/rogue\x1b[2J".into(),
@@ -94,11 +94,15 @@ fn a_log_as_text() {
     let digest = Sha256Digest::of(b"rogue");
     assert!(
         out.contains(&format!(
-            "load program sha256:{digest} /root/rogue\\u{{1b}}[2J (5 bytes) #7 by sh pid 42"
+            "load program sha256:{digest} /root/rogue\\u{{1b}}[2J (5 bytes) [deleted, memfd] #7 by sh pid 42"
         )),
         "{out}"
     );
     assert!(out.contains("agent-start agent 0.1.0"), "{out}");
+    assert!(
+        out.contains(" protected cannot see \"modules\\u{1b}\" cmdline"),
+        "{out}"
+    );
     assert!(out.contains("violation lost: 3 measurements were lost"), "{out}");
     assert!(!out.contains('\x1b'), "an escape sequence came through");
     let mut head = Head::new();

@@ -2,10 +2,10 @@
 
 use core::fmt;
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use crate::digest::Sha256Digest;
-use crate::event::LoadKind;
+use crate::event::{LoadKind, flag_names};
 
 /// Which check refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
@@ -17,6 +17,20 @@ pub enum Rule {
     NotHashed,
     /// Code is approved by its digest, but could change while it was hashed.
     Unstable,
+    /// Code is approved by its digest, but what became executable had pages that were changed in memory.
+    Modified,
+    /// A kernel was handed over by `kexec_load`, whose content nobody can measure: no policy allows it.
+    KexecLoad,
+    /// A program made memory executable that has no file, and the policy does not allow it that.
+    Anonymous,
+    /// A program opened a watched device, and the policy does not allow it that.
+    Device,
+    /// A program opened a block device for writing, and the policy does not allow it that.
+    BlockWrite,
+    /// Measured code was opened for writing while it was in use, and the policy does not allow it that.
+    CodeWrite,
+    /// A program tried to get at the agent itself; it was refused, and the policy does not expect it.
+    Attempt,
     /// The log says that its promise does not hold.
     Violation,
     /// The inventory of what ran before the agent is not complete.
@@ -55,6 +69,9 @@ pub struct Failure {
     pub(super) path: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) digest: Option<Sha256Digest>,
+    /// Those of `flags::TOLD`.
+    #[serde(serialize_with = "names", skip_serializing_if = "no_flags")]
+    pub(super) flags: u32,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) nearest: Option<String>,
     #[serde(skip_serializing_if = "String::is_empty")]
@@ -71,6 +88,7 @@ impl Failure {
             kind: None,
             path: None,
             digest: None,
+            flags: 0,
             nearest: None,
             detail,
             times: 1,
@@ -113,6 +131,12 @@ impl Failure {
         self.digest
     }
 
+    /// Circumstances of the code, in words: `memfd`, `tmpfs`, `refused`, …
+    #[must_use]
+    pub fn flags(&self) -> Vec<&'static str> {
+        flag_names(self.flags)
+    }
+
     /// The nearest known-good value, in words.
     #[must_use]
     pub fn nearest(&self) -> Option<&str> {
@@ -130,7 +154,7 @@ impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let digest = Shown("sha256:", self.digest);
         let pcr = Shown("PCR ", self.pcr);
-        let record = Shown("record ", self.record);
+        let record = self.place();
         let detail = self.detail.escape_debug();
         match self.rule {
             Rule::NotApproved => write!(f, "{} {digest} ({record}) is not approved", self.code())?,
@@ -140,6 +164,38 @@ impl fmt::Display for Failure {
                     f,
                     "{} {digest} ({record}) was open for writing while it was measured",
                     self.code()
+                )?;
+            }
+            Rule::Modified => write!(f, "{} {digest} ({record}) was changed in memory", self.code())?,
+            Rule::KexecLoad => write!(f, "{} ({record}) cannot be measured, and is never allowed", self.code())?,
+            Rule::Anonymous => {
+                write!(
+                    f,
+                    "{} {digest} ({record}) made memory executable that has no file",
+                    self.code()
+                )?;
+            }
+            Rule::Device => write!(f, "program {digest} ({record}) opened the device {}", self.at())?,
+            Rule::BlockWrite => {
+                write!(
+                    f,
+                    "program {digest} ({record}) opened the block device {} for writing",
+                    self.at()
+                )?;
+            }
+            Rule::CodeWrite => {
+                write!(
+                    f,
+                    "{} {digest} ({record}) was opened for writing while in use",
+                    self.code()
+                )?;
+            }
+            Rule::Attempt => {
+                let what = self.kind.map_or("get at the agent", attempted);
+                write!(
+                    f,
+                    "program {digest} ({record}) tried to {what}, and was refused: {}",
+                    self.at()
                 )?;
             }
             Rule::Violation => write!(f, "{} ({record})", self.detail)?,
@@ -176,14 +232,62 @@ impl Failure {
     fn code(&self) -> String {
         let kind = match self.kind {
             Some(LoadKind::Mapping) => "mapped file",
+            Some(LoadKind::Firmware) => "firmware",
+            Some(LoadKind::KexecImage | LoadKind::KexecLoad) => "kexec kernel",
+            Some(LoadKind::KexecInitramfs) => "kexec initramfs",
+            Some(LoadKind::BpfProgram) => "BPF program",
+            Some(LoadKind::Protect) => "file made executable",
+            Some(LoadKind::Argument) => "file given to an interpreter",
+            Some(LoadKind::CodeWrite) => "measured file",
             Some(kind) if kind.is_module() => "kernel module",
             _ => "program",
         };
+        format!("{kind} {}", self.at())
+    }
+
+    /// The path, escaped.
+    fn at(&self) -> String {
         match self.path.as_deref() {
-            None | Some("") => format!("{kind} without a path"),
-            Some(path) => format!("{kind} {}", path.escape_debug()),
+            None | Some("") => "without a path".to_owned(),
+            Some(path) => path.escape_debug().to_string(),
         }
     }
+
+    /// Where in the log, and under what circumstances.
+    fn place(&self) -> String {
+        let mut text = Shown("record ", self.record).to_string();
+        let mut separator = "; ";
+        for name in flag_names(self.flags) {
+            text.push_str(separator);
+            text.push_str(name);
+            separator = ", ";
+        }
+        text
+    }
+}
+
+/// What an attempt was about: "tried to …".
+const fn attempted(kind: LoadKind) -> &'static str {
+    match kind {
+        LoadKind::AttemptSignal => "end or stop the agent by a signal",
+        LoadKind::AttemptTrace => "debug the agent or read its memory",
+        LoadKind::AttemptTpm => "open the TPM",
+        LoadKind::AttemptBpf => "get at the agent's kernel programs or maps",
+        LoadKind::AttemptPin => "remove or cover what the agent pinned",
+        LoadKind::AttemptFreeze => "freeze or kill the agent's control group",
+        LoadKind::AttemptLimit => "change the agent's limits or scheduling",
+        _ => "get at the agent",
+    }
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes fields by reference")]
+const fn no_flags(flags: &u32) -> bool {
+    *flags == 0
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes fields by reference")]
+fn names<S: Serializer>(flags: &u32, serializer: S) -> Result<S::Ok, S::Error> {
+    flag_names(*flags).serialize(serializer)
 }
 
 /// A value with what stands in front of it, or a word that there is none.

@@ -8,7 +8,7 @@ use serde::ser::SerializeMap;
 
 use super::fields::{FieldReader, Fields};
 use super::{
-    AgentStart, Event, LoadKind, MAX_CMDLINE, MAX_COMM, MAX_PATH, MAX_TEXT, Measurement, Mode, Notice, Violation,
+    AgentStart, Event, LoadKind, MAX_CMDLINE, MAX_COMM, MAX_PATH, MAX_TEXT, Measurement, Mode, Notice, Violation, flags,
 };
 use crate::digest::{Algorithm, DigestError, Sha256Digest};
 use crate::reader::{ReadError, Reader};
@@ -74,6 +74,9 @@ pub enum EventError {
         /// The code.
         code: u8,
     },
+    /// A measurement has flags without a meaning.
+    #[error("a measurement has unknown flags 0x{0:x}; a newer agent wrote it: update the verifier")]
+    Flags(u32),
     /// The boot id is not a UUID.
     #[error("agent-start has a boot id that is not a UUID")]
     BootId,
@@ -118,7 +121,7 @@ mod notice {
 /// The event's TLV.
 ///
 /// # Errors
-/// [`EventError::TextTooLong`], [`EventError::BootId`], [`EventError::PcrStart`]: what [`decode`] would refuse is not
+/// [`EventError::TextTooLong`], [`EventError::BootId`], [`EventError::PcrStart`], [`EventError::Flags`]: what [`decode`] would refuse is not
 /// written.
 pub fn encode(event: &Event) -> Result<Vec<u8>, EventError> {
     let mut fields = Fields::new(event.name());
@@ -293,6 +296,7 @@ const FILE_WIDTH: usize = 8 + 4 + 8 + 4 + 8 + 8;
 const TASK_WIDTH: usize = 4 + 4 + 8;
 
 fn put_measurement(fields: &mut Fields, measurement: &Measurement) -> Result<(), EventError> {
+    check_flags(measurement.flags)?;
     fields.bytes(1, &[measurement.kind.code()]);
     fields.bytes(2, &measurement.flags.to_be_bytes());
     if let Some(digest) = &measurement.digest {
@@ -324,6 +328,7 @@ fn get_measurement(event: &'static str, value: &[u8]) -> Result<Measurement, Eve
     let mut fields = FieldReader::new(event, value);
     let kind = fields.code(1, "load kind", LoadKind::from_code)?;
     let flags = u32::from_be_bytes(fields.array(2)?);
+    check_flags(flags)?;
     let digest = fields.optional_array(3)?.map(Sha256Digest::new);
     let path = fields.text(4, MAX_PATH)?;
     let comm = fields.text(5, MAX_COMM)?;
@@ -352,6 +357,14 @@ fn get_measurement(event: &'static str, value: &[u8]) -> Result<Measurement, Eve
         uid: task.u32()?,
         cgroup: task.u64()?,
     })
+}
+
+/// A flag that this version does not know could be a reason not to trust the code.
+fn check_flags(found: u32) -> Result<(), EventError> {
+    match found & !flags::ALL {
+        0 => Ok(()),
+        unknown => Err(EventError::Flags(unknown)),
+    }
 }
 
 fn put_violation(fields: &mut Fields, violation: &Violation) -> Result<(), EventError> {

@@ -126,6 +126,21 @@ fn unknown_is_refused() {
 }
 
 #[test]
+fn flags_without_a_meaning_are_refused_both_ways() {
+    let mut odd = measurement(LoadKind::Program, "/x", None);
+    odd.flags = flags::ALL;
+    let mut bytes = encode(&Event::Load(odd.clone())).unwrap();
+    let at = bytes
+        .windows(4)
+        .position(|four| four == flags::ALL.to_be_bytes())
+        .unwrap();
+    bytes[at + 2] |= 0x40;
+    assert_eq!(decode(&bytes), Err(EventError::Flags(1 << 14)));
+    odd.flags |= 1 << 31;
+    assert_eq!(encode(&Event::Load(odd)), Err(EventError::Flags(1 << 31)));
+}
+
+#[test]
 fn repeated_field_is_refused() {
     let value = [
         1, 0, 0, 0, 1, 1, 2, 0, 0, 0, 8, 0, 0, 0, 0, 0, 0, 0, 7, 2, 0, 0, 0, 8, 0, 0, 0, 0, 0, 0, 0, 7,
@@ -196,6 +211,10 @@ fn codes_and_names_go_both_ways() {
     assert_eq!(LoadKind::from_kernel(5), Some(LoadKind::ModuleCompressed));
     assert_eq!(LoadKind::from_kernel(64), None, "the kernel programs have no inventory");
     assert_eq!(LoadKind::from_kernel(257), None);
+    for code in 0..300 {
+        let known = assay_ebpf::kind::is_known(code);
+        assert_eq!(LoadKind::from_kernel(code).is_some(), known, "{code}");
+    }
     assert!("modul".parse::<LoadKind>().is_err());
 }
 

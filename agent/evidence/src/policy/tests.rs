@@ -95,3 +95,46 @@ fn merge_is_the_union_or_nothing() {
     ));
     assert_eq!(one, before);
 }
+
+#[test]
+fn deeds_are_kept_apart_from_code() {
+    let mut policy = Policy::new("p").unwrap();
+    let (kind, jit) = (LoadKind::Anonymous, digest("jit"));
+    assert!(policy.allow(jit, Some(kind), Some("/usr/bin/jit")).unwrap());
+    assert!(
+        !policy.allow(jit, Some(kind), Some("/opt/jit")).unwrap(),
+        "permitted already"
+    );
+    assert!(policy.allows_deed(kind, &jit) && !policy.allows_deed(LoadKind::Device, &jit));
+    assert!(!policy.allows(&jit));
+    assert_eq!((policy.digests(), policy.deeds()), (0, 1));
+    assert_eq!(
+        policy.approved_at("/usr/bin/jit").count(),
+        0,
+        "no known-good value of the file"
+    );
+    assert!(policy.allow(jit, None, Some("/usr/bin/jit")).unwrap());
+    assert!(policy.allows(&jit));
+
+    let back = Policy::from_json(policy.to_json().as_bytes()).unwrap();
+    assert_eq!(back, policy);
+    let mut merged = Policy::new("m").unwrap();
+    merged.merge(&back).unwrap();
+    assert!(merged.allows_deed(kind, &jit) && merged.allows(&jit));
+}
+
+#[test]
+fn what_has_no_digest_cannot_be_approved() {
+    let mut policy = Policy::new("p").unwrap();
+    let kexec = LoadKind::KexecLoad;
+    assert!(matches!(
+        policy.allow(digest("a"), Some(kexec), None),
+        Err(PolicyError::NeverAllowed(LoadKind::KexecLoad))
+    ));
+    policy.allow(digest("a"), Some(LoadKind::KexecImage), None).unwrap();
+    let file = policy.to_json().replace("kexec-image", "kexec-load");
+    assert!(matches!(
+        Policy::from_json(file.as_bytes()),
+        Err(PolicyError::NeverAllowed(LoadKind::KexecLoad))
+    ));
+}

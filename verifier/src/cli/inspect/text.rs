@@ -3,7 +3,7 @@
 
 use std::fmt::Write as _;
 
-use assay_evidence::event::{AgentStart, Event, Measurement};
+use assay_evidence::event::{AgentStart, Event, Measurement, flag_names};
 
 use super::cel::Placed;
 
@@ -68,6 +68,15 @@ fn agent_start(start: &AgentStart) -> String {
     if let Some(seq) = start.predecessor {
         add(&mut text, format_args!(" after {seq}"));
     }
+    if start.protected {
+        text.push_str(" protected");
+    }
+    if !start.blind.is_empty() {
+        add(
+            &mut text,
+            format_args!(" cannot see \"{}\"", start.blind.escape_debug()),
+        );
+    }
     add(&mut text, format_args!(" cmdline \"{}\"", start.cmdline.escape_debug()));
     text
 }
@@ -82,6 +91,10 @@ fn measured(load: &Measurement) -> String {
         load.path.escape_debug(),
         load.size
     );
+    let flags = flag_names(load.flags);
+    if !flags.is_empty() {
+        add(&mut text, format_args!(" [{}]", flags.join(", ")));
+    }
     if let Some(seq) = load.seq {
         let comm = load.comm.escape_debug();
         add(

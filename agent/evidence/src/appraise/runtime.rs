@@ -1,0 +1,236 @@
+//! The part of the verdict that is about the runtime log: who measured, what was loaded, what was done.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use super::{Failure, Judge, Rule};
+use crate::digest::Sha256Digest;
+use crate::event::{AgentStart, Event, LoadKind, Measurement, Mode, Notice, flags};
+use crate::replay::ReplayedLog;
+
+/// Where in the failures code that was refused before stands: a program run a thousand times is one line.
+pub(super) type Seen<'a> = HashMap<Key<'a>, usize>;
+
+/// Ways of measuring in the notes.
+const MAX_STARTS: usize = 16;
+/// Refused pieces of code in the notes.
+const MAX_REFUSED: usize = 100;
+
+/// What makes two failures about code equal.
+type Key<'a> = (Rule, LoadKind, &'a str, Option<Sha256Digest>, u32);
+
+/// What the log says beside the code, gathered for the notes.
+#[derive(Default)]
+struct Told<'a> {
+    /// Each way of measuring, once.
+    starts: BTreeSet<String>,
+    /// What the hooks refused in enforce mode, with the first record and how often.
+    refused: BTreeMap<Refused<'a>, (u64, u64)>,
+    slow: u64,
+    slowest_millis: u64,
+    list: Option<&'a Notice>,
+}
+
+/// Path first: the notes are sorted by it.
+type Refused<'a> = (&'a str, LoadKind, Option<Sha256Digest>);
+
+impl<'a> Judge<'a> {
+    pub(super) fn events(&mut self, log: &'a ReplayedLog) {
+        let (mut ready, mut stopped, mut mode) = (false, None, Mode::Observe);
+        let mut told = Told::default();
+        for (record, event) in log.events() {
+            match event {
+                Event::AgentStart(start) => {
+                    stopped = None;
+                    mode = start.mode;
+                    told.start(start);
+                    self.agent(record, start);
+                }
+                Event::Inventory(code) | Event::Load(code) if did_not_run(code, mode) => told.refused(record, code),
+                Event::Inventory(code) | Event::Load(code) => self.code(record, code),
+                Event::Violation(violation) => {
+                    let failure = Failure::new(Rule::Violation, violation.to_string());
+                    self.failures.push(Failure {
+                        record: Some(record),
+                        ..failure
+                    });
+                }
+                Event::Ready => ready = true,
+                Event::AgentStop => stopped = Some(record),
+                Event::Notice(notice) => told.notice(notice),
+            }
+        }
+        if !ready {
+            self.failures.push(Failure::new(Rule::NotReady, String::new()));
+        }
+        if stopped.is_some() {
+            self.failures.push(Failure {
+                record: stopped,
+                ..Failure::new(Rule::AgentStopped, String::new())
+            });
+        }
+        told.write(&mut self.notes);
+    }
+
+    /// Who measured, and how: each start of the agent is judged, a restart can be another program.
+    fn agent(&mut self, record: u64, start: &AgentStart) {
+        let policy = self.policy;
+        let mut refuse = |rule, digest, detail| {
+            self.failures.push(Failure {
+                record: Some(record),
+                digest,
+                ..Failure::new(rule, detail)
+            });
+        };
+        if !policy.agents().contains(&start.agent_digest) {
+            refuse(Rule::Agent, Some(start.agent_digest), start.agent_version.clone());
+        }
+        if !policy.kernel_programs().contains(&start.bpf_digest) {
+            refuse(Rule::KernelPrograms, Some(start.bpf_digest), String::new());
+        }
+        if !policy.tiers().contains(&start.tier) {
+            refuse(Rule::Tier, None, start.tier.to_string());
+        }
+        if !policy.modes().contains(&start.mode) {
+            refuse(Rule::Mode, None, start.mode.to_string());
+        }
+    }
+
+    fn code(&mut self, record: u64, code: &'a Measurement) {
+        let Some(rule) = self.rule(code) else { return };
+        let told = code.flags & flags::TOLD;
+        let key = (rule, code.kind, code.path.as_str(), code.digest, told);
+        if let Some(failure) = self.seen.get(&key).and_then(|at| self.failures.get_mut(*at)) {
+            failure.times = failure.times.saturating_add(1);
+            return;
+        }
+        self.seen.insert(key, self.failures.len());
+        self.failures.push(Failure {
+            record: Some(record),
+            kind: Some(code.kind),
+            path: Some(code.path.clone()),
+            digest: code.digest,
+            flags: told,
+            nearest: if rule == Rule::NotApproved {
+                self.nearest(&code.path)
+            } else {
+                None
+            },
+            ..Failure::new(rule, String::new())
+        });
+    }
+
+    /// Which rule refuses this, if one does.
+    fn rule(&self, code: &Measurement) -> Option<Rule> {
+        if let Some(rule) = deed(code.kind) {
+            let allowed = code
+                .digest
+                .is_some_and(|digest| self.policy.allows_deed(code.kind, &digest));
+            return (!allowed).then_some(rule);
+        }
+        let flagged = |flag| code.flags & flag != 0;
+        match &code.digest {
+            // Whatever it says: no hook sees what `kexec_load` loads.
+            _ if code.kind == LoadKind::KexecLoad => Some(Rule::KexecLoad),
+            None => Some(Rule::NotHashed),
+            Some(_) if flagged(flags::NOT_HASHED) => Some(Rule::NotHashed),
+            Some(digest) if !self.policy.allows(digest) => Some(Rule::NotApproved),
+            Some(_) if flagged(flags::UNSTABLE) => Some(Rule::Unstable),
+            Some(_) if flagged(flags::MODIFIED) => Some(Rule::Modified),
+            Some(_) => None,
+        }
+    }
+
+    /// What the policy has for this path: most often the file was updated, or tampered with.
+    fn nearest(&self, path: &str) -> Option<String> {
+        if path.is_empty() {
+            return None;
+        }
+        let known = self.policy.approved_at(path).next()?;
+        Some(format!("approved at this path is sha256:{}", known.sha256))
+    }
+}
+
+/// The rule about a deed or an attempt; none for what is loaded.
+const fn deed(kind: LoadKind) -> Option<Rule> {
+    match kind {
+        LoadKind::Anonymous => Some(Rule::Anonymous),
+        LoadKind::Device => Some(Rule::Device),
+        LoadKind::BlockWrite => Some(Rule::BlockWrite),
+        LoadKind::CodeWrite => Some(Rule::CodeWrite),
+        _ if kind.is_attempt() => Some(Rule::Attempt),
+        _ => None,
+    }
+}
+
+/// Whether the hook kept this from running for good. What hold refuses may run when it is tried again, and an attempt on
+/// the agent was made though it failed.
+pub(crate) fn did_not_run(code: &Measurement, mode: Mode) -> bool {
+    mode == Mode::Enforce && code.flags & flags::REFUSED != 0 && !code.kind.is_attempt()
+}
+
+impl<'a> Told<'a> {
+    fn start(&mut self, start: &AgentStart) {
+        let protected = if start.protected {
+            "kept away from the rest of the host"
+        } else {
+            "not protected from root"
+        };
+        let mut text = format!(
+            "measured by tier {} in mode {}, the agent {protected}",
+            start.tier, start.mode
+        );
+        if !start.blind.is_empty() {
+            text.push_str("; it cannot see: ");
+            text.extend(start.blind.escape_debug());
+        }
+        // An honest log has a few; what is beyond says nothing new.
+        if self.starts.len() < MAX_STARTS {
+            self.starts.insert(text);
+        }
+    }
+
+    fn refused(&mut self, record: u64, code: &'a Measurement) {
+        let key = (code.path.as_str(), code.kind, code.digest);
+        let (_, times) = self.refused.entry(key).or_insert((record, 0));
+        *times = times.saturating_add(1);
+    }
+
+    fn notice(&mut self, notice: &'a Notice) {
+        match notice {
+            Notice::TpmSlow { millis } => {
+                self.slow = self.slow.saturating_add(1);
+                self.slowest_millis = self.slowest_millis.max(*millis);
+            }
+            Notice::ListInForce { .. } => self.list = Some(notice),
+        }
+    }
+
+    fn write(self, notes: &mut Vec<String>) {
+        notes.extend(self.starts);
+        notes.extend(self.list.map(ToString::to_string));
+        if self.slow > 0 {
+            notes.push(format!(
+                "slow extends of the TPM: {}, the slowest took {} ms",
+                self.slow, self.slowest_millis
+            ));
+        }
+        let more = self.refused.len().saturating_sub(MAX_REFUSED);
+        notes.extend(self.refused.into_iter().take(MAX_REFUSED).map(refusal));
+        if more > 0 {
+            notes.push(format!("refused: {more} more; the log has them all"));
+        }
+    }
+}
+
+fn refusal(((path, kind, digest), (record, times)): (Refused<'_>, (u64, u64))) -> String {
+    let digest = digest.map_or_else(|| "without a digest".to_owned(), |digest| format!("sha256:{digest}"));
+    let path = match path {
+        "" => "without a path".to_owned(),
+        path => path.escape_debug().to_string(),
+    };
+    let mut text = format!("refused: {kind} {path} {digest} (record {record})");
+    if times > 1 {
+        text.push_str(&format!("; {times} times"));
+    }
+    text
+}

@@ -216,6 +216,7 @@ pub fn verdict(log: &ReplayedLog, policy: &str, appraisal: Option<&Appraisal>) -
         boot_id,
         reset_count: log.reset_count(),
         records: log.records(),
+        measuring: log.last_agent_start().into(),
     };
     let notes = appraisal
         .map(|appraisal| shorten(appraisal.notes(), MAX_REASONS))

@@ -12,7 +12,7 @@ use super::{CliError, block_on, print, print_json};
 use crate::client::Asker;
 use crate::config::{Config, StateDir};
 use crate::enrol::{Request, enrol};
-use crate::store::{Host, Store};
+use crate::store::{Host, Measuring, Store};
 use crate::time::rfc3339;
 
 /// Subcommands of `host`.
@@ -170,10 +170,11 @@ fn show(host: &Host) -> String {
     let unknown = || "-".to_owned();
     let _infallible = write!(
         text,
-        "address     {}\npolicy      {}\nruntime PCR {}\nlast quote  {}\nboot id     {}\nrecords     {}\nEK sha256   {}\nAK name     {}\nTLS sha256  {}\n",
+        "address     {}\npolicy      {}\nruntime PCR {}\nmeasuring   {}\nlast quote  {}\nboot id     {}\nrecords     {}\nEK sha256   {}\nAK name     {}\nTLS sha256  {}\n",
         pinned.address,
         pinned.policy,
         pinned.pcr,
+        host.measuring.as_ref().map_or_else(unknown, measuring),
         host.last_quote.map_or_else(unknown, rfc3339),
         host.boot_id.clone().unwrap_or_else(unknown),
         host.records,
@@ -181,5 +182,16 @@ fn show(host: &Host) -> String {
         hex::encode(&pinned.ak_name),
         hex::encode(pinned.tls_spki_sha256),
     );
+    text
+}
+
+/// Tier, mode and protection, and what the tier cannot see.
+fn measuring(how: &Measuring) -> String {
+    let protected = if how.protected { "protected" } else { "not protected" };
+    let mut text = format!("tier {}, mode {}, agent {protected} from root", how.tier, how.mode);
+    if !how.blind.is_empty() {
+        text.push_str("\ncannot see  ");
+        text.extend(how.blind.escape_debug());
+    }
     text
 }

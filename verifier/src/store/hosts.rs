@@ -1,8 +1,9 @@
 //! Hosts: what was pinned at enrolment, and what the last look at them found.
 
+use assay_evidence::event::{AgentStart, Mode};
 use assay_evidence::pcr::RuntimePcr;
 use rusqlite::{Connection, OptionalExtension, Row, params};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::{Store, StoreError, sql};
 use crate::time::{now, rfc3339};
@@ -87,6 +88,32 @@ pub struct Host {
     pub reset_count: Option<u32>,
     /// Log records covered by that quote.
     pub records: u64,
+    /// How it measured, by that quote's log.
+    pub measuring: Option<Measuring>,
+}
+
+/// How a host measures, as its agent's last start says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Measuring {
+    /// 1 to 3; 1 is the full promise.
+    pub tier: u8,
+    /// What happens to a load before it is extended.
+    pub mode: Mode,
+    /// Whether the agent keeps root away from itself.
+    pub protected: bool,
+    /// What the tier cannot see on this host's kernel; empty when it sees all that is promised.
+    pub blind: String,
+}
+
+impl From<&AgentStart> for Measuring {
+    fn from(start: &AgentStart) -> Self {
+        Self {
+            tier: start.tier,
+            mode: start.mode,
+            protected: start.protected,
+            blind: start.blind.clone(),
+        }
+    }
 }
 
 impl Host {
@@ -102,6 +129,7 @@ impl Host {
             "last_quote": self.last_quote.map(rfc3339),
             "boot_id": self.boot_id,
             "records": self.records,
+            "measuring": self.measuring,
             "pcr": self.pinned.pcr.index(),
             "policy": self.pinned.policy,
             "ek_sha256": hex::encode(self.pinned.ek_sha256),
@@ -120,6 +148,8 @@ pub struct Quoted {
     pub reset_count: u32,
     /// Log records covered.
     pub records: u64,
+    /// How the host measured at its end.
+    pub measuring: Measuring,
 }
 
 /// The outcome of one look at a host.
@@ -283,14 +313,18 @@ impl Store {
             )
             .map_err(&failed)?;
             if let Some(quoted) = &verdict.quoted {
+                let measuring = serde_json::to_string(&quoted.measuring).map_err(|_| StoreError::Corrupt {
+                    what: "way of measuring",
+                })?;
                 t.execute(
-                    "UPDATE hosts SET last_quote = ?2, boot_id = ?3, reset_count = ?4, records = ?5 WHERE id = ?1",
+                    "UPDATE hosts SET last_quote = ?2, boot_id = ?3, reset_count = ?4, records = ?5, measuring = ?6 WHERE id = ?1",
                     params![
                         host_id,
                         time,
                         quoted.boot_id,
                         quoted.reset_count,
-                        i64::try_from(quoted.records).unwrap_or(i64::MAX)
+                        i64::try_from(quoted.records).unwrap_or(i64::MAX),
+                        measuring,
                     ],
                 )
                 .map_err(&failed)?;
@@ -330,7 +364,7 @@ fn find(connection: &Connection, column: &str, value: &dyn rusqlite::ToSql) -> r
 
 const SELECT: &str =
     "SELECT id, name, address, ek_sha256, ek_public, ek_certificate, ak_public, ak_name, tls_spki_sha256, policy,
-    state, reasons, since, last_quote, boot_id, reset_count, records, notes, pcr FROM hosts";
+    state, reasons, since, last_quote, boot_id, reset_count, records, notes, pcr, measuring FROM hosts";
 
 fn read_host(row: &Row<'_>) -> Result<Host, StoreError> {
     let failed = sql("read a host");
@@ -340,6 +374,7 @@ fn read_host(row: &Row<'_>) -> Result<Host, StoreError> {
     let records: i64 = row.get(16).map_err(&failed)?;
     let notes: String = row.get(17).map_err(&failed)?;
     let pcr: u8 = row.get(18).map_err(&failed)?;
+    let measuring: Option<String> = row.get(19).map_err(&failed)?;
     Ok(Host {
         id: row.get(0).map_err(&failed)?,
         pinned: NewHost {
@@ -362,5 +397,8 @@ fn read_host(row: &Row<'_>) -> Result<Host, StoreError> {
         boot_id: row.get(14).map_err(&failed)?,
         reset_count: row.get(15).map_err(&failed)?,
         records: u64::try_from(records).map_err(|_| corrupt("record count"))?,
+        measuring: measuring
+            .map(|text| serde_json::from_str(&text).map_err(|_| corrupt("way of measuring")))
+            .transpose()?,
     })
 }

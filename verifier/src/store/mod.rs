@@ -15,7 +15,7 @@ mod logs;
 mod policies;
 mod schema;
 
-pub use hosts::{Host, HostState, NewHost, Quoted, Transition, Verdict, valid_name};
+pub use hosts::{Host, HostState, Measuring, NewHost, Quoted, Transition, Verdict, valid_name};
 
 /// Why the store refused or failed.
 #[derive(Debug, Error)]

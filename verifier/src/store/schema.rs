@@ -5,7 +5,7 @@ use rusqlite::{Connection, OptionalExtension, TransactionBehavior};
 use super::{StoreError, sql};
 
 /// Step `n` leads from version `n` to `n + 1`. Steps are never edited once released; new ones are added below.
-const STEPS: [&str; 2] = [
+const STEPS: [&str; 3] = [
     "
 CREATE TABLE hosts (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -52,6 +52,8 @@ CREATE TABLE policies (
 ",
     // Where each host's runtime log is; those enrolled before could only have it in the default PCR.
     "ALTER TABLE hosts ADD COLUMN pcr INTEGER NOT NULL DEFAULT 13 CHECK (pcr IN (12, 13, 14));",
+    // How each host measures, JSON; unknown until its next quote.
+    "ALTER TABLE hosts ADD COLUMN measuring TEXT;",
 ];
 
 /// Brings the database to the present version, in one transaction a step.

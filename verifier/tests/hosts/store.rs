@@ -1,8 +1,9 @@
 //! What the database keeps, and what it refuses.
 
+use assay_evidence::event::Mode;
 use assay_evidence::pcr::RuntimePcr;
 use assay_evidence::replay::HeldLog;
-use assay_verifier::store::{HostState, NewHost, Quoted, Store, StoreError, Transition, Verdict};
+use assay_verifier::store::{HostState, Measuring, NewHost, Quoted, Store, StoreError, Transition, Verdict};
 
 fn open() -> (tempfile::TempDir, Store) {
     let dir = tempfile::tempdir().unwrap();
@@ -25,11 +26,21 @@ fn host(name: &str, byte: u8) -> NewHost {
     }
 }
 
+fn measuring() -> Measuring {
+    Measuring {
+        tier: 3,
+        mode: Mode::Hold,
+        protected: true,
+        blind: "modules from memory".to_owned(),
+    }
+}
+
 fn quoted(boot_id: &str, reset_count: u32, records: u64) -> Option<Quoted> {
     Some(Quoted {
         boot_id: boot_id.to_owned(),
         reset_count,
         records,
+        measuring: measuring(),
     })
 }
 
@@ -129,6 +140,12 @@ fn older_evidence_does_not_overrule_newer() {
         1,
         "what was known of the last quote stays"
     );
+    let read = store.host("a").unwrap();
+    assert_eq!(read.measuring, Some(measuring()));
+    assert_eq!(
+        read.to_json()["measuring"],
+        serde_json::json!({"tier": 3, "mode": "hold", "protected": true, "blind": "modules from memory"})
+    );
     assert_eq!(
         store
             .record_verdict(id + 1, &verdict(HostState::Trusted, None))
@@ -205,9 +222,10 @@ fn hosts_of_before_the_pcr_was_pinned_have_the_default() {
     let path = dir.path().join("state.db");
     let raw = rusqlite::Connection::open(&path).unwrap();
     raw.execute("UPDATE hosts SET pcr = 11", []).unwrap_err();
-    raw.execute_batch("ALTER TABLE hosts DROP COLUMN pcr; UPDATE schema_version SET version = 1")
+    raw.execute_batch("ALTER TABLE hosts DROP COLUMN pcr; ALTER TABLE hosts DROP COLUMN measuring; UPDATE schema_version SET version = 1")
         .unwrap();
     drop(raw);
     let store = Store::open(&path).unwrap();
-    assert_eq!(store.host("a").unwrap().pinned.pcr, RuntimePcr::DEFAULT);
+    let read = store.host("a").unwrap();
+    assert_eq!((read.pinned.pcr, read.measuring), (RuntimePcr::DEFAULT, None));
 }

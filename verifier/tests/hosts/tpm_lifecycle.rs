@@ -52,6 +52,22 @@ fn a_host_is_trusted_until_it_runs_what_nobody_approved() {
     assert_eq!(shown["state"], "untrusted");
     site.run(&["policy", "allow", &module.to_string()]).good();
     site.wait_for("alpha", "trusted");
+
+    // A deed is another thing than the code of the program that does it.
+    machine.load(kind::ANONYMOUS, "/root/rogue", program);
+    let shown = site.wait_for("alpha", "untrusted");
+    let [reason] = reasons(&shown)[..] else {
+        panic!("{shown:#}")
+    };
+    assert!(reason.contains("made memory executable"), "{reason}");
+    let told = site
+        .run(&["policy", "allow", &program.to_string(), "--kind", "anonymous"])
+        .good();
+    assert_eq!(
+        told,
+        format!("policy default now allows anonymous by sha256:{program}\n")
+    );
+    let shown = site.wait_for("alpha", "trusted");
     assert!(
         site.log().contains("host alpha: trusted -> untrusted"),
         "{}",
@@ -59,6 +75,16 @@ fn a_host_is_trusted_until_it_runs_what_nobody_approved() {
     );
     let text = site.run(&["host", "show", "alpha"]).good();
     assert!(text.starts_with("alpha: trusted since 20"), "{text}");
+    for line in [
+        "\n  note: measured by tier 1 in mode observe, the agent not protected from root\n",
+        "\nmeasuring   tier 1, mode observe, agent not protected from root\n",
+    ] {
+        assert!(text.contains(line), "{text}");
+    }
+    assert_eq!(
+        (&shown["measuring"]["tier"], &shown["measuring"]["mode"]),
+        (&1.into(), &"observe".into())
+    );
 }
 
 #[test]

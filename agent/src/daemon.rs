@@ -12,6 +12,7 @@ use systemd::daemon as sd;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 
+use crate::approved::ApprovedStore;
 use crate::bundle::Source;
 use crate::config::{self, Config};
 use crate::join::{JoinError, Joined};
@@ -200,9 +201,10 @@ pub async fn run_with(config: &Config, parts: Parts) -> Result<(), DaemonError> 
         source,
     })?;
     let status = status(config, tier, tpm.clone(), measuring.control.clone());
-    let socket = SocketServer::bind(&config.socket(), unlocker, status).await?;
+    let approved = ApprovedStore::open(&config.state_dir);
+    let socket = SocketServer::bind(&config.socket(), unlocker, approved.clone(), status).await?;
     let server = match Joined::load(&config.state_dir)? {
-        Some(joined) => Some(bind(config, &joined, &tpm, &source).await?),
+        Some(joined) => Some(bind(config, &joined, &tpm, &source, &approved).await?),
         None => {
             tracing::warn!(
                 "this host has joined no verifier: it measures, and serves no quotes until `assay-agent join FILE`"
@@ -214,7 +216,7 @@ pub async fn run_with(config: &Config, parts: Parts) -> Result<(), DaemonError> 
 
     let result = tokio::select! {
         ended = &mut measuring.ended => return Err(ended_early(ended)),
-        served = serve(config, server, &tpm, &source) => served.map(never),
+        served = serve(config, server, &tpm, &source, &approved) => served.map(never),
         local = socket.run() => local.map(never).map_err(DaemonError::from),
         watched = watch(&tpm, &measuring.control) => watched.map(never),
         _ = terminate.recv() => Ok(()),
@@ -277,8 +279,14 @@ fn ended_early(ended: Result<Result<(), MeasureError>, oneshot::error::RecvError
     }
 }
 
-async fn bind(config: &Config, joined: &Joined, tpm: &tpm::Handle, source: &Source) -> Result<Server, DaemonError> {
-    let server = Server::bind(config.listen, joined, tpm.clone(), source.clone()).await?;
+async fn bind(
+    config: &Config,
+    joined: &Joined,
+    tpm: &tpm::Handle,
+    source: &Source,
+    approved: &ApprovedStore,
+) -> Result<Server, DaemonError> {
+    let server = Server::bind(config.listen, joined, tpm.clone(), source.clone(), approved.clone()).await?;
     tracing::info!(listen = %config.listen, "serving quotes");
     Ok(server)
 }
@@ -289,10 +297,11 @@ async fn serve(
     server: Option<Server>,
     tpm: &tpm::Handle,
     source: &Source,
+    approved: &ApprovedStore,
 ) -> Result<Infallible, DaemonError> {
     let server = match server {
         Some(server) => server,
-        None => bind(config, &joined(config).await, tpm, source).await?,
+        None => bind(config, &joined(config).await, tpm, source, approved).await?,
     };
     Ok(server.run().await?)
 }

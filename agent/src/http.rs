@@ -105,39 +105,49 @@ pub fn method_not_allowed(path: &str, allowed: &Method) -> Response {
 /// Reads a request's body and parses it.
 ///
 /// # Errors
-/// 413 when it is longer than [`MAX_BODY`] (a declared length is refused unread), 408 when it takes longer than
-/// [`BODY_TIMEOUT`], 400 when it is not the JSON that `T` wants; the message names an unknown or missing field.
+/// Those of [`read_body`] with [`MAX_BODY`] and [`BODY_TIMEOUT`], and 400 when it is not the JSON that `T` wants; the
+/// message names an unknown or missing field.
 pub async fn read_json<T, B>(request: Request<B>) -> Result<T, ApiError>
 where
     T: DeserializeOwned,
     B: hyper::body::Body,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
+    let bytes = read_body(request, MAX_BODY, BODY_TIMEOUT).await?;
+    serde_json::from_slice(&bytes)
+        .map_err(|error| ApiError::bad_request("malformed-request", format!("the request body is refused: {error}")))
+}
+
+/// Reads a request's body of at most `limit` bytes.
+///
+/// # Errors
+/// 413 when it is longer (a declared length is refused unread), 408 when it takes longer than `timeout`, 400 when it breaks
+/// off.
+pub async fn read_body<B>(request: Request<B>, limit: usize, timeout: Duration) -> Result<Bytes, ApiError>
+where
+    B: hyper::body::Body,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
     let too_large = || {
-        let message = format!("the request body is larger than {MAX_BODY} bytes");
+        let message = format!("the request body is larger than {limit} bytes");
         ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "body-too-large", message)
     };
     let body = request.into_body();
-    if body.size_hint().lower() > MAX_BODY as u64 {
+    if body.size_hint().lower() > limit as u64 {
         return Err(too_large());
     }
-    let collected = tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, MAX_BODY).collect()).await;
-    let bytes = match collected {
+    match tokio::time::timeout(timeout, Limited::new(body, limit).collect()).await {
         Err(_) => {
-            let message = format!("the request body did not arrive within {} s", BODY_TIMEOUT.as_secs());
-            return Err(ApiError::new(StatusCode::REQUEST_TIMEOUT, "body-timeout", message));
+            let message = format!("the request body did not arrive within {} s", timeout.as_secs());
+            Err(ApiError::new(StatusCode::REQUEST_TIMEOUT, "body-timeout", message))
         }
-        Ok(Err(error)) if error.is::<LengthLimitError>() => return Err(too_large()),
-        Ok(Err(error)) => {
-            return Err(ApiError::bad_request(
-                "body-broken",
-                format!("the request body broke off: {error}"),
-            ));
-        }
-        Ok(Ok(collected)) => collected.to_bytes(),
-    };
-    serde_json::from_slice(&bytes)
-        .map_err(|error| ApiError::bad_request("malformed-request", format!("the request body is refused: {error}")))
+        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large()),
+        Ok(Err(error)) => Err(ApiError::bad_request(
+            "body-broken",
+            format!("the request body broke off: {error}"),
+        )),
+        Ok(Ok(collected)) => Ok(collected.to_bytes()),
+    }
 }
 
 /// An error and its causes in one line, each once.

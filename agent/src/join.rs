@@ -4,17 +4,19 @@
 //! certificates of that CA only, and asks only those addresses for keys. The agent's own certificate is self-signed; the
 //! verifier pins its public key at `host add`.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Read as _, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::fs::{self, DirBuilder, File};
+use std::io::{self, Read as _};
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
+use assay_evidence::approved::{ListKey, ListKeyError};
 use assay_evidence::digest::Sha256Digest;
 use assay_evidence::wire::JoinFile;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use zeroize::Zeroizing;
 
+use crate::files::replace_private;
 use crate::unlock::url::{UrlError, VerifierUrl};
 
 /// A join file larger than this is not one.
@@ -101,6 +103,15 @@ pub enum JoinError {
         /// Why.
         reason: &'static str,
     },
+    /// `list_key` is no key.
+    #[error("the key for approved lists (list_key) in {path} cannot be used")]
+    ListKey {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        source: ListKeyError,
+    },
     /// This host has joined somebody else.
     #[error(
         "this host has joined a verifier whose CA key is sha256:{present}, and {path} is of sha256:{wanted}; \
@@ -133,6 +144,7 @@ pub struct Membership {
     file: JoinFile,
     ca: CertificateDer<'static>,
     ca_spki: Sha256Digest,
+    list_key: Option<ListKey>,
 }
 
 impl Membership {
@@ -161,7 +173,16 @@ impl Membership {
             VerifierUrl::parse(url).map_err(|source| JoinError::VerifierUrl { path: own(), source })?;
         }
         let (ca, ca_spki) = check_ca(&file.ca_pem, path)?;
-        Ok(Self { file, ca, ca_spki })
+        let list_key = file.list_key.as_ref().map(|spki| ListKey::from_spki(spki.as_ref()));
+        let list_key = list_key
+            .transpose()
+            .map_err(|source| JoinError::ListKey { path: own(), source })?;
+        Ok(Self {
+            file,
+            ca,
+            ca_spki,
+            list_key,
+        })
     }
 
     /// The verifiers' addresses, in order of preference.
@@ -181,6 +202,12 @@ impl Membership {
     pub fn ca_spki(&self) -> Sha256Digest {
         self.ca_spki
     }
+
+    /// The key that signs approved lists; none in a join file of before there were any.
+    #[must_use]
+    pub const fn list_key(&self) -> Option<&ListKey> {
+        self.list_key.as_ref()
+    }
 }
 
 /// What a join did.
@@ -188,7 +215,7 @@ impl Membership {
 pub enum Outcome {
     /// The host joined, with a new TLS key.
     Joined,
-    /// The host had joined this CA; only the list of verifiers changed.
+    /// The host had joined this CA; only the list of verifiers or the key for approved lists changed.
     Updated,
     /// The host had joined just so.
     Unchanged,
@@ -376,28 +403,9 @@ fn make_private_dir(dir: &Path) -> Result<(), JoinError> {
     fs::set_permissions(dir, std::os::unix::fs::PermissionsExt::from_mode(0o700)).map_err(failed)
 }
 
-/// Writes a file that only root reads: whole, or not at all.
 fn write_private(dir: &Path, name: &str, data: &[u8]) -> Result<(), JoinError> {
-    let path = dir.join(name);
-    let temporary = dir.join(format!(".{name}.new"));
-    let write = || {
-        // Left over from a join that was interrupted; O_EXCL below then refuses whatever somebody else puts there.
-        match fs::remove_file(&temporary) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&temporary)?;
-        file.write_all(data)?;
-        file.sync_all()?;
-        fs::rename(&temporary, &path)?;
-        File::open(dir)?.sync_all()
-    };
-    write().map_err(|source| JoinError::Write {
-        path: path.clone(),
+    replace_private(dir, name, data).map_err(|source| JoinError::Write {
+        path: dir.join(name),
         source,
     })
 }

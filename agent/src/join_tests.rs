@@ -149,6 +149,7 @@ fn each_fault_of_a_join_file_has_its_own_error() {
         with("ca_pem", ca(|p| p.is_ca = IsCa::NoCa).into()),
         JoinError::Ca { .. }
     ));
+    assert!(matches!(with("list_key", "AAAA".into()), JoinError::ListKey { .. }));
     let expired = ca(|p| {
         p.not_before = rcgen::date_time_ymd(2020, 1, 1);
         p.not_after = rcgen::date_time_ymd(2021, 1, 1);

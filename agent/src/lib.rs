@@ -4,10 +4,12 @@
 //! fetches disk keys. These three never import one another; they meet in [`daemon`], through the TPM's [`tpm::Handle`] and
 //! the [`log_view::LogView`].
 
+pub mod approved;
 pub mod bundle;
 pub mod cli;
 pub mod config;
 pub mod daemon;
+pub mod files;
 pub mod http;
 pub mod join;
 pub mod log_view;

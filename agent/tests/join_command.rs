@@ -52,6 +52,7 @@ impl Host {
             version: 1,
             verifiers: vec!["https://verifier.example:8444".into()],
             ca_pem: ca.pem.clone(),
+            list_key: None,
         };
         let path = self.dir.path().join("join.json");
         std::fs::write(&path, serde_json::to_vec(&file).unwrap()).unwrap();

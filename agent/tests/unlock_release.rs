@@ -16,6 +16,7 @@ use std::process::{Command, Output};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use assay_agent::approved::ApprovedStore;
 use assay_agent::bundle::Source;
 use assay_agent::log_view::LogView;
 use assay_agent::tpm::Handle;
@@ -60,11 +61,12 @@ impl Host {
             .build()
             .unwrap();
         let source = Source::new(log.clone(), &swtpm.tcti());
+        let approved = ApprovedStore::open(&state);
         let unlocker = Unlocker::new(state, Duration::from_secs(2), tpm.clone(), source).unwrap();
         let status = Arc::new(move || status(&tpm, &log));
         let socket = dir.path().join("agent.sock");
         let server = runtime
-            .block_on(SocketServer::bind(&socket, unlocker.clone(), status))
+            .block_on(SocketServer::bind(&socket, unlocker.clone(), approved, status))
             .unwrap();
         runtime.spawn(async move { server.run().await.map(|_| ()) });
         Self {

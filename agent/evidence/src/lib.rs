@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 pub mod appraise;
+pub mod approved;
 pub mod binding;
 pub mod bootlog;
 pub mod bundle;

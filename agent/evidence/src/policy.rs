@@ -160,8 +160,7 @@ impl Policy {
     /// # Errors
     /// [`PolicyError::Name`].
     pub fn new(name: &str) -> Result<Self, PolicyError> {
-        let character = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-        if name.is_empty() || name.len() > MAX_NAME || !name.chars().all(character) {
+        if !is_name(name) {
             return Err(PolicyError::Name(name.chars().take(MAX_NAME).collect()));
         }
         Ok(Self {
@@ -374,6 +373,17 @@ impl Policy {
         self.runtime.iter()
     }
 
+    /// What a host in enforce mode may run: all approved code, and the agents and kernel programs themselves. Sorted, each
+    /// once.
+    #[must_use]
+    pub fn enforced(&self) -> Vec<Sha256Digest> {
+        let all = self.approved.iter().chain(&self.agents).chain(&self.kernel_programs);
+        let mut digests: Vec<_> = all.copied().collect();
+        digests.sort_unstable();
+        digests.dedup();
+        digests
+    }
+
     /// How many digests are approved.
     #[must_use]
     pub fn digests(&self) -> usize {
@@ -459,6 +469,12 @@ impl Policy {
             None => Ok(()),
         }
     }
+}
+
+/// Whether a policy can have this name.
+pub(crate) fn is_name(name: &str) -> bool {
+    let character = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    !name.is_empty() && name.len() <= MAX_NAME && name.chars().all(character)
 }
 
 /// [`GOLDEN_PCRS`] of a host whose runtime log is in `runtime`.

@@ -10,7 +10,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use crate::binding::Nonce;
 use crate::bundle::Bundle;
-use crate::digest::lower_hex;
+use crate::digest::{Sha256Digest, lower_hex};
 use crate::jwe::Jwe;
 use crate::uuid::Uuid;
 
@@ -119,6 +119,32 @@ pub struct Identity {
     pub tpm_manufacturer: String,
     /// Firmware version as text; a hint.
     pub tpm_firmware: String,
+    /// What the agent holds of approved lists; absent when its join file has no key for them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub approved: Option<ListStatus>,
+}
+
+/// How an agent stands with approved lists.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ListStatus {
+    /// SHA-256 of the key (SPKI) that lists must be signed with.
+    pub key_sha256: Sha256Digest,
+    /// The list that is held.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub list: Option<ListHead>,
+}
+
+/// Which approved list it is. Answer to `PUT /v1/approved` of the agent, whose body is the list itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ListHead {
+    /// Its serial number.
+    pub serial: u64,
+    /// SHA-256 of the signed list as it came.
+    pub sha256: Sha256Digest,
+    /// How many digests it approves.
+    pub entries: u64,
 }
 
 /// `POST /v1/activate` of the agent: proves that EK and AK live in one TPM.
@@ -266,6 +292,10 @@ pub struct JoinFile {
     pub verifiers: Vec<String>,
     /// The verifier's CA: signs its server certificate and its client certificate.
     pub ca_pem: String,
+    /// The key that signs approved lists, SubjectPublicKeyInfo (DER). Join files of before it existed have none; their
+    /// hosts take no lists.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub list_key: Option<B64>,
 }
 
 #[cfg(test)]

@@ -63,6 +63,7 @@ fn identity(tpm: &Swtpm, certificate: Option<Vec<u8>>) -> Identity {
         ak_public: B64(unsized_file(tpm, "ak.pub")),
         tpm_manufacturer: "IBM".into(),
         tpm_firmware: "1".into(),
+        approved: None,
     }
 }
 

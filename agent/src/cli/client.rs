@@ -63,6 +63,11 @@ pub(super) fn post<Q: Serialize, A: DeserializeOwned>(socket: &Path, path: &str,
     ask(socket, Method::POST, path, Bytes::from(body))
 }
 
+/// Hands the daemon bytes that are no JSON.
+pub(super) fn put<A: DeserializeOwned>(socket: &Path, path: &str, body: Vec<u8>) -> Result<A, CliError> {
+    ask(socket, Method::PUT, path, Bytes::from(body))
+}
+
 fn ask<A: DeserializeOwned>(socket: &Path, method: Method, path: &str, body: Bytes) -> Result<A, CliError> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

@@ -20,7 +20,7 @@ pub(super) fn run(config: &Config, file: &Path, force: bool) -> Result<(), CliEr
     let outcome = join::join(&config.state_dir, file, &membership, force)?;
     say(match outcome {
         Outcome::Joined => "joined: this host has a new TLS key",
-        Outcome::Updated => "joined before: the list of verifiers was brought up to date",
+        Outcome::Updated => "joined before: the verifiers and the key for approved lists were brought up to date",
         Outcome::Unchanged => "joined before: nothing to do",
     })?;
     say(&format!("verifiers: {}", membership.verifiers().join(", ")))?;

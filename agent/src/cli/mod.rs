@@ -2,6 +2,7 @@
 //!
 //! Exit codes: 0 done, 1 failed, 2 wrong usage, 3 the verifier refused the key, 4 no verifier was reached in time.
 
+mod approve;
 mod client;
 mod join;
 mod log;
@@ -13,6 +14,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use crate::approved::ApprovedError;
 use crate::config::{Config, ConfigError};
 use crate::daemon;
 use crate::http::chain;
@@ -75,6 +77,11 @@ enum Command {
         #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=MAX_TIMEOUT_S))]
         timeout: Option<u64>,
     },
+    /// Take an approved list that `assay-verifier policy sign-list` wrote: what may run in enforce mode
+    Approve {
+        /// The signed list
+        file: PathBuf,
+    },
     /// Close a disk that `unlock` opened
     Lock {
         /// Its name under /dev/mapper
@@ -94,6 +101,9 @@ pub enum CliError {
     /// The join file or the state folder.
     #[error(transparent)]
     Join(#[from] JoinError),
+    /// The approved list.
+    #[error(transparent)]
+    Approved(#[from] ApprovedError),
     /// The TPM could not be asked for the endorsement key.
     #[error("the endorsement key could not be read, so nothing was changed")]
     Tpm(#[source] TpmError),
@@ -197,6 +207,7 @@ fn run(arguments: Arguments) -> Result<(), CliError> {
         Command::Status { json } => status::run(&config, json),
         Command::Log { json } => log::run(&config.log_file(), json),
         Command::Unlock { image, name, timeout } => unlock(&config, image, name, timeout),
+        Command::Approve { file } => approve::run(&config, &file),
         Command::Lock { name } => {
             let request = api::LockRequest { name };
             let _: api::LockResponse = client::post(&config.socket(), "/v1/lock", &request)?;

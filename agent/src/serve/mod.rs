@@ -1,6 +1,6 @@
 //! Evidence over mutual TLS, for the verifiers that this host has joined.
 //!
-//! `GET /v1/identity` · `POST /v1/activate` · `POST /v1/quote` · `GET /v1/log?from=N`. TLS 1.3 only, and no request is read
+//! `GET /v1/identity` · `POST /v1/activate` · `POST /v1/quote` · `GET /v1/log?from=N` · `PUT /v1/approved`. TLS 1.3 only, and no request is read
 //! from anyone without a certificate of the join file's CA. Whatever a stranger causes is logged at debug level.
 
 mod routes;
@@ -24,6 +24,7 @@ use tokio_rustls::TlsAcceptor;
 
 use self::routes::Routes;
 use self::stream::{Activity, Guarded};
+use crate::approved::ApprovedStore;
 use crate::bundle::Source;
 use crate::http::accept_trouble;
 use crate::join::Joined;
@@ -49,9 +50,6 @@ pub enum ServeError {
     /// The host's TLS identity or the CA cannot be used.
     #[error("TLS cannot be set up with what the join left: run `assay-agent join FILE --force`")]
     Tls(#[source] tls::TlsError),
-    /// The fixed answer about this host could not be made.
-    #[error("the identity could not be written")]
-    Identity(#[source] serde_json::Error),
     /// The listening socket failed for good.
     #[error("the quote server can no longer accept connections")]
     Accept(#[source] io::Error),
@@ -65,13 +63,19 @@ pub struct Server {
 }
 
 impl Server {
-    /// Binds the address and prepares every fixed answer, so that asking for the identity never touches the TPM.
+    /// Binds the address. Asking for the identity never touches the TPM: what it says of it is taken now.
     ///
     /// # Errors
     /// Any [`ServeError`] but [`ServeError::Accept`].
-    pub async fn bind(listen: SocketAddr, joined: &Joined, tpm: Handle, source: Source) -> Result<Self, ServeError> {
+    pub async fn bind(
+        listen: SocketAddr,
+        joined: &Joined,
+        tpm: Handle,
+        source: Source,
+        approved: ApprovedStore,
+    ) -> Result<Self, ServeError> {
         let config = tls::server_config(joined).map_err(ServeError::Tls)?;
-        let routes = Routes::new(tpm, source).map_err(ServeError::Identity)?;
+        let routes = Routes::new(tpm, source, approved);
         let listener = TcpListener::bind(listen).await.map_err(|source| ServeError::Bind {
             address: listen,
             source,

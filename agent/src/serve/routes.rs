@@ -1,4 +1,4 @@
-//! The four questions and their answers.
+//! The questions and their answers.
 
 use assay_evidence::binding::{Binding, Exporter};
 use assay_evidence::wire::{ActivateRequest, ActivateResponse, B64, Identity, LogPage, QuoteRequest};
@@ -6,6 +6,7 @@ use hyper::body::{Body, Bytes};
 use hyper::{Method, Request, StatusCode};
 use tokio::sync::Semaphore;
 
+use crate::approved::ApprovedStore;
 use crate::bundle::{Source, SourceError};
 use crate::http::{self, ApiError, Response, chain, read_json};
 use crate::log_view::LogViewError;
@@ -23,12 +24,14 @@ const MAX_CREDENTIAL: usize = 2048;
 pub(super) struct Routes {
     tpm: Handle,
     source: Source,
-    identity: Bytes,
+    approved: ApprovedStore,
+    identity: Identity,
     large: Semaphore,
+    lists: Semaphore,
 }
 
 impl Routes {
-    pub(super) fn new(tpm: Handle, source: Source) -> Result<Self, serde_json::Error> {
+    pub(super) fn new(tpm: Handle, source: Source, approved: ApprovedStore) -> Self {
         let known = tpm.identity();
         let identity = Identity {
             version: 1,
@@ -39,14 +42,16 @@ impl Routes {
             ak_public: B64(known.ak_public.clone()),
             tpm_manufacturer: known.manufacturer.clone(),
             tpm_firmware: known.firmware.clone(),
+            approved: None,
         };
-        let identity = Bytes::from(serde_json::to_vec(&identity)?);
-        Ok(Self {
+        Self {
             tpm,
             source,
+            approved,
             identity,
             large: Semaphore::new(MAX_LARGE),
-        })
+            lists: Semaphore::new(1),
+        }
     }
 
     pub(super) async fn answer<B>(&self, request: Request<B>, exporter: Exporter) -> Response
@@ -58,13 +63,15 @@ impl Routes {
         let wanted = match path {
             "/v1/identity" | "/v1/log" => Method::GET,
             "/v1/activate" | "/v1/quote" => Method::POST,
+            "/v1/approved" => Method::PUT,
             _ => return ApiError::not_found(path).into_response(),
         };
         if request.method() != wanted {
             return http::method_not_allowed(path, &wanted);
         }
         let answer = match path {
-            "/v1/identity" => Ok(http::ok_bytes(self.identity.clone())),
+            "/v1/identity" => Ok(self.identity()),
+            "/v1/approved" => self.approve(request).await,
             "/v1/log" => self.log(request.uri().query()).await,
             "/v1/quote" => self.quote(request, exporter).await,
             _ => self.activate(request).await,
@@ -77,6 +84,26 @@ impl Routes {
             }
             error.into_response()
         })
+    }
+
+    /// Never asks the TPM: all of it is known since the start, but for the approved list.
+    fn identity(&self) -> Response {
+        let mut identity = self.identity.clone();
+        identity.approved = self.approved.status();
+        http::ok(&identity)
+    }
+
+    /// Takes an approved list. It is checked by its own signature: that a verifier brings it says nothing.
+    async fn approve<B>(&self, request: Request<B>) -> Result<Response, ApiError>
+    where
+        B: Body,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        // One at a time, for the memory that the largest one takes.
+        let turn = self.lists.acquire().await;
+        let answer = self.approved.receive(request).await;
+        drop(turn);
+        answer
     }
 
     async fn activate<B>(&self, request: Request<B>) -> Result<Response, ApiError>

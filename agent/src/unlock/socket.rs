@@ -1,4 +1,4 @@
-//! The local socket: status, unlock and lock for boot hooks and operators' commands, root only.
+//! The local socket: status, unlock, lock and approved lists for boot hooks and operators' commands, root only.
 //!
 //! HTTP/1.1 with JSON, so that a hook needs no library of ours. The file's mode keeps others out, and each connection's
 //! credentials are checked as well: the mode can be changed by accident.
@@ -21,6 +21,7 @@ use super::api::{KEY_REFUSED, LockRequest, LockResponse, Status, UnlockRequest, 
 use super::luks::DiskError;
 use super::machine::Refusal;
 use super::{UnlockError, Unlocker};
+use crate::approved::ApprovedStore;
 use crate::http::{self, ApiError, Response, chain};
 
 /// Hooks of so many machines that start at once are served; more wait.
@@ -60,6 +61,7 @@ pub struct SocketServer {
 
 struct App {
     unlocker: Unlocker,
+    approved: ApprovedStore,
     status: StatusSource,
 }
 
@@ -75,7 +77,12 @@ impl SocketServer {
     ///
     /// # Errors
     /// [`SocketError::InUse`] when a daemon still answers on it, [`SocketError::Bind`].
-    pub async fn bind(path: &Path, unlocker: Unlocker, status: StatusSource) -> Result<Self, SocketError> {
+    pub async fn bind(
+        path: &Path,
+        unlocker: Unlocker,
+        approved: ApprovedStore,
+        status: StatusSource,
+    ) -> Result<Self, SocketError> {
         let failed = |source| SocketError::Bind {
             path: path.to_owned(),
             source,
@@ -90,7 +97,11 @@ impl SocketServer {
         Ok(Self {
             listener,
             path: path.to_owned(),
-            app: Arc::new(App { unlocker, status }),
+            app: Arc::new(App {
+                unlocker,
+                approved,
+                status,
+            }),
         })
     }
 
@@ -144,6 +155,7 @@ impl App {
         let wanted = match path.as_str() {
             "/v1/status" => Method::GET,
             "/v1/unlock" | "/v1/lock" => Method::POST,
+            "/v1/approved" => Method::PUT,
             _ => return ApiError::not_found(&path).into_response(),
         };
         if request.method() != wanted {
@@ -152,6 +164,7 @@ impl App {
         let answer = match path.as_str() {
             "/v1/status" => Ok(http::ok(&(self.status)())),
             "/v1/unlock" => self.unlock(request).await,
+            "/v1/approved" => self.approved.receive(request).await,
             _ => self.lock(request).await,
         };
         answer.unwrap_or_else(ApiError::into_response)

@@ -8,6 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use assay_agent::approved::ApprovedStore;
 use assay_agent::bundle::Source;
 use assay_agent::join::{self, Joined, Membership};
 use assay_agent::log_view::LogView;
@@ -15,10 +16,11 @@ use assay_agent::measure::source::{EventSource, Refusal, SourceError};
 use assay_agent::measure::{Measurer, Settings};
 use assay_agent::serve::Server;
 use assay_agent::tpm::{Handle, TpmConfig};
+use assay_evidence::approved::ListSigner;
 use assay_evidence::binding::{EXPORTER_LABEL, Exporter};
 use assay_evidence::digest::Sha256Digest;
 use assay_evidence::event::Mode;
-use assay_evidence::wire::{ErrorBody, JoinFile};
+use assay_evidence::wire::{B64, ErrorBody, JoinFile};
 use assay_tests::{Swtpm, TpmProxy};
 use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, date_time_ymd};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -36,6 +38,8 @@ pub const BOOT_ID: &str = "0f2ff0a2-9c5b-4f6e-8d3e-6f0e3f4a5b6c";
 pub struct Ca {
     issuer: Issuer<'static, KeyPair>,
     pub pem: String,
+    /// Signs approved lists.
+    pub lists: ListSigner,
 }
 
 impl Ca {
@@ -48,6 +52,7 @@ impl Ca {
         Self {
             issuer: Issuer::new(parameters, key),
             pem,
+            lists: ListSigner::from_pkcs8(&KeyPair::generate().unwrap().serialize_der()).unwrap(),
         }
     }
 
@@ -118,7 +123,13 @@ impl Host {
         let source = Source::new(log, &proxy.tcti());
         let listen = "127.0.0.1:0".parse().unwrap();
         let server = runtime
-            .block_on(Server::bind(listen, &joined, tpm.clone(), source))
+            .block_on(Server::bind(
+                listen,
+                &joined,
+                tpm.clone(),
+                source,
+                ApprovedStore::open(state.path()),
+            ))
             .unwrap();
         let address = server.local_addr().unwrap();
         runtime.spawn(async move { panic!("the server ended: {:?}", server.run().await.map(|_| ()).err()) });
@@ -204,6 +215,7 @@ pub fn join_to(ca: &Ca, verifiers: &[&str], state: &Path) -> Joined {
         version: 1,
         verifiers,
         ca_pem: ca.pem.clone(),
+        list_key: Some(B64(ca.lists.public().spki())),
     };
     let path = state.join("given.json");
     std::fs::write(&path, serde_json::to_vec(&file).unwrap()).unwrap();
@@ -278,6 +290,15 @@ impl Connection {
             body.len()
         );
         self.send(format!("{head}{body}").as_bytes()).await.unwrap();
+        self.receive().await.unwrap()
+    }
+
+    pub async fn put(&mut self, path: &str, body: &[u8]) -> Answer {
+        let head = format!(
+            "PUT {path} HTTP/1.1\r\nhost: a\r\ncontent-length: {}\r\n\r\n",
+            body.len()
+        );
+        self.send(&[head.as_bytes(), body].concat()).await.unwrap();
         self.receive().await.unwrap()
     }
 

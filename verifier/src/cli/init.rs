@@ -104,6 +104,7 @@ pub fn create(state: &StateDir, url: &ServiceUrl, listen: Option<SocketAddr>) ->
         version: 1,
         verifiers: vec![url.to_string()],
         ca_pem,
+        list_key: None,
     };
     let join = serde_json::to_vec_pretty(&join).map_err(InitError::Join)?;
     made.write(&state.join_file(), &join)?;

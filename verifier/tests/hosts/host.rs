@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use assay_agent::approved::ApprovedStore;
 use assay_agent::bundle::Source;
 use assay_agent::join::{self, Joined, Membership};
 use assay_agent::log_view::LogView;
@@ -102,8 +103,9 @@ impl Machine {
             .unwrap();
         let joined = Joined::load(self.state.path()).unwrap().unwrap();
         let source = Source::new(log, &self.swtpm.tcti());
+        let approved = ApprovedStore::open(self.state.path());
         let server = runtime
-            .block_on(Server::bind(self.address, &joined, tpm.clone(), source))
+            .block_on(Server::bind(self.address, &joined, tpm.clone(), source, approved))
             .unwrap();
         self.address = server.local_addr().unwrap();
         runtime.spawn(server.run());

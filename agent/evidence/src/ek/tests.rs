@@ -93,6 +93,7 @@ fn identity(key: &KeyPair, certificate: Option<Vec<u8>>) -> Identity {
         ak_public: B64(Vec::new()),
         tpm_manufacturer: "TEST".into(),
         tpm_firmware: "1".into(),
+        approved: None,
     }
 }
 

@@ -138,3 +138,16 @@ fn what_has_no_digest_cannot_be_approved() {
         Err(PolicyError::NeverAllowed(LoadKind::KexecLoad))
     ));
 }
+
+#[test]
+fn enforced_is_all_code_and_the_agent_itself() {
+    let mut policy = Policy::new("p").unwrap();
+    policy.allow(digest("a"), Some(LoadKind::Program), None).unwrap();
+    policy.allow(digest("b"), Some(LoadKind::Mapping), None).unwrap();
+    policy.allow(digest("deed"), Some(LoadKind::Device), None).unwrap();
+    policy.agents.extend([digest("agent"), digest("a")]);
+    policy.kernel_programs.insert(digest("bpf"));
+    let mut wanted = ["a", "b", "agent", "bpf"].map(digest);
+    wanted.sort_unstable();
+    assert_eq!(policy.enforced(), wanted);
+}

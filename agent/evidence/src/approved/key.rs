@@ -1,0 +1,102 @@
+//! The key that signs approved lists: P-256, and not the CA's, so that whoever may sign lists can't make verifiers.
+
+use ring::rand::SystemRandom;
+use ring::signature::{
+    ECDSA_P256_SHA256_FIXED, ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _, UnparsedPublicKey,
+};
+
+use crate::digest::Sha256Digest;
+
+/// DER of a P-256 SubjectPublicKeyInfo before the point (RFC 5480): id-ecPublicKey, prime256v1, a bit string of 65 bytes.
+const SPKI_PREFIX: [u8; 26] = [
+    0x30, 0x59, 0x30, 0x13, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01, 0x06, 0x08, 0x2a, 0x86, 0x48, 0xce,
+    0x3d, 0x03, 0x01, 0x07, 0x03, 0x42, 0x00,
+];
+/// Bytes of an uncompressed point.
+const POINT: usize = 65;
+
+/// A key that can't be used for approved lists.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum ListKeyError {
+    /// The public half is not a P-256 SubjectPublicKeyInfo in DER, with an uncompressed point.
+    #[error("it is not the SubjectPublicKeyInfo of a P-256 key (DER, uncompressed point)")]
+    Public,
+    /// The private half is not PKCS#8 of a P-256 key.
+    #[error("it is not a P-256 private key (PKCS#8)")]
+    Private,
+}
+
+/// The public half: what a host knows from its join file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ListKey {
+    point: [u8; POINT],
+}
+
+impl ListKey {
+    /// Reads a SubjectPublicKeyInfo. Whether the point is on the curve shows at the first signature.
+    ///
+    /// # Errors
+    /// [`ListKeyError::Public`].
+    pub fn from_spki(der: &[u8]) -> Result<Self, ListKeyError> {
+        let point = der.strip_prefix(&SPKI_PREFIX).ok_or(ListKeyError::Public)?;
+        let point: [u8; POINT] = point.try_into().map_err(|_| ListKeyError::Public)?;
+        match point {
+            [4, ..] => Ok(Self { point }),
+            _ => Err(ListKeyError::Public),
+        }
+    }
+
+    /// The SubjectPublicKeyInfo, DER.
+    #[must_use]
+    pub fn spki(&self) -> Vec<u8> {
+        [SPKI_PREFIX.as_slice(), &self.point].concat()
+    }
+
+    /// SHA-256 of the SubjectPublicKeyInfo.
+    #[must_use]
+    pub fn spki_sha256(&self) -> Sha256Digest {
+        Sha256Digest::of(&self.spki())
+    }
+
+    /// Whether this is its signature (r ‖ s) of the message.
+    pub(super) fn verifies(&self, message: &[u8], signature: &[u8]) -> bool {
+        UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, &self.point)
+            .verify(message, signature)
+            .is_ok()
+    }
+}
+
+/// The private half, the verifier's.
+pub struct ListSigner {
+    pair: EcdsaKeyPair,
+    public: ListKey,
+}
+
+impl ListSigner {
+    /// Reads a private key.
+    ///
+    /// # Errors
+    /// [`ListKeyError::Private`].
+    pub fn from_pkcs8(der: &[u8]) -> Result<Self, ListKeyError> {
+        let pair = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, der, &SystemRandom::new())
+            .map_err(|_| ListKeyError::Private)?;
+        let point = pair.public_key().as_ref().try_into();
+        let point = point.map_err(|_| ListKeyError::Private)?;
+        Ok(Self {
+            pair,
+            public: ListKey { point },
+        })
+    }
+
+    /// What hosts check by.
+    #[must_use]
+    pub const fn public(&self) -> &ListKey {
+        &self.public
+    }
+
+    /// r ‖ s; none when the system gives no random numbers.
+    pub(super) fn sign(&self, message: &[u8]) -> Option<Vec<u8>> {
+        let signature = self.pair.sign(&SystemRandom::new(), message).ok()?;
+        Some(signature.as_ref().to_vec())
+    }
+}

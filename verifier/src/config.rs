@@ -74,7 +74,7 @@ impl StateDir {
     pub fn config(&self) -> PathBuf {
         self.0.join("config.toml")
     }
-    /// What a host needs to join: URL and CA.
+    /// What a host needs to join: URL, CA and the key for approved lists.
     pub fn join_file(&self) -> PathBuf {
         self.0.join("join.json")
     }
@@ -85,6 +85,10 @@ impl StateDir {
     /// Certificate file of a role (`ca`, `server`, `client`, `operator`).
     pub fn certificate(&self, role: &str) -> PathBuf {
         self.0.join(format!("{role}.pem"))
+    }
+    /// Private key that signs approved lists.
+    pub fn list_key(&self) -> PathBuf {
+        self.key("lists")
     }
     /// Private key file of a role.
     pub fn key(&self, role: &str) -> PathBuf {

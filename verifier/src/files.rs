@@ -12,6 +12,20 @@ pub fn create_private(path: &Path, content: &[u8]) -> io::Result<()> {
     file.sync_all()
 }
 
+/// Writes a file of mode 0600 in place of one that is there: whole, or not at all.
+pub fn replace_private(path: &Path, content: &[u8]) -> io::Result<()> {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(".new");
+    let temporary = path.with_file_name(name);
+    match std::fs::remove_file(&temporary) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    create_private(&temporary, content)?;
+    std::fs::rename(&temporary, path)?;
+    sync_dir(path.parent().unwrap_or(Path::new(".")))
+}
+
 /// Creates a directory of mode 0700 with its parents, or accepts an existing one as it is.
 pub fn create_private_dir(path: &Path) -> io::Result<()> {
     match DirBuilder::new().mode(0o700).recursive(true).create(path) {

@@ -10,7 +10,7 @@ use assay_evidence::policy::Policy;
 use assay_evidence::quote::{MAX_WHOLE_LOG, QuoteError, VerifiedQuote};
 use assay_evidence::replay::{HeldLog, ReplayError, ReplayedLog};
 use assay_evidence::tpm::{AkError, Attest, AttestationKey, TpmError};
-use assay_evidence::wire::QuoteRequest;
+use assay_evidence::wire::{Identity, ListStatus, QuoteRequest};
 use ring::rand::{SecureRandom, SystemRandom};
 use thiserror::Error;
 
@@ -73,24 +73,25 @@ pub struct Evidence {
     nonce: Nonce,
     exporter: Exporter,
     held: HeldLog,
+    approved: Option<ListStatus>,
 }
 
 impl Evidence {
     /// Asks for a quote, and for the log from where `held` ends, or all of it if `whole`.
     pub async fn ask(agent: &mut Agent, held: HeldLog, whole: bool) -> Result<Self, LookError> {
-        let boot_id = agent.identity().await?.boot_id;
+        let Identity { boot_id, approved, .. } = agent.identity().await?;
         // The boot id is only a hint here: a wrong one makes the evidence fail.
         let same_boot = boot_id == held.boot_id;
         let from = if same_boot && !whole { held.records } else { 0 };
         match quote(agent, from).await {
-            Ok((bundle, nonce)) => return Ok(Self::new(agent, bundle, nonce, held)),
+            Ok((bundle, nonce)) => return Ok(Self::new(agent, bundle, nonce, held, approved)),
             Err(LookError::Client(ClientError::Refused(refusal))) if refusal.code == LOG_TOO_LONG => {}
             Err(error) => return Err(error),
         }
         if same_boot {
             let held = fetch_log(agent, held).await?;
             let (bundle, nonce) = quote(agent, held.records).await?;
-            return Ok(Self::new(agent, bundle, nonce, held));
+            return Ok(Self::new(agent, bundle, nonce, held, approved));
         }
         let new = HeldLog {
             boot_id,
@@ -98,7 +99,7 @@ impl Evidence {
         };
         let new = fetch_log(agent, new).await?;
         let (bundle, nonce) = quote(agent, new.records).await?;
-        let mut evidence = Self::new(agent, bundle, nonce, new);
+        let mut evidence = Self::new(agent, bundle, nonce, new, approved);
         evidence.follow_boot(held)?;
         Ok(evidence)
     }
@@ -108,14 +109,20 @@ impl Evidence {
         Self::ask(agent, HeldLog::none(), false).await
     }
 
-    fn new(agent: &Agent, bundle: Bundle, nonce: Nonce, held: HeldLog) -> Self {
+    fn new(agent: &Agent, bundle: Bundle, nonce: Nonce, held: HeldLog, approved: Option<ListStatus>) -> Self {
         let exporter = *agent.exporter();
         Self {
             bundle,
             nonce,
             exporter,
             held,
+            approved,
         }
+    }
+
+    /// How the agent says that it stands with approved lists.
+    pub const fn approved(&self) -> Option<&ListStatus> {
+        self.approved.as_ref()
     }
 
     /// A new boot whose log came in pages: what was held of the boot before must still bear on the check, so that a

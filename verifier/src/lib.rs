@@ -17,6 +17,7 @@ pub mod enrol;
 pub mod files;
 pub mod judge;
 pub mod keystore;
+pub mod lists;
 pub mod pki;
 pub mod poll;
 pub mod seal;

@@ -6,34 +6,46 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use assay_evidence::replay::{HeldLog, ReplayedLog};
+use assay_evidence::wire::ListStatus;
 use ring::rand::{SecureRandom, SystemRandom};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
-use crate::client::{Asker, ClientError, Pin};
+use crate::client::{Agent, Asker, ClientError, Pin};
 use crate::config::Config;
 use crate::judge::{self, Evidence, LookError};
+use crate::lists::{Lists, Wanted};
 use crate::store::{Host, HostState, Store, StoreError, Verdict};
 
 /// Polls all enrolled hosts.
 pub struct Poller {
     store: Store,
-    asker: Asker,
+    how: How,
     interval: Duration,
+}
+
+/// What every look needs.
+#[derive(Clone)]
+struct How {
+    asker: Asker,
+    lists: Arc<Lists>,
     timeout: Duration,
     looks: Arc<Semaphore>,
 }
 
 impl Poller {
     /// Nothing is asked before [`Poller::run`].
-    pub fn new(store: Store, asker: Asker, config: &Config) -> Self {
-        let looks = Arc::new(Semaphore::new(MAX_LOOKS));
+    pub fn new(store: Store, asker: Asker, lists: Lists, config: &Config) -> Self {
+        let how = How {
+            asker,
+            lists: Arc::new(lists),
+            timeout: config.quote_timeout,
+            looks: Arc::new(Semaphore::new(MAX_LOOKS)),
+        };
         Self {
             store,
-            asker,
+            how,
             interval: config.poll_interval,
-            timeout: config.quote_timeout,
-            looks,
         }
     }
 
@@ -50,13 +62,7 @@ impl Poller {
                 }
                 // Not due again before this look is over: its end sets the next time.
                 due.insert(host.id, Instant::now() + FAR_AWAY);
-                running.spawn(look(
-                    self.store.clone(),
-                    self.asker.clone(),
-                    self.looks.clone(),
-                    host,
-                    self.timeout,
-                ));
+                running.spawn(look(self.store.clone(), self.how.clone(), host));
             }
             let pause = tokio::time::sleep(self.tick());
             tokio::pin!(pause);
@@ -87,34 +93,50 @@ impl Poller {
     }
 }
 
-/// One look at one host, written down; gives back the host's id.
-async fn look(
-    store: Store,
-    asker: Asker,
-    looks: Arc<Semaphore>,
-    host: Host,
-    timeout: Duration,
-) -> Result<i64, StoreError> {
+/// One look at one host, written down; gives back the host's id. Over the same connection the host then gets its approved
+/// list, if that is another than the one it holds.
+async fn look(store: Store, how: How, host: Host) -> Result<i64, StoreError> {
     let id = host.id;
-    let Ok(_turn) = looks.acquire().await else {
+    let Ok(_turn) = how.looks.acquire().await else {
         return Err(StoreError::Interrupted);
     };
     // What is held now, before asking: a key request can move it on meanwhile.
     let held = store.run(move |s| s.held_log(id)).await?;
-    let asked = ask(&asker, &host, held, timeout, false).await;
-    store.run(move |s| conclude(s, &host, asked)).await?;
+    let (asked, agent) = match ask(&how.asker, &host, held, how.timeout, false).await {
+        Ok((evidence, agent)) => (Ok(evidence), Some(agent)),
+        Err(error) => (Err(error), None),
+    };
+    let row = host.clone();
+    let list = store.run(move |s| conclude(s, &row, asked)).await?;
+    if let (Some(mut agent), Some(List { wanted, status })) = (agent, list) {
+        how.lists
+            .deliver(&store, &host, &mut agent, status.as_ref(), wanted)
+            .await?;
+    }
     Ok(id)
+}
+
+/// What a host that gave good evidence should hold, and how its agent stands with that.
+struct List {
+    wanted: Wanted,
+    status: Option<ListStatus>,
 }
 
 /// Asks within a time: each answer has its own limit, but a log can come in pages without end, and as long as a host is being
 /// asked its last state stands.
-async fn ask(asker: &Asker, host: &Host, held: HeldLog, timeout: Duration, whole: bool) -> Result<Evidence, LookError> {
+async fn ask(
+    asker: &Asker,
+    host: &Host,
+    held: HeldLog,
+    timeout: Duration,
+    whole: bool,
+) -> Result<(Evidence, Agent), LookError> {
     let address = &host.pinned.address;
     let asking = async {
         let mut agent = asker
             .connect(address, Pin::Expect(host.pinned.tls_spki_sha256), timeout)
             .await?;
-        Evidence::ask(&mut agent, held, whole).await
+        Ok((Evidence::ask(&mut agent, held, whole).await?, agent))
     };
     let after = timeout.saturating_mul(ANSWERS);
     tokio::time::timeout(after, asking).await.unwrap_or_else(|_| {
@@ -133,23 +155,32 @@ pub async fn look_from_start(
     held: HeldLog,
     timeout: Duration,
 ) -> Result<ReplayedLog, LookError> {
-    ask(asker, host, held, timeout, true).await?.replay(host)
+    let (evidence, _) = ask(asker, host, held, timeout, true).await?;
+    evidence.replay(host)
 }
 
-/// Judges what was asked, and writes down the verdict, and the log if it replayed.
-fn conclude(store: &Store, host: &Host, asked: Result<Evidence, LookError>) -> Result<(), StoreError> {
-    let verdict = match asked.and_then(|evidence| evidence.replay(host)) {
-        Ok(log) => {
+/// Judges what was asked, and writes down the verdict, and the log if it replayed. Gives the list that such a host should
+/// hold, whatever the verdict: a host that ran something bad still needs to know what is good.
+fn conclude(store: &Store, host: &Host, asked: Result<Evidence, LookError>) -> Result<Option<List>, StoreError> {
+    let replayed = asked.and_then(|evidence| Ok((evidence.replay(host)?, evidence.approved().cloned())));
+    let mut list = None;
+    let verdict = match replayed {
+        Ok((log, status)) => {
             // Read anew at each look, so that a changed policy judges the whole log again.
             let policy = store.policy(&host.pinned.policy)?;
             let appraisal = judge::appraise(&log, policy.as_ref());
             let verdict = judge::verdict(&log, &host.pinned.policy, appraisal.as_ref());
             store.keep_log(host.id, &log.into_held())?;
+            list = policy.map(|policy| List {
+                wanted: Wanted::of(&policy),
+                status,
+            });
             verdict
         }
         Err(error) => without_log(host, &error),
     };
-    write_down(store, host, &verdict)
+    write_down(store, host, &verdict)?;
+    Ok(list)
 }
 
 /// Stores a verdict and tells the journal of a change.

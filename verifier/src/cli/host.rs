@@ -12,7 +12,7 @@ use super::{CliError, block_on, print, print_json};
 use crate::client::Asker;
 use crate::config::{Config, StateDir};
 use crate::enrol::{Request, enrol};
-use crate::store::{Host, Measuring, Store};
+use crate::store::{Host, HostList, Measuring, Store};
 use crate::time::rfc3339;
 
 /// Subcommands of `host`.
@@ -170,11 +170,12 @@ fn show(host: &Host) -> String {
     let unknown = || "-".to_owned();
     let _infallible = write!(
         text,
-        "address     {}\npolicy      {}\nruntime PCR {}\nmeasuring   {}\nlast quote  {}\nboot id     {}\nrecords     {}\nEK sha256   {}\nAK name     {}\nTLS sha256  {}\n",
+        "address     {}\npolicy      {}\nruntime PCR {}\nmeasuring   {}\napproved    {}\nlast quote  {}\nboot id     {}\nrecords     {}\nEK sha256   {}\nAK name     {}\nTLS sha256  {}\n",
         pinned.address,
         pinned.policy,
         pinned.pcr,
         host.measuring.as_ref().map_or_else(unknown, measuring),
+        host.list.as_ref().map_or_else(unknown, approved),
         host.last_quote.map_or_else(unknown, rfc3339),
         host.boot_id.clone().unwrap_or_else(unknown),
         host.records,
@@ -183,6 +184,15 @@ fn show(host: &Host) -> String {
         hex::encode(pinned.tls_spki_sha256),
     );
     text
+}
+
+/// Which list of what may run in enforce mode the host has.
+fn approved(list: &HostList) -> String {
+    match (&list.problem, list.serial) {
+        (None, serial) => format!("list {serial}, held"),
+        (Some(problem), 0) => format!("no list: {problem}"),
+        (Some(problem), serial) => format!("list {serial}, not held: {problem}"),
+    }
 }
 
 /// Tier, mode and protection, and what the tier cannot see.

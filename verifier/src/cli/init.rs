@@ -4,7 +4,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
-use assay_evidence::wire::JoinFile;
+use assay_evidence::wire::{B64, JoinFile};
 use thiserror::Error;
 use time::OffsetDateTime;
 
@@ -12,6 +12,7 @@ use super::{CliError, print};
 use crate::config::{Config, ConfigError, ServiceUrl, StateDir};
 use crate::files::{create_private, create_private_dir, sync_dir};
 use crate::keystore::{KeyStoreError, create_master};
+use crate::lists::{self, ListsError};
 use crate::pki::{Authority, Issued, PkiError, Role};
 use crate::store::{Store, StoreError};
 
@@ -33,6 +34,9 @@ pub enum InitError {
     /// Certificates could not be made.
     #[error(transparent)]
     Pki(#[from] PkiError),
+    /// The key for approved lists could not be made.
+    #[error(transparent)]
+    Lists(#[from] ListsError),
     /// The key store could not be made.
     #[error(transparent)]
     KeyStore(#[from] KeyStoreError),
@@ -99,12 +103,14 @@ pub fn create(state: &StateDir, url: &ServiceUrl, listen: Option<SocketAddr>) ->
     }
     made.key_store(state.path())?;
     made.database(&state.database())?;
+    made.write(&state.list_key(), lists::new_key()?.as_bytes())?;
+    let list_key = lists::read_key(state)?.public().spki();
     let ca_pem = authority.certificate().certificate_pem.clone();
     let join = JoinFile {
         version: 1,
         verifiers: vec![url.to_string()],
         ca_pem,
-        list_key: None,
+        list_key: Some(B64(list_key)),
     };
     let join = serde_json::to_vec_pretty(&join).map_err(InitError::Join)?;
     made.write(&state.join_file(), &join)?;

@@ -106,6 +106,12 @@ pub enum CliError {
     /// No policy can be made from what the host shows.
     #[error("the host's state cannot be captured")]
     Policy(#[source] assay_evidence::policy::PolicyError),
+    /// Approved lists.
+    #[error(transparent)]
+    Lists(#[from] crate::lists::ListsError),
+    /// A signed list cannot be written.
+    #[error("cannot write {}", .0.display())]
+    ListWrite(PathBuf, #[source] io::Error),
     /// A file of CA certificates cannot be read.
     #[error("cannot read {}", .0.display())]
     CaRead(PathBuf, #[source] io::Error),

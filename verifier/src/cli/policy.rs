@@ -1,19 +1,22 @@
 //! `assay-verifier policy …`: known-good values.
 
 use std::fmt::Write as _;
+use std::path::PathBuf;
 
 use assay_evidence::digest::Sha256Digest;
 use assay_evidence::event::LoadKind;
 use assay_evidence::policy::Policy;
-use clap::Subcommand;
+use clap::{ArgGroup, Args, Subcommand};
 
 use super::host::sha256_hex;
 use super::{CliError, block_on, print, print_json};
 use crate::client::Asker;
 use crate::config::{Config, StateDir};
+use crate::files::create_private;
+use crate::lists::{Lists, Wanted};
 use crate::poll;
 use crate::store::{Store, StoreError, valid_name};
-use crate::time::rfc3339;
+use crate::time::{now, rfc3339};
 
 /// Subcommands of `policy`.
 #[derive(Debug, Subcommand)]
@@ -56,6 +59,26 @@ pub(super) enum PolicyCommand {
         #[arg(long, default_value = "default")]
         name: String,
     },
+    /// Write a signed list of what a policy approves, for a host in enforce mode that no verifier reaches: `assay-agent
+    /// approve FILE` takes it there. Hosts that are polled get theirs by themselves
+    SignList(SignList),
+}
+
+/// Options of `policy sign-list`.
+#[derive(Debug, Args)]
+#[command(group(ArgGroup::new("whom").required(true).args(["host", "policy"])))]
+pub(super) struct SignList {
+    /// For this enrolled host alone, by the policy that judges it
+    host: Option<String>,
+    /// For every host that has joined this verifier, by this policy
+    #[arg(long, value_name = "NAME")]
+    policy: Option<String>,
+    /// File to write; must not exist
+    #[arg(long, value_name = "FILE")]
+    out: PathBuf,
+    /// Days after which no host takes the list over any more [default: it can always be taken over]
+    #[arg(long, value_name = "DAYS", value_parser = clap::value_parser!(u64).range(1..=3650))]
+    expires_in_days: Option<u64>,
 }
 
 pub(super) fn run(state: &StateDir, command: PolicyCommand) -> Result<(), CliError> {
@@ -83,6 +106,7 @@ pub(super) fn run(state: &StateDir, command: PolicyCommand) -> Result<(), CliErr
             kind,
             name,
         } => allow(&store, digest, kind, path.as_deref(), &name),
+        PolicyCommand::SignList(args) => sign_list(state, &store, &args),
     }
 }
 
@@ -148,6 +172,48 @@ fn allow(
     print(&format!("policy {name} {what} {deed}sha256:{digest}\n"))
 }
 
+fn sign_list(state: &StateDir, store: &Store, args: &SignList) -> Result<(), CliError> {
+    let lists = Lists::open(state)?;
+    let expires = args.expires_in_days.map(|days| {
+        let now = u64::try_from(now()).unwrap_or_default();
+        now.saturating_add(days.saturating_mul(24 * 3600))
+    });
+    let (signed, name, whom) = match (&args.host, &args.policy) {
+        (Some(host), _) => {
+            let row = store.host(host)?;
+            let name = row.pinned.policy.clone();
+            let wanted = Wanted::of(&existing(store, &name)?);
+            (
+                lists.sign_for(store, &row, wanted, expires)?,
+                name,
+                format!("host {host}"),
+            )
+        }
+        (None, name) => {
+            let name = name.clone().unwrap_or_default();
+            let policy = existing(store, &name)?;
+            (
+                lists.sign_for_all(store, &policy, expires)?,
+                name,
+                "every host".to_owned(),
+            )
+        }
+    };
+    let failed = |error| CliError::ListWrite(args.out.clone(), error);
+    create_private(&args.out, format!("{}\n", signed.text).as_bytes()).map_err(failed)?;
+    print(&format!(
+        "approved list {} of policy {name} with {} digests for {whom} is in {}\nNext, on the host: assay-agent approve FILE\n",
+        signed.head.serial,
+        signed.head.entries,
+        args.out.display(),
+    ))
+}
+
+fn existing(store: &Store, name: &str) -> Result<Policy, CliError> {
+    let policy = store.policy(name)?;
+    Ok(policy.ok_or_else(|| StoreError::NoSuchPolicy(name.to_owned()))?)
+}
+
 fn list(store: &Store, json: bool) -> Result<(), CliError> {
     let policies = store.policies()?;
     if json {
@@ -170,9 +236,7 @@ fn list(store: &Store, json: bool) -> Result<(), CliError> {
 }
 
 fn show(store: &Store, name: &str, json: bool) -> Result<(), CliError> {
-    let policy = store
-        .policy(name)?
-        .ok_or_else(|| StoreError::NoSuchPolicy(name.to_owned()))?;
+    let policy = existing(store, name)?;
     if json {
         return print(&policy.to_json());
     }

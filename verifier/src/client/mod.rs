@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use assay_evidence::binding::{EXPORTER_LABEL, Exporter};
 use assay_evidence::bundle::{Bundle, BundleError};
-use assay_evidence::wire::{ActivateRequest, ActivateResponse, ErrorBody, Identity, LogPage, QuoteRequest};
+use assay_evidence::wire::{ActivateRequest, ActivateResponse, ErrorBody, Identity, ListHead, LogPage, QuoteRequest};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Bytes;
 use hyper::client::conn::http1::{self, SendRequest};
@@ -323,6 +323,17 @@ impl Agent {
         })
     }
 
+    /// `PUT /v1/approved`: brings the agent a signed list. It may take longer than a question: the agent writes to its
+    /// disk, and the longest list has megabytes.
+    pub async fn put_approved(&mut self, list: String) -> Result<ListHead, ClientError> {
+        let path = "/v1/approved";
+        let before = self.timeout;
+        self.timeout = before.max(LIST_TIMEOUT);
+        let answer = self.exchange(Method::PUT, path, Bytes::from(list), SMALL_ANSWER).await;
+        self.timeout = before;
+        self.parse(path, &answer?)
+    }
+
     async fn post(&mut self, path: &str, request: &impl Serialize, limit: usize) -> Result<Bytes, ClientError> {
         let body = serde_json::to_vec(request).map_err(|cause| ClientError::Malformed {
             address: self.address.clone(),
@@ -418,6 +429,8 @@ static AGENT_NAME: std::sync::LazyLock<ServerName<'static>> = std::sync::LazyLoc
     ServerName::try_from("assay-agent").unwrap_or_else(|_| ServerName::from(std::net::IpAddr::from([127, 0, 0, 1])))
 });
 
+/// For an approved list, which the agent checks and writes to its disk.
+const LIST_TIMEOUT: Duration = Duration::from_secs(60);
 /// Identities, activations and errors.
 const SMALL_ANSWER: usize = 64 * 1024;
 /// Quotes and log pages: the same bound as for the evidence in a key request.

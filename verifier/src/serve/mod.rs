@@ -24,6 +24,7 @@ use tokio_rustls::TlsAcceptor;
 use crate::client::{Asker, ClientError};
 use crate::config::{Config, StateDir};
 use crate::keystore::{FileKeyStore, KeySource, KeyStoreError};
+use crate::lists::{Lists, ListsError};
 use crate::pki::PkiError;
 use crate::poll::Poller;
 use crate::store::{Store, StoreError};
@@ -56,6 +57,9 @@ pub enum ServeError {
     /// The key store cannot be opened.
     #[error(transparent)]
     KeyStore(#[from] KeyStoreError),
+    /// The key for approved lists cannot be used.
+    #[error(transparent)]
+    Lists(#[from] ListsError),
     /// The database failed.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -101,7 +105,7 @@ impl Server {
         let store = Store::open(&state.database())?;
         let keys: Arc<dyn KeySource> = Arc::new(FileKeyStore::open(state.path())?);
         let tls = Arc::new(Tls::load(state)?);
-        let poller = Poller::new(store.clone(), Asker::load(state)?, config);
+        let poller = Poller::new(store.clone(), Asker::load(state)?, Lists::open(state)?, config);
         let failed = |cause| ServeError::Listen {
             address: config.listen,
             cause,

@@ -5,7 +5,7 @@ use assay_evidence::pcr::RuntimePcr;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use serde::{Deserialize, Serialize};
 
-use super::{Store, StoreError, sql};
+use super::{HostList, Store, StoreError, sql};
 use crate::time::{now, rfc3339};
 
 /// How a host stands.
@@ -90,6 +90,8 @@ pub struct Host {
     pub records: u64,
     /// How it measured, by that quote's log.
     pub measuring: Option<Measuring>,
+    /// The approved list that was last signed for it.
+    pub list: Option<HostList>,
 }
 
 /// How a host measures, as its agent's last start says.
@@ -130,6 +132,7 @@ impl Host {
             "boot_id": self.boot_id,
             "records": self.records,
             "measuring": self.measuring,
+            "approved_list": self.list.as_ref().map(HostList::to_json),
             "pcr": self.pinned.pcr.index(),
             "policy": self.pinned.policy,
             "ek_sha256": hex::encode(self.pinned.ek_sha256),
@@ -364,7 +367,8 @@ fn find(connection: &Connection, column: &str, value: &dyn rusqlite::ToSql) -> r
 
 const SELECT: &str =
     "SELECT id, name, address, ek_sha256, ek_public, ek_certificate, ak_public, ak_name, tls_spki_sha256, policy,
-    state, reasons, since, last_quote, boot_id, reset_count, records, notes, pcr, measuring FROM hosts";
+    state, reasons, since, last_quote, boot_id, reset_count, records, notes, pcr, measuring,
+    serial, sha256, content, problem FROM hosts LEFT JOIN host_lists ON host_lists.host_id = hosts.id";
 
 fn read_host(row: &Row<'_>) -> Result<Host, StoreError> {
     let failed = sql("read a host");
@@ -400,5 +404,6 @@ fn read_host(row: &Row<'_>) -> Result<Host, StoreError> {
         measuring: measuring
             .map(|text| serde_json::from_str(&text).map_err(|_| corrupt("way of measuring")))
             .transpose()?,
+        list: HostList::read(row, 20)?,
     })
 }

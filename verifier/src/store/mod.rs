@@ -11,11 +11,13 @@ use rusqlite::Connection;
 use thiserror::Error;
 
 mod hosts;
+mod lists;
 mod logs;
 mod policies;
 mod schema;
 
 pub use hosts::{Host, HostState, Measuring, NewHost, Quoted, Transition, Verdict, valid_name};
+pub use lists::HostList;
 
 /// Why the store refused or failed.
 #[derive(Debug, Error)]

@@ -5,7 +5,7 @@ use rusqlite::{Connection, OptionalExtension, TransactionBehavior};
 use super::{StoreError, sql};
 
 /// Step `n` leads from version `n` to `n + 1`. Steps are never edited once released; new ones are added below.
-const STEPS: [&str; 3] = [
+const STEPS: [&str; 4] = [
     "
 CREATE TABLE hosts (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -54,6 +54,18 @@ CREATE TABLE policies (
     "ALTER TABLE hosts ADD COLUMN pcr INTEGER NOT NULL DEFAULT 13 CHECK (pcr IN (12, 13, 14));",
     // How each host measures, JSON; unknown until its next quote.
     "ALTER TABLE hosts ADD COLUMN measuring TEXT;",
+    // The approved list last signed for each host, and the last serial of all. Serial 0 stands for a host that none could be
+    // signed for yet.
+    "
+CREATE TABLE host_lists (
+    host_id INTEGER PRIMARY KEY REFERENCES hosts(id) ON DELETE CASCADE,
+    serial INTEGER NOT NULL,
+    sha256 BLOB NOT NULL,
+    content BLOB NOT NULL,
+    problem TEXT
+) STRICT;
+CREATE TABLE list_serial (serial INTEGER NOT NULL) STRICT;
+",
 ];
 
 /// Brings the database to the present version, in one transaction a step.

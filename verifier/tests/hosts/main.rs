@@ -14,4 +14,5 @@ mod site;
 mod store;
 mod tpm_enrolment;
 mod tpm_lifecycle;
+mod tpm_lists;
 mod tpm_release;

@@ -1,9 +1,10 @@
 //! What the database keeps, and what it refuses.
 
+use assay_evidence::digest::Sha256Digest;
 use assay_evidence::event::Mode;
 use assay_evidence::pcr::RuntimePcr;
 use assay_evidence::replay::HeldLog;
-use assay_verifier::store::{HostState, Measuring, NewHost, Quoted, Store, StoreError, Transition, Verdict};
+use assay_verifier::store::{HostList, HostState, Measuring, NewHost, Quoted, Store, StoreError, Transition, Verdict};
 
 fn open() -> (tempfile::TempDir, Store) {
     let dir = tempfile::tempdir().unwrap();
@@ -222,10 +223,61 @@ fn hosts_of_before_the_pcr_was_pinned_have_the_default() {
     let path = dir.path().join("state.db");
     let raw = rusqlite::Connection::open(&path).unwrap();
     raw.execute("UPDATE hosts SET pcr = 11", []).unwrap_err();
-    raw.execute_batch("ALTER TABLE hosts DROP COLUMN pcr; ALTER TABLE hosts DROP COLUMN measuring; UPDATE schema_version SET version = 1")
-        .unwrap();
+    raw.execute_batch(
+        "ALTER TABLE hosts DROP COLUMN pcr; ALTER TABLE hosts DROP COLUMN measuring;
+             DROP TABLE host_lists; DROP TABLE list_serial; UPDATE schema_version SET version = 1",
+    )
+    .unwrap();
     drop(raw);
     let store = Store::open(&path).unwrap();
     let read = store.host("a").unwrap();
     assert_eq!((read.pinned.pcr, read.measuring), (RuntimePcr::DEFAULT, None));
+}
+
+#[test]
+fn serial_numbers_of_lists_only_go_up() {
+    let (dir, store) = open();
+    let first = store.next_list_serial().unwrap();
+    assert!(
+        first > 1_700_000_000,
+        "it begins with the time, so that a restored database is no way back"
+    );
+    let other = Store::open(&dir.path().join("state.db")).unwrap();
+    let mut last = first;
+    for store in [&store, &other, &store] {
+        let next = store.next_list_serial().unwrap();
+        assert!(next > last);
+        last = next;
+    }
+}
+
+#[test]
+fn the_list_of_a_host_goes_with_it() {
+    let (_dir, store) = open();
+    store.add_host(&host("a", 1)).unwrap();
+    let id = store.host("a").unwrap().id;
+    assert_eq!(
+        (store.host_list(id).unwrap(), store.host("a").unwrap().list),
+        (None, None)
+    );
+    assert!(store.set_list_problem(id, Some("no key")).unwrap());
+    assert!(!store.set_list_problem(id, Some("no key")).unwrap(), "no news");
+    let none_yet = store.host("a").unwrap().list.unwrap();
+    assert_eq!((none_yet.serial, none_yet.problem.as_deref()), (0, Some("no key")));
+    let mut list = HostList {
+        serial: 7,
+        sha256: Sha256Digest::of(b"text"),
+        content: Sha256Digest::of(b"content"),
+        problem: Some("not yet".to_owned()),
+    };
+    store.put_host_list(id, &list).unwrap();
+    assert_eq!(store.host("a").unwrap().list, Some(list.clone()));
+    assert!(store.set_list_problem(id, None).unwrap());
+    list.problem = None;
+    assert_eq!(store.host_list(id).unwrap(), Some(list.clone()));
+    assert_eq!(store.host("a").unwrap().to_json()["approved_list"]["held"], true);
+    store.remove_host("a").unwrap();
+    store.put_host_list(id, &list).unwrap();
+    assert!(!store.set_list_problem(id, Some("late")).unwrap());
+    assert_eq!(store.host_list(id).unwrap(), None, "a removed host keeps nothing");
 }

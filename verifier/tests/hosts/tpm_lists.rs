@@ -21,6 +21,11 @@ fn holds(shown: &Value) -> bool {
     shown["approved_list"]["held"] == true
 }
 
+/// Why it does not hold its list.
+fn problem(shown: &Value) -> &str {
+    shown["approved_list"]["problem"].as_str().unwrap_or_default()
+}
+
 fn serial(shown: &Value) -> u64 {
     shown["approved_list"]["serial"].as_u64().unwrap()
 }
@@ -123,9 +128,7 @@ fn a_host_without_the_key_is_told_to_join_again_and_then_gets_its_list() {
     let machine = Machine::joined(without_key(&site.join_file()).path());
     site.add("alpha", &machine).good();
     site.run(&["policy", "capture", "alpha"]).good();
-    let shown = site.wait_until("alpha", |shown| !shown["approved_list"].is_null());
-    let problem = shown["approved_list"]["problem"].as_str().unwrap();
-    assert!(problem.contains("assay-agent join FILE"), "{problem}");
+    site.wait_until("alpha", |shown| problem(shown).contains("assay-agent join FILE"));
     // It is no reason against the host.
     site.wait_for("alpha", "trusted");
 
@@ -228,9 +231,7 @@ fn a_list_that_the_host_refuses_is_shown_and_not_brought_with_every_poll() {
         .unwrap();
     machine.swtpm.power_cycle().unwrap();
     machine.boot(NEXT_BOOT);
-    let refused = site.wait_until("alpha", |shown| !shown["approved_list"]["problem"].is_null());
-    let problem = refused["approved_list"]["problem"].as_str().unwrap();
-    assert!(problem.contains("list-rollback"), "{problem}");
+    let refused = site.wait_until("alpha", |shown| problem(shown).contains("list-rollback"));
     let tried = serial(&refused);
     assert!(tried > serial(&shown));
     some_polls(&site);

@@ -7,7 +7,9 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
+use assay_evidence::approved::ApprovedList;
 use assay_evidence::digest::Sha256Digest;
+use assay_evidence::event::Mode;
 use systemd::daemon as sd;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
@@ -15,12 +17,13 @@ use tokio::sync::oneshot;
 use crate::approved::ApprovedStore;
 use crate::bundle::Source;
 use crate::config::{self, Config};
+use crate::http;
 use crate::join::{JoinError, Joined};
 use crate::log_view::LogView;
 use crate::measure::hold::HoldSettings;
 use crate::measure::kernel::{GateError, GateSettings, Kernel, KernelError, Origin, Preflight};
 use crate::measure::source::EventSource;
-use crate::measure::{Control, MeasureError, Measurer, Settings, host};
+use crate::measure::{Approval, Control, MeasureError, Measurer, Settings, host};
 use crate::memory;
 use crate::serve::{ServeError, Server};
 use crate::tpm::{self, TpmConfig, TpmError};
@@ -174,7 +177,8 @@ pub async fn run_with(config: &Config, parts: Parts) -> Result<(), DaemonError> 
 
     let tpm = parts.tpm.clone();
     let tier = parts.settings.tier;
-    let mut measuring = Measuring::start(parts)?;
+    let approved = ApprovedStore::open(&config.state_dir);
+    let mut measuring = Measuring::start(parts, &approved)?;
     let stopped = tokio::select! {
         ended = &mut measuring.ended => return Err(ended_early(ended)),
         _ = terminate.recv() => true,
@@ -201,7 +205,6 @@ pub async fn run_with(config: &Config, parts: Parts) -> Result<(), DaemonError> 
         source,
     })?;
     let status = status(config, tier, tpm.clone(), measuring.control.clone());
-    let approved = ApprovedStore::open(&config.state_dir);
     let socket = SocketServer::bind(&config.socket(), unlocker, approved.clone(), status).await?;
     let server = match Joined::load(&config.state_dir)? {
         Some(joined) => Some(bind(config, &joined, &tpm, &source, &approved).await?),
@@ -238,9 +241,13 @@ struct Measuring {
 
 impl Measuring {
     /// Opens log and PCR, and starts the loop. Returns when AGENT_START is in both.
-    fn start(parts: Parts) -> Result<Self, DaemonError> {
+    fn start(parts: Parts, approved: &ApprovedStore) -> Result<Self, DaemonError> {
+        let enforces = parts.settings.mode == Mode::Enforce;
         let measurer = Measurer::open(parts.settings, parts.source, parts.tpm)?;
         let control = measurer.control();
+        if enforces {
+            follow_list(&control, approved);
+        }
         let (say_ready, ready) = oneshot::channel();
         let (say_ended, ended) = oneshot::channel();
         let mut say_ready = Some(say_ready);
@@ -269,6 +276,30 @@ impl Measuring {
             Ok(result) => Ok(result?),
             Err(_) => Err(DaemonError::MeasureGone),
         }
+    }
+}
+
+/// Puts the approved list that is there in force, and each that comes.
+fn follow_list(control: &Control, approved: &ApprovedStore) {
+    let told = control.clone();
+    approved.on_change(move |list| told.approve(approval(list)));
+    match approved.load() {
+        Ok(Some(list)) => control.approve(approval(&list)),
+        Ok(None) => {
+            tracing::warn!("no approved list yet: until the verifier sends one, new code is held and not refused")
+        }
+        Err(error) => {
+            tracing::warn!(error = %http::chain(&error), "the approved list cannot be used: until the verifier sends one, new code is held and not refused")
+        }
+    }
+}
+
+fn approval(list: &ApprovedList) -> Approval {
+    let head = list.head();
+    Approval {
+        serial: head.serial,
+        list: head.sha256,
+        digests: list.digests().to_vec(),
     }
 }
 

@@ -186,17 +186,16 @@ impl Policy {
     /// [`PolicyError::TooMany`], [`PolicyError::Name`].
     pub fn capture(name: &str, log: &ReplayedLog) -> Result<Self, PolicyError> {
         let mut policy = Self::new(name)?;
-        let (mut ready, mut mode) = (false, Mode::Observe);
+        let mut ready = false;
         for (_, event) in log.events() {
             match event {
                 Event::AgentStart(start) => {
-                    mode = start.mode;
                     policy.agents.insert(start.agent_digest);
                     policy.kernel_programs.insert(start.bpf_digest);
                     policy.tiers.insert(start.tier);
                     policy.modes.insert(start.mode);
                 }
-                Event::Inventory(code) | Event::Load(code) if did_not_run(code, mode) => {}
+                Event::Inventory(code) | Event::Load(code) if did_not_run(code) => {}
                 Event::Inventory(code) | Event::Load(code) => policy.learn(code)?,
                 Event::Violation(violation) => return Err(PolicyError::Violation(violation.to_string())),
                 Event::Ready => ready = true,

@@ -5,6 +5,7 @@ use std::os::fd::{AsFd as _, BorrowedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, mpsc};
 
+use assay_evidence::digest::Sha256Digest;
 use assay_evidence::event::Event;
 
 use super::MeasureError;
@@ -16,8 +17,21 @@ pub(super) enum Message {
     Extended(Result<(), TpmError>),
     /// The inventory is taken.
     Inventory(Result<Vec<Event>, MeasureError>),
+    /// From now on these digests are approved.
+    Approve(Approval),
     /// Come to an end.
     Stop,
+}
+
+/// A list of what may run in enforce mode.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Approval {
+    /// The list's serial number.
+    pub serial: u64,
+    /// SHA-256 of the signed list as it came.
+    pub list: Sha256Digest,
+    /// What it approves.
+    pub digests: Vec<Sha256Digest>,
 }
 
 /// Stops the loop from outside, and shows that it lives. Cheap to clone.
@@ -51,6 +65,11 @@ impl Control {
     /// Asks the loop to put what it has and AGENT_STOP into log and PCR, and to return.
     pub fn stop(&self) {
         self.send(Message::Stop);
+    }
+
+    /// Puts a list in force, and says so in the log.
+    pub fn approve(&self, approval: Approval) {
+        self.send(Message::Approve(approval));
     }
 
     /// Turns of the loop so far. A number that stays the same for seconds means that measuring hangs.

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use assay_ebpf::Record as KernelRecord;
 use assay_evidence::cel::{self, MAX_EVENTS};
 use assay_evidence::digest::{Algorithm, Sha256Digest};
-use assay_evidence::event::{Event, Mode, Violation};
+use assay_evidence::event::{Event, Mode, Notice, Violation};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::control::{self, Control, Mailbox, Message};
@@ -292,6 +292,17 @@ impl Measurer {
                 self.pending.extend(events);
                 self.pending.push_back(Event::Ready);
                 self.inventory = Inventory::Queued;
+            }
+            Message::Approve(approval) => {
+                self.source
+                    .approve(&mut approval.digests.iter().map(|digest| *digest.as_bytes()))?;
+                if self.stopping == Stopping::No {
+                    self.pending.push_back(Event::Notice(Notice::ListInForce {
+                        serial: approval.serial,
+                        digest: approval.list,
+                        entries: approval.digests.len() as u64,
+                    }));
+                }
             }
             Message::Stop => {
                 if self.stopping == Stopping::No {

@@ -31,7 +31,7 @@ use std::path::{Path, PathBuf};
 
 use assay_evidence::cel::CelError;
 
-pub use self::control::Control;
+pub use self::control::{Approval, Control};
 pub use self::measurer::{Measurer, Settings};
 use crate::tpm::TpmError;
 use source::SourceError;

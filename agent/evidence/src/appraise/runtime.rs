@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::{Failure, Judge, Rule};
 use crate::digest::Sha256Digest;
-use crate::event::{AgentStart, Event, LoadKind, Measurement, Mode, Notice, flags};
+use crate::event::{AgentStart, Event, LoadKind, Measurement, Notice, flags};
 use crate::replay::ReplayedLog;
 
 /// Where in the failures code that was refused before stands: a program run a thousand times is one line.
@@ -23,8 +23,10 @@ type Key<'a> = (Rule, LoadKind, &'a str, Option<Sha256Digest>, u32);
 struct Told<'a> {
     /// Each way of measuring, once.
     starts: BTreeSet<String>,
-    /// What the hooks refused in enforce mode, with the first record and how often.
+    /// What the hooks refused, with the first record and how often.
     refused: BTreeMap<Refused<'a>, (u64, u64)>,
+    /// Files measured ahead of a load that are not approved.
+    ahead: u64,
     slow: u64,
     slowest_millis: u64,
     list: Option<&'a Notice>,
@@ -35,17 +37,21 @@ type Refused<'a> = (&'a str, LoadKind, Option<Sha256Digest>);
 
 impl<'a> Judge<'a> {
     pub(super) fn events(&mut self, log: &'a ReplayedLog) {
-        let (mut ready, mut stopped, mut mode) = (false, None, Mode::Observe);
+        let (mut ready, mut stopped) = (false, None);
         let mut told = Told::default();
         for (record, event) in log.events() {
             match event {
                 Event::AgentStart(start) => {
                     stopped = None;
-                    mode = start.mode;
                     told.start(start);
                     self.agent(record, start);
                 }
-                Event::Inventory(code) | Event::Load(code) if did_not_run(code, mode) => told.refused(record, code),
+                Event::Inventory(code) | Event::Load(code) if did_not_run(code) => told.refused(record, code),
+                // Its load, if there is one, has a record of its own.
+                Event::Load(code) if code.flags & flags::AHEAD != 0 => {
+                    let approved = code.digest.is_some_and(|digest| self.policy.allows(&digest));
+                    told.ahead = told.ahead.saturating_add(u64::from(!approved));
+                }
                 Event::Inventory(code) | Event::Load(code) => self.code(record, code),
                 Event::Violation(violation) => {
                     let failure = Failure::new(Rule::Violation, violation.to_string());
@@ -162,10 +168,10 @@ const fn deed(kind: LoadKind) -> Option<Rule> {
     }
 }
 
-/// Whether the hook kept this from running for good. What hold refuses may run when it is tried again, and an attempt on
-/// the agent was made though it failed.
-pub(crate) fn did_not_run(code: &Measurement, mode: Mode) -> bool {
-    mode == Mode::Enforce && code.flags & flags::REFUSED != 0 && !code.kind.is_attempt()
+/// Whether the hook kept this from running. What hold refuses may run when it is tried again, which is a record of its own.
+/// An attempt on the agent was made though it failed.
+pub(crate) const fn did_not_run(code: &Measurement) -> bool {
+    code.flags & flags::REFUSED != 0 && !code.kind.is_attempt()
 }
 
 impl<'a> Told<'a> {
@@ -212,6 +218,12 @@ impl<'a> Told<'a> {
             notes.push(format!(
                 "slow extends of the TPM: {}, the slowest took {} ms",
                 self.slow, self.slowest_millis
+            ));
+        }
+        if self.ahead > 0 {
+            notes.push(format!(
+                "measured ahead of a load and not approved: {} files",
+                self.ahead
             ));
         }
         let more = self.refused.len().saturating_sub(MAX_REFUSED);

@@ -224,7 +224,7 @@ fn reasons_say_where_code_came_from() {
         (flags::UNLINKED, "deleted"),
         (flags::TMPFS | flags::SCRIPT, "tmpfs, script"),
         (flags::OVERLAY, "overlayfs"),
-        (flags::AHEAD | flags::USER_HASH, "measured ahead"),
+        (flags::NO_COUNTER | flags::SCRIPT, "script"),
     ] {
         let appraisal = after(Event::Load(new(LoadKind::Program, "/x", bits)));
         let (rule, text) = only(&appraisal);
@@ -260,23 +260,25 @@ fn what_enforce_refused_is_a_note_and_never_learned() {
 }
 
 #[test]
-fn what_another_mode_refused_may_run_when_it_is_tried_again() {
-    for mode in [Mode::Observe, Mode::Hold] {
-        let mut host = host_in(mode);
-        let policy = captured(&host);
-        host.record(&[Event::Load(new(LoadKind::Program, "/tmp/rogue", flags::REFUSED))]);
-        let (rule, text) = only(&replayed(&host).appraise(&policy));
-        assert!(rule == Rule::NotApproved && text.contains("; refused)"), "{text}");
-        assert!(captured(&host).allows(&digest("/tmp/rogue")));
-    }
-    // The mode is that of the agent's last start before the load, not of the first.
-    let mut host = host_in(Mode::Enforce);
-    let mut start = agent_start(BOOT);
-    start.predecessor = Some(1);
-    start.mode = Mode::Hold;
-    host.record(&[Event::AgentStart(start)]);
+fn what_hold_refused_is_judged_when_it_runs() {
+    let mut host = host_in(Mode::Hold);
     let policy = captured(&host);
     host.record(&[Event::Load(new(LoadKind::Program, "/tmp/rogue", flags::REFUSED))]);
+    assert!(replayed(&host).appraise(&policy).is_trusted());
+    host.record(&[Event::Load(new(LoadKind::Program, "/tmp/rogue", 0))]);
+    assert_eq!(only(&replayed(&host).appraise(&policy)).0, Rule::NotApproved);
+}
+
+#[test]
+fn what_was_measured_ahead_is_counted_and_judged_when_it_is_loaded() {
+    let mut host = host_in(Mode::Hold);
+    let policy = captured(&host);
+    host.record(&[Event::Load(new(LoadKind::Mapping, "/lib/new.so", flags::AHEAD))]);
+    let appraisal = replayed(&host).appraise(&policy);
+    assert!(appraisal.is_trusted(), "{:?}", appraisal.reasons());
+    let note = "measured ahead of a load and not approved: 1 files".to_owned();
+    assert!(appraisal.notes().contains(&note), "{:?}", appraisal.notes());
+    host.record(&[Event::Load(new(LoadKind::Mapping, "/lib/new.so", 0))]);
     assert_eq!(only(&replayed(&host).appraise(&policy)).0, Rule::NotApproved);
 }
 

@@ -19,7 +19,7 @@ use rustls::pki_types::{PrivatePkcs8KeyDer, pem};
 use thiserror::Error;
 use zeroize::Zeroizing;
 
-use crate::client::Agent;
+use crate::client::{Agent, ClientError};
 use crate::config::StateDir;
 use crate::files::{create_private, replace_private};
 use crate::judge::reason;
@@ -212,7 +212,7 @@ impl Lists {
             Ok(Outcome::Later) => return Ok(()),
             Ok(Outcome::Held) => None,
             Err(Refused::Store(error)) => return Err(error),
-            Err(Refused::Problem(problem)) => Some(problem),
+            Err(Refused::Problem(problem) | Refused::Broken(problem)) => Some(problem),
         };
         let (id, text) = (host.id, problem.clone());
         let changed = store.run(move |s| s.set_list_problem(id, text.as_deref())).await?;
@@ -247,7 +247,8 @@ impl Lists {
         let delivered = self.bring(store, host, agent, wanted).await;
         match &delivered {
             Ok(()) => self.took(id),
-            Err(_) => self.wait(id, content),
+            Err(Refused::Broken(_)) => self.wait(id, content, RETRY_BROKEN),
+            Err(_) => self.wait(id, content, RETRY),
         }
         delivered.map(|()| Outcome::Held)
     }
@@ -266,7 +267,10 @@ impl Lists {
             ListsError::Store(error) => Refused::Store(error),
             error => problem(&error),
         })?;
-        let answer = agent.put_approved(text).await.map_err(|error| problem(&error))?;
+        let answer = agent.put_approved(text).await.map_err(|error| match error {
+            ClientError::Refused(_) => problem(&error),
+            _ => Refused::Broken(reason(&error)),
+        })?;
         if answer != head {
             return Err(Refused::Problem(format!(
                 "the agent says that it holds list {} after it was brought list {}",
@@ -302,9 +306,9 @@ impl Lists {
             .is_some_and(|(said, until)| *said == content && Instant::now() < *until)
     }
 
-    fn wait(&self, host: i64, content: Sha256Digest) {
+    fn wait(&self, host: i64, content: Sha256Digest, after: Duration) {
         let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
-        refused.insert(host, (content, Instant::now() + RETRY));
+        refused.insert(host, (content, Instant::now() + after));
     }
 
     fn took(&self, host: i64) {
@@ -325,6 +329,8 @@ enum Outcome {
 enum Refused {
     Store(StoreError),
     Problem(String),
+    /// The connection did not last.
+    Broken(String),
 }
 
 /// Adds the key to a join file that does not name it yet.
@@ -343,5 +349,7 @@ fn name_in_join_file(state: &StateDir, signer: &ListSigner) -> Result<(), ListsE
 
 /// A list of megabytes that was refused is not brought again with every poll.
 const RETRY: Duration = Duration::from_secs(600);
+/// Nor one over a line that breaks.
+const RETRY_BROKEN: Duration = Duration::from_secs(20);
 /// What stands in the database between signing and the agent's answer.
 const NOT_YET: &str = "signed, and not delivered yet";

@@ -95,13 +95,13 @@ pub enum PolicyError {
     Modified(String),
     /// Somebody tried to get at the agent of the host to capture from.
     #[error(
-        "the host's log has an attempt on its agent ({kind}, {path:?}): find out who tried, reboot the host, and capture then"
+        "the host's log has an attempt on its agent ({kind} by task {task:?}): find out who tried, reboot the host, and capture then"
     )]
     Attempt {
         /// What was tried.
         kind: LoadKind,
-        /// What the kernel said of it.
-        path: String,
+        /// Name of the task that tried.
+        task: String,
     },
     /// A kind that has no digest, so that none can be approved.
     #[error("{0} can't be approved: nobody can measure what it loads; use kexec_file_load, as kexec -s does")]
@@ -187,6 +187,7 @@ impl Policy {
     pub fn capture(name: &str, log: &ReplayedLog) -> Result<Self, PolicyError> {
         let mut policy = Self::new(name)?;
         let mut ready = false;
+        let mut deeds = BTreeSet::new();
         for (_, event) in log.events() {
             match event {
                 Event::AgentStart(start) => {
@@ -196,7 +197,14 @@ impl Policy {
                     policy.modes.insert(start.mode);
                 }
                 Event::Inventory(code) | Event::Load(code) if did_not_run(code) => {}
-                Event::Inventory(code) | Event::Load(code) => policy.learn(code)?,
+                Event::Inventory(code) | Event::Load(code) => {
+                    let digest = learnable(code)?;
+                    if code.kind.is_deed() && code.path.is_empty() {
+                        deeds.insert((code.kind, digest));
+                    } else {
+                        policy.allow(digest, Some(code.kind), Some(&code.path))?;
+                    }
+                }
                 Event::Violation(violation) => return Err(PolicyError::Violation(violation.to_string())),
                 Event::Ready => ready = true,
                 Event::AgentStop | Event::Notice(_) => {}
@@ -204,6 +212,11 @@ impl Policy {
         }
         if !ready {
             return Err(PolicyError::NotReady);
+        }
+        // A deed that says nothing of a path gets its program's.
+        let programs = log.programs(&deeds.iter().map(|(_, digest)| *digest).collect());
+        for (kind, digest) in deeds {
+            policy.allow(digest, Some(kind), programs.get(&digest).copied())?;
         }
         for pcr in golden_pcrs(log.runtime_pcr()) {
             let value = log.pcr(pcr).and_then(|value| Sha256Digest::try_from(value).ok());
@@ -214,23 +227,6 @@ impl Policy {
             .extend(Sha256Digest::try_from(log.pcr_start()).ok());
         policy.check()?;
         Ok(policy)
-    }
-
-    fn learn(&mut self, code: &Measurement) -> Result<(), PolicyError> {
-        let path = || code.path.clone();
-        let flagged = |flag| code.flags & flag != 0;
-        let Measurement { kind, digest, .. } = *code;
-        match digest {
-            _ if kind.is_attempt() => Err(PolicyError::Attempt { kind, path: path() }),
-            _ if kind == LoadKind::KexecLoad => Err(PolicyError::NeverAllowed(kind)),
-            Some(_) if flagged(flags::UNSTABLE) => Err(PolicyError::Unstable(path())),
-            Some(_) if flagged(flags::MODIFIED) => Err(PolicyError::Modified(path())),
-            Some(digest) if !flagged(flags::NOT_HASHED) => {
-                self.allow(digest, Some(kind), Some(&code.path))?;
-                Ok(())
-            }
-            _ => Err(PolicyError::NotHashed(path())),
-        }
     }
 
     /// Approves one more digest; returns whether it was not approved before. With the kind of a deed, permits that deed to
@@ -467,6 +463,27 @@ impl Policy {
             Some(pcr) => Err(PolicyError::Pcr(*pcr)),
             None => Ok(()),
         }
+    }
+}
+
+/// The digest of what a good host loaded or did; refused when no policy could approve it.
+fn learnable(code: &Measurement) -> Result<Sha256Digest, PolicyError> {
+    let path = || match code.path.as_str() {
+        "" => format!("task {}", code.comm),
+        path => path.to_owned(),
+    };
+    let flagged = |flag| code.flags & flag != 0;
+    let kind = code.kind;
+    match code.digest {
+        _ if kind.is_attempt() => Err(PolicyError::Attempt {
+            kind,
+            task: code.comm.clone(),
+        }),
+        _ if kind == LoadKind::KexecLoad => Err(PolicyError::NeverAllowed(kind)),
+        Some(_) if flagged(flags::UNSTABLE) => Err(PolicyError::Unstable(path())),
+        Some(_) if flagged(flags::MODIFIED) => Err(PolicyError::Modified(path())),
+        Some(digest) if !flagged(flags::NOT_HASHED) => Ok(digest),
+        _ => Err(PolicyError::NotHashed(path())),
     }
 }
 

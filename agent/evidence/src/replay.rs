@@ -3,9 +3,12 @@
 //! Replay recomputes every digest from the content, extends the runtime PCR's starting value with them, and demands
 //! the quoted value at the end. Whether what the log tells is acceptable is for the policy.
 
+use std::collections::{HashMap, HashSet};
+
 use crate::bundle::Pcrs;
 use crate::cel::{CelError, Record, Register};
-use crate::event::{AgentStart, Event};
+use crate::digest::Sha256Digest;
+use crate::event::{AgentStart, Event, LoadKind};
 use crate::pcr::RuntimePcr;
 use crate::quote::{MAX_WHOLE_LOG, QUOTED_BANK, VerifiedQuote};
 
@@ -220,6 +223,21 @@ impl ReplayedLog {
         });
         // The first event is one, so there is always a last.
         starts.next().unwrap_or(&self.start)
+    }
+
+    /// Where the programs with these digests were started from, as far as the log tells; the first path of each.
+    pub(crate) fn programs(&self, wanted: &HashSet<Sha256Digest>) -> HashMap<Sha256Digest, &str> {
+        let mut paths = HashMap::new();
+        for (_, event) in &self.events {
+            if let Event::Inventory(code) | Event::Load(code) = event
+                && code.kind == LoadKind::Program
+                && !code.path.is_empty()
+                && let Some(digest) = code.digest.filter(|digest| wanted.contains(digest))
+            {
+                paths.entry(digest).or_insert(code.path.as_str());
+            }
+        }
+        paths
     }
 
     /// The PCR that the log is in: the pinned one.

@@ -69,6 +69,12 @@ pub struct Failure {
     pub(super) path: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) digest: Option<Sha256Digest>,
+    /// For deeds: where the program that did it was started from, as far as the log tells.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) program: Option<String>,
+    /// For deeds: name of the task that did it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) comm: Option<String>,
     /// Those of `flags::TOLD`.
     #[serde(serialize_with = "names", skip_serializing_if = "no_flags")]
     pub(super) flags: u32,
@@ -88,6 +94,8 @@ impl Failure {
             kind: None,
             path: None,
             digest: None,
+            program: None,
+            comm: None,
             flags: 0,
             nearest: None,
             detail,
@@ -131,6 +139,18 @@ impl Failure {
         self.digest
     }
 
+    /// For deeds: where the program that did it was started from, as far as the log tells; unescaped.
+    #[must_use]
+    pub fn program(&self) -> Option<&str> {
+        self.program.as_deref()
+    }
+
+    /// For deeds: the name of the task that did it, a hint, unescaped.
+    #[must_use]
+    pub fn comm(&self) -> Option<&str> {
+        self.comm.as_deref()
+    }
+
     /// Circumstances of the code, in words: `memfd`, `tmpfs`, `refused`, …
     #[must_use]
     pub fn flags(&self) -> Vec<&'static str> {
@@ -172,30 +192,29 @@ impl fmt::Display for Failure {
                 write!(
                     f,
                     "{} {digest} ({record}) made memory executable that has no file",
-                    self.code()
+                    self.doer()
                 )?;
             }
-            Rule::Device => write!(f, "program {digest} ({record}) opened the device {}", self.at())?,
+            Rule::Device => write!(f, "{} {digest} ({record}) opened the device {}", self.doer(), self.at())?,
             Rule::BlockWrite => {
                 write!(
                     f,
-                    "program {digest} ({record}) opened the block device {} for writing",
+                    "{} {digest} ({record}) opened the block device {} for writing",
+                    self.doer(),
                     self.at()
                 )?;
             }
-            Rule::CodeWrite => {
-                write!(
-                    f,
-                    "{} {digest} ({record}) was opened for writing while in use",
-                    self.code()
-                )?;
-            }
+            Rule::CodeWrite => write!(
+                f,
+                "{} {digest} ({record}) was opened for writing while in use",
+                self.code()
+            )?,
             Rule::Attempt => {
                 let what = self.kind.map_or("get at the agent", attempted);
                 write!(
                     f,
-                    "program {digest} ({record}) tried to {what}, and was refused: {}",
-                    self.at()
+                    "{} {digest} ({record}) tried to {what}, and was refused",
+                    self.doer()
                 )?;
             }
             Rule::Violation => write!(f, "{} ({record})", self.detail)?,
@@ -245,6 +264,20 @@ impl Failure {
         format!("{kind} {}", self.at())
     }
 
+    /// Whether the digest is that of a program which did something, and the path, if there is one, of what it did that to.
+    pub(super) fn is_by_program(&self) -> bool {
+        self.kind
+            .is_some_and(|kind| kind.is_deed() && kind != LoadKind::CodeWrite)
+    }
+
+    /// Who did a deed: "program /usr/bin/luajit".
+    fn doer(&self) -> String {
+        match &self.program {
+            Some(path) => format!("program {}", path.escape_debug()),
+            None => "program".to_owned(),
+        }
+    }
+
     /// The path, escaped.
     fn at(&self) -> String {
         match self.path.as_deref() {
@@ -256,6 +289,10 @@ impl Failure {
     /// Where in the log, and under what circumstances.
     fn place(&self) -> String {
         let mut text = Shown("record ", self.record).to_string();
+        if let Some(comm) = &self.comm {
+            text.push_str(", task ");
+            text.extend(comm.escape_debug());
+        }
         let mut separator = "; ";
         for name in flag_names(self.flags) {
             text.push_str(separator);

@@ -1,6 +1,6 @@
 //! The part of the verdict that is about the runtime log: who measured, what was loaded, what was done.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use super::{Failure, Judge, Rule};
 use crate::digest::Sha256Digest;
@@ -32,8 +32,8 @@ struct Told<'a> {
     list: Option<&'a Notice>,
 }
 
-/// Path first: the notes are sorted by it.
-type Refused<'a> = (&'a str, LoadKind, Option<Sha256Digest>);
+/// Path and task; these first, since the notes are sorted by them. The task only where there is no path.
+type Refused<'a> = (&'a str, &'a str, LoadKind, Option<Sha256Digest>);
 
 impl<'a> Judge<'a> {
     pub(super) fn events(&mut self, log: &'a ReplayedLog) {
@@ -65,6 +65,7 @@ impl<'a> Judge<'a> {
                 Event::Notice(notice) => told.notice(notice),
             }
         }
+        self.name_programs(log);
         if !ready {
             self.failures.push(Failure::new(Rule::NotReady, String::new()));
         }
@@ -103,7 +104,11 @@ impl<'a> Judge<'a> {
 
     fn code(&mut self, record: u64, code: &'a Measurement) {
         let Some(rule) = self.rule(code) else { return };
-        let told = code.flags & flags::TOLD;
+        // That an attempt was refused goes without saying.
+        let told = match code.flags & flags::TOLD {
+            all if code.kind.is_attempt() => all & !flags::REFUSED,
+            all => all,
+        };
         let key = (rule, code.kind, code.path.as_str(), code.digest, told);
         if let Some(failure) = self.seen.get(&key).and_then(|at| self.failures.get_mut(*at)) {
             failure.times = failure.times.saturating_add(1);
@@ -116,6 +121,7 @@ impl<'a> Judge<'a> {
             path: Some(code.path.clone()),
             digest: code.digest,
             flags: told,
+            comm: code.kind.is_deed().then(|| code.comm.clone()),
             nearest: if rule == Rule::NotApproved {
                 self.nearest(&code.path)
             } else {
@@ -123,6 +129,20 @@ impl<'a> Judge<'a> {
             },
             ..Failure::new(rule, String::new())
         });
+    }
+
+    /// A deed has the digest of a program and not its path; where that program ran, the log says.
+    fn name_programs(&mut self, log: &ReplayedLog) {
+        let wanted = self.failures.iter().filter(|failure| failure.is_by_program());
+        let wanted: HashSet<_> = wanted.filter_map(Failure::digest).collect();
+        if wanted.is_empty() {
+            return;
+        }
+        let paths = log.programs(&wanted);
+        for failure in self.failures.iter_mut().filter(|failure| failure.is_by_program()) {
+            let path = failure.digest.and_then(|digest| paths.get(&digest));
+            failure.program = path.map(|path| (*path).to_owned());
+        }
     }
 
     /// Which rule refuses this, if one does.
@@ -196,7 +216,8 @@ impl<'a> Told<'a> {
     }
 
     fn refused(&mut self, record: u64, code: &'a Measurement) {
-        let key = (code.path.as_str(), code.kind, code.digest);
+        let comm = if code.path.is_empty() { code.comm.as_str() } else { "" };
+        let key = (code.path.as_str(), comm, code.kind, code.digest);
         let (_, times) = self.refused.entry(key).or_insert((record, 0));
         *times = times.saturating_add(1);
     }
@@ -234,10 +255,10 @@ impl<'a> Told<'a> {
     }
 }
 
-fn refusal(((path, kind, digest), (record, times)): (Refused<'_>, (u64, u64))) -> String {
+fn refusal(((path, comm, kind, digest), (record, times)): (Refused<'_>, (u64, u64))) -> String {
     let digest = digest.map_or_else(|| "without a digest".to_owned(), |digest| format!("sha256:{digest}"));
     let path = match path {
-        "" => "without a path".to_owned(),
+        "" => format!("by task {}", comm.escape_debug()),
         path => path.escape_debug().to_string(),
     };
     let mut text = format!("refused: {kind} {path} {digest} (record {record})");

@@ -115,33 +115,27 @@ fn a_deed_of_an_unknown_program_is_never_permitted() {
 
 #[test]
 fn reasons_read_well() {
-    let text = |kind, path| only(&after(Event::Load(new(kind, path, 0)))).1;
     let sum = |path: &str| format!("sha256:{}", digest(path));
     for (kind, path, wanted) in [
         (
-            LoadKind::Anonymous,
-            "/usr/bin/luajit",
-            "program /usr/bin/luajit SUM (record 3) made memory executable that has no file",
-        ),
-        (
             LoadKind::Device,
             "/dev/xen/privcmd",
-            "program SUM (record 3) opened the device /dev/xen/privcmd",
+            "program SUM (record 3, task sh) opened the device /dev/xen/privcmd",
         ),
         (
             LoadKind::BlockWrite,
             "/dev/sda",
-            "program SUM (record 3) opened the block device /dev/sda for writing",
+            "program SUM (record 3, task sh) opened the block device /dev/sda for writing",
         ),
         (
             LoadKind::CodeWrite,
             "/lib/libc.so.6",
-            "measured file /lib/libc.so.6 SUM (record 3) was opened for writing while in use",
+            "measured file /lib/libc.so.6 SUM (record 3, task sh) was opened for writing while in use",
         ),
         (
             LoadKind::AttemptSignal,
-            "/bin/kill",
-            "program SUM (record 3) tried to end or stop the agent by a signal, and was refused: /bin/kill",
+            "",
+            "program SUM (record 3, task sh) tried to end or stop the agent by a signal, and was refused",
         ),
         (
             LoadKind::BpfProgram,
@@ -159,8 +153,30 @@ fn reasons_read_well() {
             "firmware without a path SUM (record 3) is not approved",
         ),
     ] {
-        assert_eq!(text(kind, path), wanted.replace("SUM", &sum(path)));
+        let text = only(&after(Event::Load(new(kind, path, 0)))).1;
+        assert_eq!(text, wanted.replace("SUM", &sum(path)));
     }
+    // Who did it is told from where the program was started, if that is in the log.
+    let mut host = Host::measuring();
+    let policy = captured(&host);
+    let mut jit = new(LoadKind::Anonymous, "", flags::REFUSED);
+    jit.digest = Some(digest("/bin/true"));
+    jit.comm = "j\nit".into();
+    host.record(&[Event::Load(jit)]);
+    let appraisal = replayed(&host).appraise(&policy);
+    assert_eq!(
+        only(&appraisal).1,
+        format!(
+            "program /bin/true {} (record 3, task j\\nit; refused) made memory executable that has no file",
+            sum("/bin/true")
+        )
+    );
+    let failure = &appraisal.failures()[0];
+    assert_eq!((failure.program(), failure.comm()), (Some("/bin/true"), Some("j\nit")));
+    // And a policy that is made from it names the program for people.
+    let policy = captured(&host);
+    let deed = policy.runtime().find(|entry| entry.kind == Some(LoadKind::Anonymous));
+    assert_eq!(deed.unwrap().path, "/bin/true");
 }
 
 #[test]
@@ -254,7 +270,7 @@ fn what_enforce_refused_is_a_note_and_never_learned() {
         digest("/tmp/rogue\n")
     );
     assert!(appraisal.notes().contains(&note), "{:?}", appraisal.notes());
-    let note = "refused: kexec-load without a path without a digest (record 1)".to_owned();
+    let note = "refused: kexec-load by task sh without a digest (record 1)".to_owned();
     assert!(appraisal.notes().contains(&note), "{:?}", appraisal.notes());
     assert!(!captured(&host).allows(&digest("/tmp/rogue\n")));
 }
@@ -284,19 +300,19 @@ fn what_was_measured_ahead_is_counted_and_judged_when_it_is_loaded() {
 
 #[test]
 fn attempts_count_though_they_fail() {
-    let tried = new(LoadKind::AttemptTrace, "/usr/bin/gdb", flags::REFUSED);
+    let tried = new(LoadKind::AttemptTrace, "", flags::REFUSED);
     let mut host = host_in(Mode::Enforce);
     let policy = captured(&host);
     host.record(&[Event::Load(tried)]);
     let (rule, text) = only(&replayed(&host).appraise(&policy));
     assert_eq!(rule, Rule::Attempt);
     assert!(
-        text.contains("tried to debug the agent or read its memory, and was refused"),
+        text.ends_with("(record 1, task sh) tried to debug the agent or read its memory, and was refused"),
         "{text}"
     );
     assert!(matches!(
         Policy::capture("p", &replayed(&host)),
-        Err(PolicyError::Attempt { kind: LoadKind::AttemptTrace, path }) if path == "/usr/bin/gdb"
+        Err(PolicyError::Attempt { kind: LoadKind::AttemptTrace, task }) if task == "sh"
     ));
 }
 

@@ -4,6 +4,9 @@
 //! compile time, and the user side reads a record through [`Record::read`], a checked copy: never by a cast.
 #![no_std]
 
+#[cfg(test)]
+extern crate std;
+
 /// Longest path that a record carries, terminating NUL included, in bytes. Longer ones arrive with
 /// [`flags::PATH_CUT`].
 pub const PATH_MAX: usize = 512;
@@ -190,6 +193,7 @@ pub mod counter {
 
 mod layout;
 mod orders;
+pub mod probe_record;
 mod read;
 
 pub use layout::{ABSENT, Layout};

@@ -111,10 +111,10 @@ impl Record {
 }
 
 /// Takes fixed-size fields off the front of a slice.
-struct Fields<'a>(&'a [u8]);
+pub(crate) struct Fields<'a>(pub(crate) &'a [u8]);
 
 impl Fields<'_> {
-    fn take<const N: usize>(&mut self) -> Option<[u8; N]> {
+    pub(crate) fn take<const N: usize>(&mut self) -> Option<[u8; N]> {
         let (field, rest) = self.0.split_first_chunk()?;
         self.0 = rest;
         Some(*field)
@@ -123,7 +123,7 @@ impl Fields<'_> {
 
 /// Puts `field` at the front of `out` and moves `out` behind it. The caller's fields are as long as the record, which
 /// a test proves; a field that did not fit would be left out, never panic.
-fn put(out: &mut &mut [u8], field: &[u8]) {
+pub(crate) fn put(out: &mut &mut [u8], field: &[u8]) {
     if let Some((place, rest)) = core::mem::take(out).split_at_mut_checked(field.len()) {
         place.copy_from_slice(field);
         *out = rest;

@@ -8,9 +8,31 @@ use crate::setup::{BpfCompiler, Tools};
 use crate::ui::note;
 use crate::workspace::{Key, artifacts, root, target};
 
+/// The programs of tiers 1 and 2.
 /// Debug information and `--btf`: functions called across programs, callbacks and maps need BTF, or do not load.
 /// `v3`: 32-bit arithmetic and jumps, which the verifier follows better; every kernel since 5.1 has it.
-const BPF_FLAGS: &str = r#"--cfg=bpf_target_arch="x86_64" -Ctarget-cpu=v3 -Cdebuginfo=2 -Clink-arg=--btf"#;
+const HOOKS: Object = Object {
+    name: "assay-ebpf",
+    flags: r#"--cfg=bpf_target_arch="x86_64" -Ctarget-cpu=v3 -Cdebuginfo=2 -Clink-arg=--btf"#,
+    target: "bpf",
+};
+/// The probes of tier 3, for kernels as old as 4.19: those have neither `v3` nor use for BTF.
+const PROBES: Object = Object {
+    name: "assay-ebpf-probe",
+    flags: r#"--cfg=bpf_target_arch="x86_64" -Ctarget-cpu=v2 -Cdebuginfo=0"#,
+    target: "bpf-probe",
+};
+
+/// One object with kernel programs.
+struct Object {
+    /// The program's name in its package.
+    name: &'static str,
+    /// The compiler's.
+    flags: &'static str,
+    /// Folder below cargo's target folder: other flags would rebuild what is there.
+    target: &'static str,
+}
+
 /// The workspace's release profile is made for daemons: strip and thin LTO would spoil the kernel programs.
 const BPF_PROFILE: &[(&str, &str)] = &[
     ("CARGO_PROFILE_RELEASE_LTO", "true"),
@@ -33,8 +55,10 @@ pub enum Profile {
 /// What building leaves.
 #[derive(Debug)]
 pub struct Built {
-    /// The kernel programs.
+    /// The kernel programs of tiers 1 and 2.
     pub bpf_object: PathBuf,
+    /// Those of tier 3.
+    pub probe_object: PathBuf,
     /// The folder with the programs.
     pub bin: PathBuf,
     /// Which of them test machines carry.
@@ -58,7 +82,8 @@ fn programs(
     packages: &[&str],
     on_board: &'static [&'static str],
 ) -> Result<Built, Error> {
-    let bpf_object = bpf(&tools.bpf)?;
+    let bpf_object = bpf(&tools.bpf, &HOOKS)?;
+    let probe_object = bpf(&tools.bpf, &PROBES)?;
     let mut command = cargo();
     command.args(["build", "--bins"]).args(packages);
     if profile == Profile::Release {
@@ -72,6 +97,7 @@ fn programs(
     });
     Ok(Built {
         bpf_object,
+        probe_object,
         bin,
         on_board,
     })
@@ -83,20 +109,20 @@ pub fn bench(name: &str) -> Result<(), Error> {
 }
 
 /// Builds the kernel programs, unless their sources and their compiler are those of the object that is there.
-fn bpf(compiler: &BpfCompiler) -> Result<PathBuf, Error> {
-    let object = artifacts()?.join("assay-ebpf.o");
+fn bpf(compiler: &BpfCompiler, of: &Object) -> Result<PathBuf, Error> {
+    let object = artifacts()?.join(of.name).with_extension("o");
     let stamp = object.with_extension("key");
     let key = Key::new("bpf object 1")
         .tree(&root().join("agent-ebpf"))?
         .file(&root().join("Cargo.lock"))?
-        .text(BPF_FLAGS)
+        .text(of.flags)
         .text(&compiler.describe()?)
         .name();
     if object.exists() && std::fs::read_to_string(&stamp).is_ok_and(|old| old == key) {
         return Ok(object);
     }
-    note(&format!("building the kernel programs with {compiler}"));
-    let target = target().join("bpf");
+    note(&format!("building {} with {compiler}", of.name));
+    let target = target().join(of.target);
     let mut command = cargo();
     compiler.configure(&mut command);
     command
@@ -108,12 +134,12 @@ fn bpf(compiler: &BpfCompiler) -> Result<PathBuf, Error> {
             "-p",
             "assay-ebpf",
         ])
-        .args(["--features", "kernel", "--bin", "assay-ebpf", "--target-dir"])
+        .args(["--features", "kernel", "--bin", of.name, "--target-dir"])
         .arg(&target)
-        .env("RUSTFLAGS", BPF_FLAGS)
+        .env("RUSTFLAGS", of.flags)
         .envs(BPF_PROFILE.iter().copied());
     loud(&mut command)?;
-    let built = target.join("bpfel-unknown-none/release/assay-ebpf");
+    let built = target.join("bpfel-unknown-none/release").join(of.name);
     std::fs::copy(&built, &object).map_err(io(format!("copy {}", built.display())))?;
     std::fs::write(&stamp, key).map_err(io(format!("write {}", stamp.display())))?;
     Ok(object)

@@ -60,7 +60,7 @@ pub fn drivers(kernel: &Kernel) -> Result<PathBuf, Error> {
 pub fn programs(built: &Built) -> Result<PathBuf, Error> {
     let programs: Vec<PathBuf> = built.on_board.iter().map(|name| built.bin.join(name)).collect();
     let mut key = Key::new("initramfs programs 1");
-    for file in programs.iter().chain([&built.bpf_object]) {
+    for file in programs.iter().chain([&built.bpf_object, &built.probe_object]) {
         key = key.file(file)?;
     }
     cached(&format!("programs-{}", key.name()), || {
@@ -82,6 +82,7 @@ pub fn programs(built: &Built) -> Result<PathBuf, Error> {
             archive.file(&format!("payload/usr/bin/{name}"), 0o755, &read(&stripped)?);
         }
         archive.file("payload/usr/lib/assay/assay-ebpf.o", 0o644, &read(&built.bpf_object)?);
+        archive.file("payload/usr/lib/assay/assay-ebpf-probe.o", 0o644, &read(&built.probe_object)?);
         Ok(archive)
     })
 }

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
-use assay_evidence::bundle::{Bundle, LogPart, MAX_BOOT_LOG, MAX_LOG, Pcrs, QuotePart, VERSION};
+use assay_evidence::bundle::{Bundle, LogPart, MAX_BOOT_LOG, MAX_IMA_LOG, MAX_LOG, Pcrs, QuotePart, VERSION};
 use assay_evidence::digest::Algorithm;
 use assay_evidence::wire::{B64, Hex};
 
@@ -36,7 +36,11 @@ pub enum SourceError {
 pub struct Source {
     log: LogView,
     boot_log: Option<PathBuf>,
+    ima_log: Option<PathBuf>,
 }
+
+/// The kernel's own list of what IMA measured into PCR 10; read after a quote, so it may have entries that came later.
+const IMA_LOG: &str = "/sys/kernel/security/ima/binary_runtime_measurements";
 
 impl Source {
     /// The runtime log, and the firmware's log of the TPM that `tcti` reaches.
@@ -45,6 +49,17 @@ impl Source {
         Self {
             log,
             boot_log: boot_log_path(tcti),
+            ima_log: None,
+        }
+    }
+
+    /// Relays the kernel's IMA log with every bundle that has the firmware's: in tier 3, where it tells in time what our
+    /// own log tells afterwards. Without IMA in the kernel there is none, which is no error.
+    #[must_use]
+    pub fn with_ima_log(self) -> Self {
+        Self {
+            ima_log: Some(IMA_LOG.into()),
+            ..self
         }
     }
 
@@ -89,13 +104,8 @@ impl Source {
                 records: to,
                 data: B64(data),
             },
-            boot_log: self
-                .boot_log
-                .as_deref()
-                .filter(|_| boot_log)
-                .and_then(read_boot_log)
-                .map(B64),
-            ima_log: None,
+            boot_log: read_kernel_log(self.boot_log.as_deref().filter(|_| boot_log), MAX_BOOT_LOG),
+            ima_log: read_kernel_log(self.ima_log.as_deref().filter(|_| boot_log), MAX_IMA_LOG),
         })
     }
 }
@@ -110,17 +120,18 @@ fn boot_log_path(tcti: &str) -> Option<PathBuf> {
     Some(format!("/sys/kernel/security/tpm{number}/binary_bios_measurements").into())
 }
 
-fn read_boot_log(path: &Path) -> Option<Vec<u8>> {
-    let limit = MAX_BOOT_LOG as u64;
+/// One of the kernel's logs, whole; a part of it would prove nothing.
+fn read_kernel_log(path: Option<&Path>, limit: usize) -> Option<B64> {
+    let path = path?;
     let mut data = Vec::new();
-    match File::open(path).and_then(|file| file.take(limit + 1).read_to_end(&mut data)) {
-        Ok(_) if data.len() > MAX_BOOT_LOG => {
-            tracing::warn!(path = %path.display(), "the firmware's log is larger than {MAX_BOOT_LOG} bytes and is not sent");
+    match File::open(path).and_then(|file| file.take(limit as u64 + 1).read_to_end(&mut data)) {
+        Ok(_) if data.len() > limit => {
+            tracing::warn!(path = %path.display(), "the kernel's log is larger than {limit} bytes and is not sent");
             None
         }
-        Ok(_) => Some(data),
+        Ok(_) => Some(B64(data)),
         Err(error) => {
-            tracing::debug!(path = %path.display(), "no firmware log: {error}");
+            tracing::debug!(path = %path.display(), "the kernel has no such log: {error}");
             None
         }
     }
@@ -129,6 +140,22 @@ fn read_boot_log(path: &Path) -> Option<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_log_is_sent_whole_or_not_at_all() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("log");
+        assert_eq!(read_kernel_log(Some(&path), 8), None);
+        for (length, sent) in [(0, true), (8, true), (9, false)] {
+            std::fs::write(&path, vec![7; length]).unwrap();
+            assert_eq!(
+                read_kernel_log(Some(&path), 8),
+                sent.then(|| B64(vec![7; length])),
+                "{length} bytes"
+            );
+        }
+        assert_eq!(read_kernel_log(None, 8), None);
+    }
 
     #[test]
     fn each_device_has_its_own_firmware_log() {

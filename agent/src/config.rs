@@ -56,6 +56,8 @@ pub struct Config {
     pub run_dir: PathBuf,
     /// The compiled kernel programs.
     pub bpf_object: PathBuf,
+    /// The compiled probes of tier 3.
+    pub probe_object: PathBuf,
     /// Where the kernel programs and their maps are pinned (a folder on bpffs).
     pub bpf_dir: PathBuf,
     /// How the TPM is reached and which register is ours.
@@ -98,6 +100,10 @@ pub struct Measure {
     pub watch_devices: Vec<PathBuf>,
     /// Size in bytes at which the runtime log is full.
     pub log_max: u64,
+    /// The tier to measure in; none: the best that this kernel is capable of.
+    pub tier: Option<u8>,
+    /// The BTF file that tells tier 3 the kernel's structures.
+    pub btf: PathBuf,
 }
 
 /// The `[unlock]` section.
@@ -247,6 +253,7 @@ struct Raw {
     state_dir: PathBuf,
     run_dir: PathBuf,
     bpf_object: PathBuf,
+    probe_object: PathBuf,
     bpf_dir: PathBuf,
     tpm: RawTpm,
     measure: RawMeasure,
@@ -273,6 +280,16 @@ struct RawMeasure {
     interpreters: Vec<PathBuf>,
     watch_devices: Vec<PathBuf>,
     log_max_mib: u64,
+    tier: RawTier,
+    btf: PathBuf,
+}
+
+/// `"auto"`, or a number.
+#[derive(Debug, Deserialize)]
+#[serde(untagged, expecting = "measure.tier is \"auto\", 1 or 3")]
+enum RawTier {
+    Number(i64),
+    Word(String),
 }
 
 #[derive(Debug, Deserialize)]
@@ -294,6 +311,7 @@ impl Default for Raw {
             state_dir: "/var/lib/assay".into(),
             run_dir: "/run/assay".into(),
             bpf_object: "/usr/lib/assay/assay-ebpf.o".into(),
+            probe_object: "/usr/lib/assay/assay-ebpf-probe.o".into(),
             bpf_dir: "/sys/fs/bpf/assay".into(),
             tpm: RawTpm::default(),
             measure: RawMeasure::default(),
@@ -324,6 +342,8 @@ impl Default for RawMeasure {
             interpreters: INTERPRETERS.iter().map(PathBuf::from).collect(),
             watch_devices: WATCH_DEVICES.iter().map(PathBuf::from).collect(),
             log_max_mib: 64,
+            tier: RawTier::Word("auto".to_owned()),
+            btf: "/sys/kernel/btf/vmlinux".into(),
         }
     }
 }
@@ -338,6 +358,19 @@ impl Default for RawLog {
     fn default() -> Self {
         Self {
             level: "info".to_owned(),
+        }
+    }
+}
+
+impl RawTier {
+    /// The tier, or what was written instead of one.
+    fn check(self) -> Result<Option<u8>, String> {
+        match self {
+            Self::Word(word) if word == "auto" => Ok(None),
+            Self::Word(word) => Err(format!("{word:?}")),
+            Self::Number(1) => Ok(Some(1)),
+            Self::Number(3) => Ok(Some(3)),
+            Self::Number(other) => Err(other.to_string()),
         }
     }
 }
@@ -407,6 +440,7 @@ impl Raw {
             state_dir: absolute("state_dir", self.state_dir)?,
             run_dir: absolute("run_dir", self.run_dir)?,
             bpf_object: absolute("bpf_object", self.bpf_object)?,
+            probe_object: absolute("probe_object", self.probe_object)?,
             bpf_dir: absolute("bpf_dir", self.bpf_dir)?,
             tpm: Tpm {
                 pcr: check_pcr(self.tpm.pcr, path)?,
@@ -422,6 +456,12 @@ impl Raw {
                 interpreters: list("measure.interpreters", self.measure.interpreters)?,
                 watch_devices: list("measure.watch_devices", self.measure.watch_devices)?,
                 log_max: self.measure.log_max_mib.saturating_mul(1024 * 1024),
+                tier: self
+                    .measure
+                    .tier
+                    .check()
+                    .map_err(|value| range("measure.tier", value, "\"auto\", 1 or 3"))?,
+                btf: absolute("measure.btf", self.measure.btf)?,
             },
             unlock: Unlock {
                 timeout: seconds("unlock.timeout_s", self.unlock.timeout_s)?,

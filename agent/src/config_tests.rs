@@ -118,3 +118,22 @@ fn a_named_file_must_exist() {
     let error = Config::load(Some(Path::new("/nonexistent/agent.toml"))).unwrap_err();
     assert!(matches!(error, ConfigError::Read { .. }));
 }
+
+#[test]
+fn the_tier_is_auto_or_one_that_there_is() {
+    let tier = |text: &str| parse(&format!("[measure]\ntier = {text}\n")).map(|config| config.measure.tier);
+    assert_eq!(tier("\"auto\"").unwrap(), None);
+    assert_eq!(tier("1").unwrap(), Some(1));
+    assert_eq!(tier("3").unwrap(), Some(3));
+    for (wrong, shown) in [("0", "0"), ("4", "4"), ("\"best\"", "\"best\"")] {
+        let error = tier(wrong).unwrap_err();
+        assert!(matches!(error, ConfigError::Range { .. }), "{error}");
+        assert!(
+            error.to_string().contains(&format!("measure.tier = {shown} ")),
+            "{error}"
+        );
+    }
+    assert!(matches!(tier("[1]").unwrap_err(), ConfigError::Syntax { line: 2, .. }));
+    let error = parse("[measure]\nbtf = \"vmlinux\"\n").unwrap_err();
+    assert!(matches!(error, ConfigError::RelativePath { .. }), "{error}");
+}

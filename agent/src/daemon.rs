@@ -21,11 +21,13 @@ use crate::http;
 use crate::join::{JoinError, Joined};
 use crate::log_view::LogView;
 use crate::measure::hold::HoldSettings;
-use crate::measure::kernel::{GateError, GateSettings, Kernel, KernelError, Origin, Preflight};
+use crate::measure::kernel::{GateError, GateSettings, KernelError};
+use crate::measure::probe::ProbeError;
 use crate::measure::source::EventSource;
 use crate::measure::{Approval, Control, MeasureError, Measurer, Settings, host};
 use crate::memory;
 use crate::serve::{ServeError, Server};
+use crate::tier::Plan;
 use crate::tpm::{self, TpmConfig, TpmError};
 use crate::unlock::Unlocker;
 use crate::unlock::api::{JoinedStatus, Status};
@@ -52,6 +54,20 @@ pub enum DaemonError {
     /// The gate in the kernel.
     #[error("the gate in the kernel cannot be worked")]
     Gate(#[from] GateError),
+    /// A promise that tier 3 cannot keep.
+    #[error(
+        "tier 3 cannot refuse anything, and agent.toml wants mode = \"{mode}\" and protect = {protect} under [measure]: use a kernel with the \
+         BPF LSM (`bpf` in lsm=), or mode = \"observe\" and protect = false"
+    )]
+    OnlyDetects {
+        /// The configured mode.
+        mode: assay_evidence::event::Mode,
+        /// Whether the agent shall protect itself.
+        protect: bool,
+    },
+    /// The probes of tier 3.
+    #[error("the probes cannot measure this host")]
+    Probe(#[from] ProbeError),
     /// The TPM.
     #[error("the TPM cannot be used")]
     Tpm(#[from] TpmError),
@@ -117,36 +133,31 @@ pub fn run(config: Config) -> Result<(), DaemonError> {
 
 /// The parts that `assay-agent run` uses: the TPM first, since without it nothing should be left in the kernel.
 fn real_parts(config: &Config) -> Result<Parts, DaemonError> {
-    let preflight = Preflight::check(&config.bpf_dir)?;
-    tracing::info!(
-        lsm = preflight.lsm,
-        lockdown = preflight.lockdown,
-        "this kernel can measure (tier 1)"
-    );
+    let plan = Plan::choose(config)?;
     let boot_id = host::boot_id()?;
     let tpm = tpm::Handle::open(tpm_config(&config.tpm), LogView::new(boot_id.clone()))?;
-    let kernel = Kernel::start(&config.bpf_object, &config.bpf_dir, gate(config))?;
-    tracing::info!(origin = ?kernel.origin(), "kernel programs are measuring");
+    let started = plan.start(config)?;
     let settings = Settings {
         run_dir: config.run_dir.clone(),
         log_max_bytes: config.measure.log_max,
         pcr: config.tpm.pcr,
         boot_id,
-        bpf_digest: Sha256Digest::from(*kernel.object_digest()),
-        tier: 1,
+        bpf_digest: started.object,
+        tier: started.tier,
+        blind: started.blind.to_owned(),
         mode: config.measure.mode,
         protected: config.measure.protect,
-        blind: String::new(),
-        fresh_hooks: kernel.origin() == Origin::Loaded,
+        fresh_hooks: started.fresh,
     };
     Ok(Parts {
         tpm,
-        source: Box::new(kernel),
+        source: started.source,
         settings,
     })
 }
 
-fn gate(config: &Config) -> GateSettings {
+/// What the gate in the kernel is told.
+pub(crate) fn gate(config: &Config) -> GateSettings {
     GateSettings {
         mode: config.measure.mode,
         hold: HoldSettings {
@@ -176,7 +187,7 @@ pub async fn run_with(config: &Config, parts: Parts) -> Result<(), DaemonError> 
     let (mut terminate, mut interrupt) = (handler(SignalKind::terminate())?, handler(SignalKind::interrupt())?);
 
     let tpm = parts.tpm.clone();
-    let tier = parts.settings.tier;
+    let (tier, blind) = (parts.settings.tier, parts.settings.blind.clone());
     let approved = ApprovedStore::open(&config.state_dir);
     let mut measuring = Measuring::start(parts, &approved)?;
     let stopped = tokio::select! {
@@ -193,7 +204,10 @@ pub async fn run_with(config: &Config, parts: Parts) -> Result<(), DaemonError> 
         "ready: every load from here on is in the log"
     );
 
-    let source = Source::new(tpm.log().clone(), &config.tpm.tcti);
+    let mut source = Source::new(tpm.log().clone(), &config.tpm.tcti);
+    if tier == 3 {
+        source = source.with_ima_log();
+    }
     let unlocker = Unlocker::new(
         config.state_dir.clone(),
         config.unlock.timeout,
@@ -204,7 +218,7 @@ pub async fn run_with(config: &Config, parts: Parts) -> Result<(), DaemonError> 
         what: "disk thread",
         source,
     })?;
-    let status = status(config, tier, tpm.clone(), measuring.control.clone());
+    let status = status(config, (tier, blind), tpm.clone(), measuring.control.clone());
     let socket = SocketServer::bind(&config.socket(), unlocker, approved.clone(), status).await?;
     let server = match Joined::load(&config.state_dir)? {
         Some(joined) => Some(bind(config, &joined, &tpm, &source, &approved).await?),
@@ -377,7 +391,7 @@ async fn watch(tpm: &tpm::Handle, control: &Control) -> Result<Infallible, Daemo
 /// The measuring loop turns at least twice a second; a check in shorter intervals proves nothing.
 const MIN_BEAT: Duration = Duration::from_secs(2);
 
-fn status(config: &Config, tier: u8, tpm: tpm::Handle, control: Control) -> StatusSource {
+fn status(config: &Config, (tier, blind): (u8, String), tpm: tpm::Handle, control: Control) -> StatusSource {
     let config = config.clone();
     Arc::new(move || {
         let (log, identity) = (tpm.log().snapshot(), tpm.identity());
@@ -386,6 +400,7 @@ fn status(config: &Config, tier: u8, tpm: tpm::Handle, control: Control) -> Stat
             pid: std::process::id(),
             boot_id: tpm.log().boot_id().to_owned(),
             tier,
+            blind: blind.clone(),
             mode: config.measure.mode.name().to_owned(),
             pcr: config.tpm.pcr,
             records: log.records,

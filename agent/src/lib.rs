@@ -16,5 +16,6 @@ pub mod log_view;
 pub mod measure;
 pub mod memory;
 pub mod serve;
+pub mod tier;
 pub mod tpm;
 pub mod unlock;

@@ -104,6 +104,7 @@ fn status(tpm: &Handle, log: &LogView) -> Status {
         pid: std::process::id(),
         boot_id: log.boot_id().to_owned(),
         tier: 1,
+        blind: String::new(),
         mode: "observe".into(),
         pcr: 13,
         records: snapshot.records,

@@ -24,6 +24,11 @@ fn lines(status: &Status) -> Vec<(&'static str, String)> {
             "measuring",
             format!("tier {}, mode {}, PCR {}", status.tier, status.mode, status.pcr),
         ),
+    ];
+    if !status.blind.is_empty() {
+        lines.push(("blind", status.blind.clone()));
+    }
+    lines.extend([
         (
             "log",
             format!(
@@ -37,7 +42,7 @@ fn lines(status: &Status) -> Vec<(&'static str, String)> {
             format!("{}, firmware {}", status.tpm_manufacturer, status.tpm_firmware),
         ),
         ("ek", format!("sha256:{}", status.ek_sha256)),
-    ];
+    ]);
     match &status.joined {
         None => lines.push(("joined", "no verifier: run `assay-agent join FILE`".to_owned())),
         Some(joined) => lines.extend([

@@ -5,7 +5,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
-use std::io::{BufRead as _, BufReader, Read as _};
+use std::io::{BufRead as _, BufReader};
 use std::os::linux::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
@@ -236,7 +236,7 @@ fn kernel_dev(major: u32, minor: u32) -> u32 {
 }
 
 /// SHA-256 and size of a file, without a copy of it in memory.
-pub(super) fn hash(mut file: &File) -> std::io::Result<(Sha256Digest, u64)> {
+pub(super) fn hash(mut file: impl std::io::Read) -> std::io::Result<(Sha256Digest, u64)> {
     let mut context = Context::new(&SHA256);
     let (mut chunk, mut size) = (vec![0; CHUNK], 0);
     loop {

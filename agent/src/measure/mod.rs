@@ -23,6 +23,7 @@ pub mod log;
 pub mod measurer;
 pub mod mounts;
 pub mod own;
+pub mod probe;
 pub mod recovery;
 mod sequence;
 pub mod source;

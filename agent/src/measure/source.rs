@@ -1,7 +1,8 @@
 //! Where measurements come from.
 //!
 //! The part that writes the log and extends the PCR reads through this trait, so that it can be driven by the kernel
-//! programs of tier 1 ([`super::kernel::Kernel`]) and by a list of records in a test, and later by the other tiers.
+//! programs of tier 1 ([`super::kernel::Kernel`]), by the probes of tier 3 ([`super::probe::Probe`]) and by a list of records in
+//! a test.
 
 use std::error::Error;
 use std::os::fd::BorrowedFd;
@@ -10,6 +11,7 @@ use assay_ebpf::Record;
 use assay_evidence::event::Measurement;
 
 use super::kernel::{GateError, KernelError};
+use super::probe::ProbeError;
 
 /// Whatever makes the consumer of a record unable to take it.
 pub type Refusal = Box<dyn Error + Send + Sync>;
@@ -23,6 +25,9 @@ pub enum SourceError {
     /// The gate in the kernel cannot be worked.
     #[error("the gate in the kernel does not work")]
     Gate(#[from] GateError),
+    /// The probes of tier 3 could not be read.
+    #[error("read the probes' measurements")]
+    Probe(#[from] ProbeError),
     /// The consumer did not take a record. The record stays in the queue and is delivered again by the next read.
     #[error("a measurement could not be taken over")]
     Refused(#[source] Refusal),

@@ -22,6 +22,9 @@ pub struct Status {
     pub boot_id: String,
     /// Measuring tier: 1 is the full promise.
     pub tier: u8,
+    /// What that tier cannot see on this host; empty when it sees all that is promised.
+    #[serde(default)]
+    pub blind: String,
     /// Measuring mode: `observe`.
     pub mode: String,
     /// The PCR that is extended.

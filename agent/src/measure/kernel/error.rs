@@ -19,7 +19,7 @@ pub enum KernelError {
     /// The kernel runs without the BPF LSM.
     #[error(
         "tiers 1 and 2 need the BPF LSM, which this kernel does not run (it lists \"{lsm}\"): add `bpf` to lsm= on the kernel \
-         command line (lsm={lsm},bpf) and reboot; a kernel built without CONFIG_BPF_LSM needs tier 3, which this version does not have"
+         command line (lsm={lsm},bpf) and reboot; a kernel built without CONFIG_BPF_LSM is measured in tier 3 ([measure] tier = \"auto\" or 3)"
     )]
     BpfLsmMissing {
         /// The list that the kernel gives.
@@ -189,7 +189,7 @@ pub enum KernelError {
 
 impl KernelError {
     /// For `map_err` on file operations.
-    pub(super) fn file(operation: &'static str, path: &std::path::Path) -> impl FnOnce(io::Error) -> Self {
+    pub(in crate::measure) fn file(operation: &'static str, path: &std::path::Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();
         move |source| Self::File {
             operation,
@@ -199,7 +199,7 @@ impl KernelError {
     }
 
     /// Sorts a loader's answer: no permission, refused by the verifier, or anything else.
-    pub(super) fn load(program: &'static str, error: aya::programs::ProgramError) -> Self {
+    pub(in crate::measure) fn load(program: &'static str, error: aya::programs::ProgramError) -> Self {
         use aya::programs::ProgramError;
         match error {
             ProgramError::LoadError { io_error, .. } if io_error.raw_os_error() == Some(nix::libc::EPERM) => {

@@ -53,9 +53,9 @@ pub const EITHER: [[(&str, &str); 2]; 2] = [
 pub const SILENT: [&str; 1] = ["module_path"];
 
 /// Ours has less than 1 MiB.
-const OBJECT_LIMIT: u64 = 16 << 20;
+pub const OBJECT_LIMIT: u64 = 16 << 20;
 /// The kernel's has 5 MiB to 15 MiB.
-const BTF_LIMIT: u64 = 64 << 20;
+pub const BTF_LIMIT: u64 = 64 << 20;
 
 /// The object file's content.
 pub struct Object {
@@ -169,7 +169,7 @@ fn kernel_btf() -> Result<Btf, KernelError> {
 }
 
 /// A whole file; `None` = it has more than `limit` bytes.
-fn read_limited(path: &Path, limit: u64) -> std::io::Result<Option<Vec<u8>>> {
+pub fn read_limited(path: &Path, limit: u64) -> std::io::Result<Option<Vec<u8>>> {
     let mut bytes = Vec::new();
     let length = File::open(path)?.take(limit + 1).read_to_end(&mut bytes)?;
     Ok(u64::try_from(length)

@@ -24,11 +24,14 @@ use aya::maps::{Array, Map, MapData, MapError, RingBuf};
 use aya::programs::links::{FdLink, LinkError, PinnedLink};
 use aya::programs::{ProgramError, loaded_programs};
 
+pub(super) use self::btf::Btf;
 pub use self::btf::BtfError;
 pub use self::error::KernelError;
 pub use self::gate::{GateError, GateSettings, OWN_LIBRARY, OWN_PROGRAM};
 pub use self::orders::{Answers, Key, Orders};
+pub(super) use self::load::{BTF_LIMIT, OBJECT_LIMIT, read_limited};
 pub use self::preflight::Preflight;
+pub(super) use self::preflight::lockdown_state;
 
 use self::gate::Gate;
 use self::load::{EITHER, Object, PROGRAMS, SILENT};

@@ -78,7 +78,7 @@ fn check_ima_hash(root: &Path) -> Result<(), KernelError> {
 }
 
 /// The word in brackets: `none [integrity] confidentiality`.
-fn lockdown_state(security: &Path) -> Result<String, KernelError> {
+pub fn lockdown_state(security: &Path) -> Result<String, KernelError> {
     let path = security.join("lockdown");
     match fs::read_to_string(&path) {
         Ok(text) => {

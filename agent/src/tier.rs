@@ -1,0 +1,117 @@
+//! Which tier this host is measured in, and what that starts.
+//!
+//! | tier | needs | where |
+//! |---|---|---|
+//! | 1 | BPF LSM, IMA | [`crate::measure::kernel`] |
+//! | 3 | probes on kernel functions | [`crate::measure::probe`] |
+//!
+//! A policy names the tiers that it allows, so a host that falls to another one is not trusted silently.
+
+use assay_evidence::digest::Sha256Digest;
+use assay_evidence::event::Mode;
+
+use crate::config::Config;
+use crate::daemon::{DaemonError, gate};
+use crate::measure::kernel::{Kernel, KernelError, Origin, Preflight};
+use crate::measure::probe::{self, Probe};
+use crate::measure::source::EventSource;
+
+/// The tier that was chosen; nothing runs yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Plan {
+    /// Tier 1: LSM programs that hash with the kernel's own function.
+    Hooks,
+    /// Tier 3: probes that tell, and an agent that hashes afterwards.
+    Probes,
+}
+
+/// What measures, and what the log's first record says of it.
+pub struct Started {
+    /// The measurements.
+    pub source: Box<dyn EventSource>,
+    /// Number of the tier.
+    pub tier: u8,
+    /// What it cannot see.
+    pub blind: &'static str,
+    /// SHA-256 of the object with the kernel programs.
+    pub object: Sha256Digest,
+    /// They were attached just now.
+    pub fresh: bool,
+}
+
+impl Plan {
+    /// Looks at the host and at what the configuration wants.
+    ///
+    /// # Errors
+    /// What the tier of the configuration lacks; with "auto", what keeps every tier from working.
+    pub fn choose(config: &Config) -> Result<Self, DaemonError> {
+        match config.measure.tier {
+            Some(3) => return Self::probes(config),
+            Some(_) => {}
+            None => match Preflight::check(&config.bpf_dir) {
+                Err(KernelError::BpfLsmMissing { lsm }) => {
+                    tracing::warn!(
+                        lsm,
+                        "this kernel runs without the BPF LSM (no `bpf` in lsm=): measuring in tier 3, which only detects, and after the fact"
+                    );
+                    return Self::probes(config);
+                }
+                found => return Ok(Self::hooks(&found?)),
+            },
+        }
+        Ok(Self::hooks(&Preflight::check(&config.bpf_dir)?))
+    }
+
+    fn hooks(found: &Preflight) -> Self {
+        tracing::info!(
+            lsm = found.lsm,
+            lockdown = found.lockdown,
+            "this kernel can measure (tier 1)"
+        );
+        Self::Hooks
+    }
+
+    fn probes(config: &Config) -> Result<Self, DaemonError> {
+        if config.measure.mode != Mode::Observe || config.measure.protect {
+            return Err(DaemonError::OnlyDetects {
+                mode: config.measure.mode,
+                protect: config.measure.protect,
+            });
+        }
+        probe::preflight(&config.measure.btf)?;
+        tracing::info!(btf = %config.measure.btf.display(), "this kernel can measure (tier 3)");
+        Ok(Self::Probes)
+    }
+
+    /// Starts measuring.
+    ///
+    /// # Errors
+    /// [`DaemonError::Kernel`], [`DaemonError::Probe`].
+    pub fn start(self, config: &Config) -> Result<Started, DaemonError> {
+        match self {
+            Self::Hooks => {
+                let kernel = Kernel::start(&config.bpf_object, &config.bpf_dir, gate(config))?;
+                tracing::info!(origin = ?kernel.origin(), "kernel programs are measuring");
+                Ok(Started {
+                    tier: 1,
+                    blind: "",
+                    object: Sha256Digest::from(*kernel.object_digest()),
+                    fresh: kernel.origin() == Origin::Loaded,
+                    source: Box::new(kernel),
+                })
+            }
+            Self::Probes => {
+                let probe = Probe::start(&config.probe_object, &config.measure.btf)?;
+                tracing::info!("probes are measuring");
+                Ok(Started {
+                    tier: 3,
+                    blind: probe::BLIND,
+                    object: Sha256Digest::from(*probe.object_digest()),
+                    // They never outlive an agent.
+                    fresh: true,
+                    source: Box::new(probe),
+                })
+            }
+        }
+    }
+}

@@ -9,3 +9,4 @@ mod kernel;
 mod log;
 mod matrix;
 mod story;
+mod tier3;

@@ -54,8 +54,6 @@ pub struct Settings {
     pub bpf_digest: Sha256Digest,
     /// Measuring tier.
     pub tier: u8,
-    /// What the tier cannot see, one sentence; empty when it sees all that is promised.
-    pub blind: String,
     /// What happens to a load before it is extended.
     pub mode: Mode,
     /// What this tier cannot see, for the log's first record; empty when it sees all that is promised.

@@ -141,7 +141,6 @@ pub fn settings(run_dir: &Path, fresh_hooks: bool) -> Settings {
         boot_id: BOOT.into(),
         bpf_digest: Sha256Digest::of(b"kernel programs"),
         tier: 1,
-        blind: String::new(),
         mode: Mode::Observe,
         blind: String::new(),
         protected: false,

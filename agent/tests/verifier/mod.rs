@@ -195,7 +195,6 @@ pub fn measure(tpm: &Handle, dir: &Path) {
         boot_id: BOOT_ID.to_owned(),
         bpf_digest: Sha256Digest::of(b"no kernel programs"),
         tier: 1,
-        blind: String::new(),
         mode: Mode::Observe,
         blind: String::new(),
         protected: false,

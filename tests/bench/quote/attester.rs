@@ -48,7 +48,6 @@ pub fn run(folder: &Path) -> Outcome<()> {
         boot_id,
         bpf_digest: Sha256Digest::from([0; 32]),
         tier: 1,
-        blind: String::new(),
         mode: config.measure.mode,
         blind: String::new(),
         protected: false,

@@ -82,7 +82,11 @@ pub fn programs(built: &Built) -> Result<PathBuf, Error> {
             archive.file(&format!("payload/usr/bin/{name}"), 0o755, &read(&stripped)?);
         }
         archive.file("payload/usr/lib/assay/assay-ebpf.o", 0o644, &read(&built.bpf_object)?);
-        archive.file("payload/usr/lib/assay/assay-ebpf-probe.o", 0o644, &read(&built.probe_object)?);
+        archive.file(
+            "payload/usr/lib/assay/assay-ebpf-probe.o",
+            0o644,
+            &read(&built.probe_object)?,
+        );
         Ok(archive)
     })
 }

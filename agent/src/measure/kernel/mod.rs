@@ -28,8 +28,8 @@ pub(super) use self::btf::Btf;
 pub use self::btf::BtfError;
 pub use self::error::KernelError;
 pub use self::gate::{GateError, GateSettings, OWN_LIBRARY, OWN_PROGRAM};
-pub use self::orders::{Answers, Key, Orders};
 pub(super) use self::load::{BTF_LIMIT, OBJECT_LIMIT, read_limited};
+pub use self::orders::{Answers, Key, Orders};
 pub use self::preflight::Preflight;
 pub(super) use self::preflight::lockdown_state;
 

@@ -1,13 +1,14 @@
 //! Tier 3: a kernel that runs without the BPF LSM, as one before 5.7 does, and what its probes detect.
 
 use assay_ebpf::flags;
-use assay_evidence::event::LoadKind;
+use assay_evidence::digest::Sha256Digest;
+use assay_evidence::event::{LoadKind, Violation};
 use assay_tests::HarnessError;
 use assay_tests::agent::Agent;
 use assay_tests::vm::{Image, Variant, Vm};
 
-use crate::common::{put_new_program, sha256sum};
-use crate::log::{LOG, Log};
+use crate::common::{PATIENCE, pcr13, put_new_program, sha256sum};
+use crate::log::{LOG, Log, short};
 
 /// The saved machine with a kernel of that series, booted without `bpf` among the security modules.
 fn machine(series: &str) -> Result<Vm, HarnessError> {
@@ -19,45 +20,238 @@ fn hashed(vm: &Vm, kind: LoadKind, path: &str, more: u32) -> Result<(LoadKind, S
     Ok((kind, sha256sum(vm, path)?, flags::USER_HASH | more))
 }
 
-#[test]
-fn vm_tier3_linux_6_12_detects_files() -> Result<(), HarnessError> {
-    detects_files("6.12")
+/// Kernels that tier 3 is tried on: one that cannot have the BPF LSM as Debian builds it, and a new one booted without.
+macro_rules! on_both_kernels {
+    ($($test:ident, $old:ident, $new:ident;)+) => {
+        $(
+            #[test]
+            fn $old() -> Result<(), HarnessError> {
+                $test(&machine("5.10")?)
+            }
+
+            #[test]
+            fn $new() -> Result<(), HarnessError> {
+                $test(&machine("6.12")?)
+            }
+        )+
+    };
 }
 
-#[test]
-fn vm_tier3_linux_5_10_detects_files() -> Result<(), HarnessError> {
-    detects_files("5.10")
+on_both_kernels! {
+    detects_files, vm_tier3_linux_5_10_detects_files, vm_tier3_linux_6_12_detects_files;
+    detects_modules, vm_tier3_linux_5_10_detects_modules, vm_tier3_linux_6_12_detects_modules;
+    tells_itself, vm_tier3_linux_5_10_tells_itself, vm_tier3_linux_6_12_tells_itself;
 }
 
-fn detects_files(series: &str) -> Result<(), HarnessError> {
-    let vm = machine(series)?;
+/// Runs its own content, a copy of a program, from a file that never had a name; lives for as long as it is told.
+const MEMFD: &str = r#"
+    my $name = "hidden"; my $fd = syscall(319, $name, 0); open(my $out, ">&=", $fd);
+    open(my $in, "<", "/usr/bin/sleep"); local $/; print {$out} <$in>, "x"; $out->flush();
+    open(my $exec, "<", "/proc/self/fd/$fd"); close($out); select(undef, undef, undef, 0.1);
+    exec {"/proc/self/fd/" . fileno($exec)} "hidden", $ARGV[0]; die "exec: $!";"#;
+
+fn detects_files(vm: &Vm) -> Result<(), HarnessError> {
     let guest = vm.guest();
-    let agent = Agent::start(guest)?;
-
-    // What is left of a second after a change: nothing that the clock could hide.
-    put_new_program(&vm, "/root/new")?;
+    let _agent = Agent::start(guest)?;
+    put_new_program(vm, "/root/new")?;
+    // The pause puts changes and runs into different ticks of the clock: else nobody could say what ran.
     guest.script(
         "cd /root; cp /bin/dash interpreter; printf '#!/root/interpreter\nexit 0\n' > script; chmod 755 script
-         cp $(ldd /usr/bin/true | awk '/libc.so/{print $3}') library.so; printf x >> library.so; sleep 0.1",
+         mkdir -p deep/er; mount -t tmpfs tmpfs deep/er; cp new deep/er/intmp; printf y >> deep/er/intmp
+         cp $(ldd /usr/bin/true | awk '/libc.so/{print $3}') library.so; printf x >> library.so; sleep 0.1
+         ./new; ./new; ./script; deep/er/intmp; LD_PRELOAD=/root/library.so /usr/bin/true",
     )?;
-    guest.script("/root/new; /root/new; /root/script; LD_PRELOAD=/root/library.so /usr/bin/true")?;
-    let log = Log::wait(guest, LOG, "the library", |log| !log.of("/root/library.so").is_empty())?;
-    assert_eq!(log.of("/root/new"), [hashed(&vm, LoadKind::Program, "/root/new", 0)?]);
-    assert_eq!(
-        log.of("/root/script"),
-        [hashed(&vm, LoadKind::Program, "/root/script", flags::SCRIPT)?]
+    guest.run_ok(&["perl", "-MIO::Handle", "-e", MEMFD, "2"])?;
+    let memfd = "/memfd:hidden (deleted)";
+    let log = Log::wait(guest, LOG, "the memfd", |log| !log.of(memfd).is_empty())?;
+
+    let once = |kind, path: &str, more| -> Result<(), HarnessError> {
+        assert_eq!(log.of(path), [hashed(vm, kind, path, more)?], "{path}");
+        Ok(())
+    };
+    once(LoadKind::Program, "/root/new", 0)?;
+    once(LoadKind::Program, "/root/script", flags::SCRIPT)?;
+    once(LoadKind::Program, "/root/interpreter", flags::INTERPRETER)?;
+    once(LoadKind::Program, "/root/deep/er/intmp", flags::TMPFS)?;
+    once(LoadKind::Mapping, "/root/library.so", 0)?;
+    let mut content = guest.get("/usr/bin/sleep")?;
+    content.push(b'x');
+    let digest = Sha256Digest::of(&content).to_string();
+    let marks = flags::USER_HASH | flags::UNLINKED | flags::MEMFD | flags::TMPFS;
+    assert!(
+        log.of(memfd).contains(&(LoadKind::Program, digest, marks)),
+        "{:?}",
+        log.of(memfd)
     );
-    assert_eq!(
-        log.of("/root/interpreter"),
-        [hashed(&vm, LoadKind::Program, "/root/interpreter", flags::INTERPRETER)?]
+
+    // Changed content is another program, and so is the old content when it comes back.
+    guest.script("cd /root; printf z >> new; sleep 0.1; ./new; truncate -s -1 new; sleep 0.1; ./new; ./new")?;
+    let log = Log::wait(guest, LOG, "three states", |log| log.of("/root/new").len() >= 3)?;
+    let states = log.of("/root/new");
+    assert!(
+        states.len() == 3 && states[0] == states[2] && states[0] != states[1],
+        "{states:?}"
     );
-    assert_eq!(
-        log.of("/root/library.so"),
-        [hashed(&vm, LoadKind::Mapping, "/root/library.so", 0)?]
-    );
-    println!("{}", agent.journal());
-    let log = Log::settled(&vm, LOG)?;
+    settled(vm)
+}
+
+/// Log and PCR agree, nothing is missing, and nothing was a violation.
+fn settled(vm: &Vm) -> Result<(), HarnessError> {
+    let log = Log::settled(vm, LOG)?;
     log.assert_no_gap();
     assert!(log.violations().is_empty(), "{:?}", log.violations());
+    let odd: Vec<_> = log
+        .loads()
+        .into_iter()
+        .filter(|load| load.flags & (flags::NOT_HASHED | flags::UNSTABLE | flags::PATH_CUT) != 0)
+        .filter(|load| load.kind != LoadKind::ModuleBuffer)
+        .collect();
+    assert!(odd.is_empty(), "{odd:?}");
+    Ok(())
+}
+
+fn detects_modules(vm: &Vm) -> Result<(), HarnessError> {
+    let guest = vm.guest();
+    let _agent = Agent::start(guest)?;
+    guest.script(
+        "cd /root; file=$(modinfo -n dummy)
+         case $file in *.xz) busybox xzcat $file > plain.ko;; *) cp $file plain.ko;; esac; sleep 0.1",
+    )?;
+    // finit_module twice, then init_module: each load counts.
+    guest.script("insmod /root/plain.ko; rmmod dummy; insmod /root/plain.ko; rmmod dummy")?;
+    let init = r#"open(my $f, "<", $ARGV[0]) or die; local $/; my $image = <$f>; my $none = "";
+        exit(syscall(175, $image, length($image), $none) == 0 ? 0 : 1);"#;
+    guest.run_ok(&["perl", "-e", init, "/root/plain.ko"])?;
+    let modules = |log: &Log| log.loads().iter().filter(|load| load.kind.is_module()).count();
+    let log = Log::wait(guest, LOG, "three modules", |log| modules(log) >= 3)?;
+    let found: Vec<_> = log
+        .loads()
+        .into_iter()
+        .filter(|load| load.kind.is_module())
+        .map(|load| (load.path.clone(), short(load)))
+        .collect();
+    let file = (
+        "/root/plain.ko".to_owned(),
+        hashed(vm, LoadKind::ModuleFile, "/root/plain.ko", 0)?,
+    );
+    // The content of a buffer is out of a probe's reach, and the log says so.
+    let buffer = (
+        String::new(),
+        (LoadKind::ModuleBuffer, String::new(), flags::NOT_HASHED),
+    );
+    assert_eq!(found, [file.clone(), file, buffer]);
+    settled(vm)
+}
+
+/// What the agent says of itself, where the offsets come from, and what its end costs.
+fn tells_itself(vm: &Vm) -> Result<(), HarnessError> {
+    let guest = vm.guest();
+    // A kernel may have no description of its own: this one is at a place that only agent.toml names.
+    guest.script(
+        "mkdir -p /etc/assay; cp /sys/kernel/btf/vmlinux /root/kernel.btf; mount -t tmpfs none /sys/kernel/btf",
+    )?;
+    let refused = guest.run_with(&["assay-agent", "run"], b"", PATIENCE)?;
+    assert_eq!(refused.code, Some(1), "{refused}");
+    assert!(
+        refused.stderr.contains("/sys/kernel/btf/vmlinux") && refused.stderr.contains("btf = "),
+        "{refused}"
+    );
+    guest.put(
+        "/etc/assay/agent.toml",
+        0o644,
+        b"[measure]\nbtf = \"/root/kernel.btf\"\n",
+    )?;
+    let agent = Agent::start(guest)?;
+    let log = Log::read(guest, LOG)?;
+    let start = log.start();
+    assert_eq!((start.tier, start.protected), (3, false));
+    assert!(start.blind.contains("after the fact"), "{}", start.blind);
+    assert_eq!(
+        start.bpf_digest.to_string(),
+        sha256sum(vm, "/usr/lib/assay/assay-ebpf-probe.o")?
+    );
+    let status = agent.status()?;
+    assert_eq!(status.get("tier").and_then(serde_json::Value::as_u64), Some(3));
+    assert_eq!(
+        status.get("blind").and_then(serde_json::Value::as_str),
+        Some(start.blind.as_str())
+    );
+    let shown = guest.run_ok(&["assay-agent", "status"])?;
+    assert!(shown.contains("tier 3") && shown.contains("after the fact"), "{shown}");
+
+    // No probe outlives an agent: the next one has to say that it does not know what happened in between.
+    agent.kill()?;
+    put_new_program(vm, "/root/between")?;
+    guest.run_ok(&["/root/between"])?;
+    let agent = Agent::start(guest)?;
+    let log = Log::settled(vm, LOG)?;
+    assert!(
+        matches!(log.violations()[..], [Violation::HooksMissing { .. }]),
+        "{:?}",
+        log.violations()
+    );
+    assert_eq!((log.of("/root/between"), log.starts().len()), (Vec::new(), 2));
+
+    // Root switches the probes off: an agent that hears nothing more ends, and the TPM knows.
+    guest.script("mountpoint -q /sys/kernel/debug || mount -t debugfs none /sys/kernel/debug; echo 0 > /sys/kernel/debug/kprobes/enabled")?;
+    let ended = guest.wait(agent.pid(), PATIENCE)?;
+    assert_eq!(ended.code, Some(1), "{ended}");
+    assert!(agent.journal().contains("the probes are silent"), "{}", agent.journal());
+    assert_ne!(pcr13(vm)?, Log::read(guest, LOG)?.pcr());
+    let refused = guest.run_with(&["assay-agent", "run"], b"", PATIENCE)?;
+    assert!(refused.stderr.contains("kprobes/enabled"), "{refused}");
+    Ok(())
+}
+
+/// More than the buffers between probes and agent hold.
+const FLOOD: u64 = 12_000;
+
+#[test]
+fn vm_tier3_what_found_no_room_is_counted_in_the_log() -> Result<(), HarnessError> {
+    let vm = machine("6.12")?;
+    let guest = vm.guest();
+    let agent = Agent::start(guest)?;
+    Log::settled(&vm, LOG)?;
+    // A file that somebody has open for writing counts each time it is mapped executable.
+    let flood = r#"open(my $f, "+<", "/root/flood") or die; my $count = $ARGV[0];
+        for (1..$count) { my $at = syscall(9, 0, 4096, 5, 2, fileno($f), 0); syscall(11, $at, 4096); }"#;
+    guest.put("/root/flood", 0o600, b"a small file")?;
+    guest.signal(agent.pid(), 19)?;
+    guest.run_ok(&["perl", "-e", flood, &FLOOD.to_string()])?;
+    guest.signal(agent.pid(), 18)?;
+    let lost = |log: &Log| -> u64 {
+        let count = |violation: &&Violation| {
+            if let Violation::Lost { count } = violation {
+                *count
+            } else {
+                0
+            }
+        };
+        log.violations().iter().map(count).sum()
+    };
+    let total = |log: &Log| log.of("/root/flood").len() as u64 + lost(log);
+    Log::wait(guest, LOG, "all of it", |log| total(log) >= FLOOD)?;
+    let log = Log::settled(&vm, LOG)?;
+    let recorded = log.of("/root/flood");
+    let digest = sha256sum(&vm, "/root/flood")?;
+    let unstable = flags::USER_HASH | flags::UNSTABLE;
+    assert!(
+        recorded
+            .iter()
+            .all(|one| *one == (LoadKind::Mapping, digest.clone(), unstable))
+    );
+    // Perl's own libraries may be among the lost ones.
+    assert!(
+        lost(&log) > 0 && total(&log) < FLOOD + 50,
+        "{} lost, {} recorded, {:?}",
+        lost(&log),
+        recorded.len(),
+        log.violations()
+    );
+    assert_eq!(
+        agent.status()?.get("lost").and_then(serde_json::Value::as_u64),
+        Some(lost(&log))
+    );
+    log.assert_no_gap();
     Ok(())
 }

@@ -30,6 +30,9 @@ pub mod flags {
     pub const ALL: u32 = (1 << 3) - 1;
 }
 
+/// What the object holds in place of the kernel's version, until the agent knows it. No number of a kernel.
+pub const VERSION: u32 = 0xa55a_0419;
+
 /// Counters, index in the `COUNTERS` array of u64 that each CPU has.
 pub mod counter {
     /// Records that found no room in the perf buffer.
@@ -102,8 +105,8 @@ pub struct Record {
     pub comm: [u8; 16],
     /// Bytes of `names` in use.
     pub names_len: u32,
-    /// Always zero.
-    pub pad: u32,
+    /// Number of the task's mount namespace, as /proc/PID/ns/mnt shows it.
+    pub mount_ns: u32,
     /// The path's names from the last to the first, each with its NUL.
     pub names: [u8; NAMES],
 }
@@ -211,7 +214,7 @@ impl Record {
             uid: u32::from_ne_bytes(fields.take()?),
             comm: fields.take()?,
             names_len: u32::from_ne_bytes(fields.take()?),
-            pad: u32::from_ne_bytes(fields.take()?),
+            mount_ns: u32::from_ne_bytes(fields.take()?),
             names: [0; NAMES],
         };
         let used = usize::try_from(record.names_len).ok()?;
@@ -219,7 +222,6 @@ impl Record {
         let padding = fields.0.len().checked_sub(used)?;
         let sound = crate::kind::is_known(record.kind)
             && record.flags & !flags::ALL == 0
-            && record.pad == 0
             && padding < 8
             && (record.flags & flags::NO_FILE != 0 || record.file.mode != 0)
             && record.names.get(..used)?.last().is_none_or(|last| *last == 0);
@@ -335,6 +337,12 @@ layout! {
     mount_mountpoint,
     /// `vfsmount.mnt_root`
     vfsmount_root,
+    /// `task_struct.nsproxy`
+    task_nsproxy,
+    /// `nsproxy.mnt_ns`
+    nsproxy_mount,
+    /// `mnt_namespace.ns.inum`
+    mount_namespace_number,
     /// `READING_MODULE` of `enum kernel_read_file_id`
     reading_module,
     /// `READING_MODULE_COMPRESSED` of the same; newer kernels only.
@@ -379,7 +387,7 @@ mod tests {
         }
         out.extend(b"bash\0\0\0\0\0\0\0\0\0\0\0\0");
         out.extend(u32::try_from(names.len()).unwrap().to_ne_bytes());
-        out.extend(0_u32.to_ne_bytes());
+        out.extend(16_u32.to_ne_bytes());
         out.extend(names);
         while (out.len() + 4) % 8 != 0 {
             out.push(0xaa);
@@ -395,7 +403,7 @@ mod tests {
             (4, 0o100_755, 1)
         );
         assert_eq!((record.time_ns, record.seq, record.cgroup), (11, 12, 13));
-        assert_eq!((record.pid, record.uid), (14, 15));
+        assert_eq!((record.pid, record.uid, record.mount_ns), (14, 15, 16));
         assert!(record.names().eq([b"true".as_slice(), b"bin", b"usr"]));
         assert_eq!(Record::read(&bytes(b"")).unwrap().names().count(), 0);
     }
@@ -420,7 +428,6 @@ mod tests {
         assert!(changed(header + 32, 99), "kind");
         assert!(changed(header + 36, 0xff), "flags");
         assert!(changed(header + 64, 200), "length of the names");
-        assert!(changed(header + 68, 1), "padding");
         assert!(changed(HEADER_SIZE + 4, b'x'), "a name without an end");
         let mut no_mode = bytes(b"x\0");
         no_mode[60..64].fill(0);

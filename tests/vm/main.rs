@@ -8,5 +8,6 @@ mod harness;
 mod kernel;
 mod log;
 mod matrix;
+mod probe_object;
 mod story;
 mod tier3;

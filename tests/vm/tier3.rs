@@ -1,13 +1,19 @@
 //! Tier 3: a kernel that runs without the BPF LSM, as one before 5.7 does, and what its probes detect.
 
 use assay_ebpf::flags;
+use assay_evidence::bundle::Bundle;
 use assay_evidence::digest::Sha256Digest;
 use assay_evidence::event::{LoadKind, Violation};
+use assay_evidence::wire::QuoteRequest;
 use assay_tests::HarnessError;
-use assay_tests::agent::Agent;
-use assay_tests::vm::{Image, Variant, Vm};
+use assay_tests::agent::{self, Agent};
+use assay_tests::verifier::Verifier;
+use assay_tests::vm::{BootOptions, Image, Variant, Vm};
+use assay_verifier::client::{Asker, Pin};
+use assay_verifier::config::StateDir;
+use assay_verifier::judge::fresh_nonce;
 
-use crate::common::{PATIENCE, pcr13, put_new_program, sha256sum};
+use crate::common::{PATIENCE, pcr13, put_new_program, sha256sum, trusted};
 use crate::log::{LOG, Log, short};
 
 /// The saved machine with a kernel of that series, booted without `bpf` among the security modules.
@@ -254,4 +260,69 @@ fn vm_tier3_what_found_no_room_is_counted_in_the_log() -> Result<(), HarnessErro
     );
     log.assert_no_gap();
     Ok(())
+}
+
+/// A policy that was made from a tier 1 host does not take a tier 3 host, until somebody says so; and its bundles carry
+/// what IMA itself has logged.
+#[test]
+fn vm_tier3_is_named_in_the_verdict_and_relays_the_log_of_ima() -> Result<(), HarnessError> {
+    let stage = trusted()?;
+    let options = BootOptions {
+        cmdline: format!("{} {}", Variant::NoBpfLsm.cmdline(), Variant::ImaTcb.cmdline()),
+        ..BootOptions::default()
+    };
+    let vm = Vm::boot(&Image::load()?, &options)?;
+    let guest = vm.guest();
+    agent::join(guest, &stage.verifier)?;
+    let agent = Agent::start(guest)?;
+    agent.enrol(&vm, &stage.verifier, "old")?;
+    let is_tier = |reason: &String| reason.contains("tier 3") && reason.contains("not allowed");
+    stage
+        .verifier
+        .wait_host("old", "untrusted for its tier", PATIENCE, |host| {
+            host.state == "untrusted" && host.reasons.iter().any(is_tier)
+        })?;
+    agent::rehearse(guest)?;
+    put_new_program(&vm, "/root/new")?;
+    guest.script("sleep 0.1; /root/new")?;
+    Log::wait(guest, LOG, "/root/new", |log| !log.of("/root/new").is_empty())?;
+    Log::settled(&vm, LOG)?;
+    stage.verifier.run_ok(&["policy", "capture", "old", "--add"])?;
+    stage
+        .verifier
+        .wait_host("old", "trusted", PATIENCE, |host| host.state == "trusted")?;
+
+    let bundle = quoted(&stage.verifier, &vm.agent_address());
+    let ima = bundle.ima_log.expect("the log of IMA");
+    let listed = guest.get_text("/sys/kernel/security/ima/ascii_runtime_measurements")?;
+    let line = format!("sha256:{} /root/new", sha256sum(&vm, "/root/new")?);
+    assert!(listed.contains(&line), "{}\n{listed}", guest.get_text("/proc/cmdline")?);
+    let has = |wanted: &[u8]| ima.0.windows(wanted.len()).any(|bytes| bytes == wanted);
+    assert!(has(b"/root/new\0") && has(b"boot_aggregate\0"), "{} bytes", ima.0.len());
+    assert!(
+        quoted(&stage.verifier, &stage.vm.agent_address()).ima_log.is_none(),
+        "tier 1 needs it not"
+    );
+    Ok(())
+}
+
+/// What a host answers to a verifier's question.
+fn quoted(verifier: &Verifier, address: &str) -> Bundle {
+    let asker = Asker::load(&StateDir::new(verifier.state_dir())).expect("the verifier's identity");
+    let request = QuoteRequest {
+        nonce: fresh_nonce().expect("random bytes"),
+        log_from: 0,
+        boot_log: true,
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime");
+    runtime.block_on(async {
+        let mut agent = asker
+            .connect(address, Pin::FirstContact, PATIENCE)
+            .await
+            .expect("a connection");
+        agent.quote(&request).await.expect("a bundle")
+    })
 }

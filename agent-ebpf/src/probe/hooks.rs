@@ -58,7 +58,7 @@ pub fn read_file(ctx: ProbeContext) -> u32 {
                 names(layout, file, record);
             }
         }
-        send(&ctx, record);
+        send(&ctx, layout, record);
     }
     0
 }
@@ -72,7 +72,7 @@ pub fn load_data(ctx: ProbeContext) -> u32 {
     {
         // SAFETY: a map value of this CPU.
         unsafe { (*record).flags = flags::NO_FILE };
-        send(&ctx, record);
+        send(&ctx, layout, record);
     }
     0
 }
@@ -90,7 +90,7 @@ fn load(ctx: &ProbeContext, layout: &Layout, file: u64, kind: u32, how: u32) {
         (*record).flags = how;
         names(layout, file, record);
     }
-    send(ctx, record);
+    send(ctx, layout, record);
 }
 
 /// The record's kind for an id of `enum kernel_read_file_id`.

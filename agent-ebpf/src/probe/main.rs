@@ -23,6 +23,11 @@ mod send;
 #[unsafe(no_mangle)]
 static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
 
+/// Kernels before 5.0 load probes only for the very version that these name.
+#[unsafe(link_section = "version")]
+#[unsafe(no_mangle)]
+static VERSION: u32 = assay_ebpf::probe_record::VERSION;
+
 /// Never reached: nothing here panics.
 #[cfg(not(test))]
 #[panic_handler]

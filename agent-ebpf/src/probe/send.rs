@@ -2,17 +2,17 @@
 
 use core::ffi::c_void;
 
-use assay_ebpf::probe_record::{HEADER_SIZE, NAMES, Record, counter};
+use assay_ebpf::probe_record::{HEADER_SIZE, Layout, NAMES, Record, counter};
 use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::BPF_F_CURRENT_CPU;
-use aya_ebpf::helpers::generated::{bpf_get_current_comm, bpf_perf_event_output};
+use aya_ebpf::helpers::generated::{bpf_get_current_comm, bpf_get_current_task, bpf_perf_event_output};
 use aya_ebpf::helpers::{
     bpf_get_current_cgroup_id, bpf_get_current_pid_tgid, bpf_get_current_uid_gid, bpf_ktime_get_ns,
 };
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{PerCpuArray, PerfEventByteArray};
 
-use crate::kernel::bounded;
+use crate::kernel::{bounded, read};
 
 #[map]
 static EVENTS: PerfEventByteArray = PerfEventByteArray::new(0);
@@ -34,14 +34,13 @@ pub fn begin(kind: u32) -> Option<*mut Record> {
         (*record).flags = 0;
         (*record).size = 0;
         (*record).names_len = 0;
-        (*record).pad = 0;
     }
     Some(record)
 }
 
 /// Sends it, numbered; counts it if there is no room.
 #[inline(always)]
-pub fn send(ctx: &impl EbpfContext, record: *mut Record) {
+pub fn send(ctx: &impl EbpfContext, layout: &Layout, record: *mut Record) {
     let Some(next) = COUNTERS.get_ptr_mut(counter::SEQ) else {
         return;
     };
@@ -50,6 +49,7 @@ pub fn send(ctx: &impl EbpfContext, record: *mut Record) {
         (*record).time_ns = bpf_ktime_get_ns();
         (*record).seq = *next;
         (*record).cgroup = bpf_get_current_cgroup_id();
+        (*record).mount_ns = mount_namespace(layout);
         (*record).pid = (bpf_get_current_pid_tgid() >> 32) as u32;
         (*record).uid = bpf_get_current_uid_gid() as u32;
         // All 16 bytes are written, also on failure.
@@ -64,4 +64,14 @@ pub fn send(ctx: &impl EbpfContext, record: *mut Record) {
             *lost += 1;
         }
     }
+}
+
+/// Number of the current task's mount namespace; 0 for a task that is on its way out.
+#[inline(always)]
+fn mount_namespace(layout: &Layout) -> u32 {
+    // SAFETY: a helper without arguments.
+    let task = unsafe { bpf_get_current_task() };
+    let namespaces: u64 = read(task, layout.task_nsproxy);
+    let mounts: u64 = read(namespaces, layout.nsproxy_mount);
+    read(mounts, layout.mount_namespace_number)
 }

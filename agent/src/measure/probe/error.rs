@@ -72,6 +72,12 @@ pub enum ProbeError {
     /// The kernel forbids loading.
     #[error("the kernel does not permit loading probes (EPERM): run the agent as root, with CAP_SYS_ADMIN")]
     NotPermitted,
+    /// The object has no place for the kernel's version.
+    #[error("{path} does not hold the probes of this version: install the package again")]
+    NoVersion {
+        /// The object.
+        path: PathBuf,
+    },
     /// Programs or maps.
     #[error(transparent)]
     Kernel(#[from] KernelError),

@@ -1,9 +1,11 @@
 //! From a sighting to a descriptor of the very file: by its path, or through the process that runs it.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd as _;
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use assay_ebpf::kind;
@@ -16,6 +18,9 @@ use super::sighting::Sighting;
 
 /// Mappings of one process that are looked at: enough for the largest browser, and an end for what makes millions.
 const MAPPINGS: usize = 16 * 1024;
+
+/// Other processes that are tried.
+const NEIGHBOURS: usize = 8;
 
 /// What became of the search.
 #[derive(Debug)]
@@ -40,18 +45,13 @@ pub fn find(sighting: &Sighting, asker: &mut Asker) -> Result<Found, ProbeError>
         let found = asker.ask(file)?;
         Ok(found.key() == wanted.key() && found.generation == wanted.generation)
     };
-    for path in names(sighting) {
-        if let Ok(file) = open(&path)
-            && is_it(&file)?
-        {
-            return Ok(Found::File(file));
-        }
-    }
-    for path in mapped(sighting) {
-        if let Ok(file) = open(&path)
-            && is_it(&file)?
-        {
-            return Ok(Found::File(file));
+    for ways in [names, mapped, elsewhere] {
+        for path in ways(sighting) {
+            if let Ok(file) = open(&path)
+                && is_it(&file)?
+            {
+                return Ok(Found::File(file));
+            }
         }
     }
     let coming = sighting.kind == kind::PROGRAM || sighting.kind == kind::MAPPING;
@@ -103,6 +103,33 @@ fn mapped(sighting: &Sighting) -> Vec<PathBuf> {
     ways
 }
 
+/// Through other processes that see the same mounts: of a container in which a program has run and is gone.
+fn elsewhere(sighting: &Sighting) -> Vec<PathBuf> {
+    let below = sighting.absolute().filter(|_| !sighting.is_unlinked());
+    let Some(below) = below.and_then(|path| path.strip_prefix("/").ok()) else {
+        return Vec::new();
+    };
+    let number = |process: &Path| std::fs::metadata(process.join("ns/mnt")).map_or(0, |at| at.ino());
+    let wanted = u64::from(sighting.mount_ns);
+    // The path itself has been tried.
+    if wanted == 0 || number(Path::new("/proc/self")) == wanted {
+        return Vec::new();
+    }
+    let Ok(processes) = std::fs::read_dir("/proc") else {
+        return Vec::new();
+    };
+    let is_process = |name: &OsStr| name.as_bytes().iter().all(u8::is_ascii_digit);
+    processes
+        .flatten()
+        .filter(|entry| is_process(&entry.file_name()))
+        .map(|entry| entry.path())
+        .filter(|process| number(process) == wanted)
+        .map(|process| process.join("root").join(below))
+        // Most see the same root; some may be in a folder of it (chroot).
+        .take(NEIGHBOURS)
+        .collect()
+}
+
 fn process(pid: u32) -> PathBuf {
     PathBuf::from(format!("/proc/{pid}"))
 }
@@ -139,6 +166,7 @@ mod tests {
             size: 0,
             kind,
             pid: 7,
+            mount_ns: 0,
             uid: 0,
             comm: [0; 16],
             interpreter: false,
@@ -164,6 +192,15 @@ mod tests {
             texts(&sighting(kind::MODULE_FILE, 1, "/a.ko")),
             ["/a.ko", "/proc/7/root/a.ko"]
         );
+    }
+
+    #[test]
+    fn a_program_that_is_gone_is_looked_for_through_its_neighbours() {
+        let mut gone = sighting(kind::PROGRAM, 1, "/bin/x");
+        gone.mount_ns = u32::try_from(std::fs::metadata("/proc/self/ns/mnt").unwrap().ino()).unwrap();
+        assert_eq!(elsewhere(&gone), Vec::<PathBuf>::new(), "its path is ours");
+        gone.mount_ns = 1;
+        assert_eq!(elsewhere(&gone), Vec::<PathBuf>::new(), "nobody is there");
     }
 
     #[test]

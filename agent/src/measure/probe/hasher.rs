@@ -332,6 +332,7 @@ mod tests {
             size: 0,
             kind: kind::PROGRAM,
             pid: 13,
+            mount_ns: 0,
             uid: 14,
             comm: *b"bash\0\0\0\0\0\0\0\0\0\0\0\0",
             interpreter: false,

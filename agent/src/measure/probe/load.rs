@@ -14,6 +14,7 @@ use sha2::{Digest, Sha256};
 use super::ProbeError;
 use super::ask::ASKED;
 use super::hasher::SEEN;
+use super::version;
 use crate::measure::kernel::{KernelError, OBJECT_LIMIT, read_limited};
 
 /// The probes of the object and the functions that they go to.
@@ -61,10 +62,14 @@ impl Loaded {
             path: path.to_owned(),
             limit: OBJECT_LIMIT,
         };
-        let bytes = read_limited(path, OBJECT_LIMIT)
+        let mut bytes = read_limited(path, OBJECT_LIMIT)
             .map_err(KernelError::file("read the kernel programs", path))?
             .ok_or_else(too_large)?;
         let digest = Sha256::digest(&bytes).into();
+        // Without the note, a kernel that asks for the version gets one that it refuses, and says so.
+        if version::put(&mut bytes, version::compiled_as().unwrap_or(0)).is_none() {
+            return Err(ProbeError::NoVersion { path: path.to_owned() });
+        }
         let object = |source| KernelError::Object {
             path: path.to_owned(),
             source: Box::new(source),

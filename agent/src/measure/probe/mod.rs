@@ -21,6 +21,7 @@ mod preflight;
 mod reader;
 mod shared;
 mod sighting;
+mod version;
 
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::os::unix::net::UnixStream;

@@ -21,6 +21,8 @@ pub struct Sighting {
     pub kind: u32,
     /// Process id.
     pub pid: u32,
+    /// Number of the mount namespace that the path is of.
+    pub mount_ns: u32,
     /// Real user id.
     pub uid: u32,
     /// Name of the task, NUL-padded.
@@ -50,6 +52,7 @@ impl From<&Record> for Sighting {
             size: record.size,
             kind: record.kind,
             pid: record.pid,
+            mount_ns: record.mount_ns,
             uid: record.uid,
             comm: record.comm,
             interpreter: record.flags & flags::INTERPRETER != 0,
@@ -93,7 +96,7 @@ mod tests {
             uid: 0,
             comm: [0; 16],
             names_len: u32::try_from(names.len()).unwrap(),
-            pad: 0,
+            mount_ns: 0,
             names: all,
         }
     }

@@ -326,7 +326,9 @@ unsafe fn begin(file: *const c_void) -> i32 {
         let known = CACHE.get_ptr_mut(inode.cast_mut().cast::<inode>());
         if !known.is_null() {
             if (*known).said & said::PENDING == 0 && (*known).state == state && writers(inode) <= 0 {
-                return reply(gate::answer(&(*known).digest, false));
+                let digest = (*known).digest;
+                tell(&digest);
+                return reply(gate::answer(&digest, false));
             }
             let _ = CACHE.delete(inode.cast_mut().cast::<inode>());
         }
@@ -354,8 +356,17 @@ unsafe fn finish(file: *const c_void, mut cause: Cause) -> i32 {
             return request::NOT_HASHED;
         };
         let digest = *digest;
-        if known.is_null() || (*known).said & said::PENDING == 0 {
+        if known.is_null() {
             return request::UNSTABLE;
+        }
+        if (*known).said & said::PENDING == 0 {
+            // Another thread was asked about the same file, and was quicker.
+            let same = (*known).state == State::of(inode) && (*known).digest == digest;
+            return if same {
+                reply(gate::answer(&digest, false))
+            } else {
+                request::UNSTABLE
+            };
         }
         let before = (*known).state;
         cause.flags |= flags::USER_HASH;

@@ -286,7 +286,7 @@ struct RawMeasure {
 
 /// `"auto"`, or a number.
 #[derive(Debug, Deserialize)]
-#[serde(untagged, expecting = "measure.tier is \"auto\", 1 or 3")]
+#[serde(untagged, expecting = "measure.tier is \"auto\", 1, 2 or 3")]
 enum RawTier {
     Number(i64),
     Word(String),
@@ -368,9 +368,10 @@ impl RawTier {
         match self {
             Self::Word(word) if word == "auto" => Ok(None),
             Self::Word(word) => Err(format!("{word:?}")),
-            Self::Number(1) => Ok(Some(1)),
-            Self::Number(3) => Ok(Some(3)),
-            Self::Number(other) => Err(other.to_string()),
+            Self::Number(number) => match u8::try_from(number) {
+                Ok(tier @ 1..=3) => Ok(Some(tier)),
+                _ => Err(number.to_string()),
+            },
         }
     }
 }
@@ -460,7 +461,7 @@ impl Raw {
                     .measure
                     .tier
                     .check()
-                    .map_err(|value| range("measure.tier", value, "\"auto\", 1 or 3"))?,
+                    .map_err(|value| range("measure.tier", value, "\"auto\", 1, 2 or 3"))?,
                 btf: absolute("measure.btf", self.measure.btf)?,
             },
             unlock: Unlock {

@@ -157,14 +157,14 @@ fn real_parts(config: &Config) -> Result<Parts, DaemonError> {
 }
 
 /// What the gate in the kernel is told.
-pub(crate) fn gate(config: &Config) -> GateSettings {
+pub(crate) fn gate(config: &Config, user_hash: bool) -> GateSettings {
     GateSettings {
         mode: config.measure.mode,
         hold: HoldSettings {
             folders: config.measure.hold_folders.clone(),
+            user_hash,
         },
         deny_anonymous: config.measure.deny_anonymous,
-        user_hash: false,
         protect: config.measure.protect,
         own: vec![config.bpf_object.clone()],
         tpms: TPM_DEVICES.iter().map(std::path::PathBuf::from).collect(),

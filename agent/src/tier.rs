@@ -3,6 +3,7 @@
 //! | tier | needs | where |
 //! |---|---|---|
 //! | 1 | BPF LSM, IMA | [`crate::measure::kernel`] |
+//! | 2 | BPF LSM | the same programs; the agent hashes, see [`crate::measure::hold`] |
 //! | 3 | probes on kernel functions | [`crate::measure::probe`] |
 //!
 //! A policy names the tiers that it allows, so a host that falls to another one is not trusted silently.
@@ -16,11 +17,18 @@ use crate::measure::kernel::{Kernel, KernelError, Origin, Preflight};
 use crate::measure::probe::{self, Probe};
 use crate::measure::source::EventSource;
 
+/// What tier 2 cannot see.
+const WITHOUT_HASH: &str = "a change of a file between the agent's hash of it and its use that moves neither change \
+    cookie, size nor time; in mode observe, a file outside of the held folders that is gone or changed by the time it is \
+    hashed; programs in memory (memfd) that end before they are hashed";
+
 /// The tier that was chosen; nothing runs yet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Plan {
     /// Tier 1: LSM programs that hash with the kernel's own function.
     Hooks,
+    /// Tier 2: LSM programs, and an agent that hashes what fanotify hands to it.
+    HooksWithoutHash,
     /// Tier 3: probes that tell, and an agent that hashes afterwards.
     Probes,
 }
@@ -47,6 +55,9 @@ impl Plan {
     pub fn choose(config: &Config) -> Result<Self, DaemonError> {
         match config.measure.tier {
             Some(3) => return Self::probes(config),
+            Some(2) => {
+                return Ok(Self::hooks(&Preflight::check(&config.bpf_dir)?, 2));
+            }
             Some(_) => {}
             None => match Preflight::check(&config.bpf_dir) {
                 Err(KernelError::BpfLsmMissing { lsm }) => {
@@ -56,19 +67,23 @@ impl Plan {
                     );
                     return Self::probes(config);
                 }
-                found => return Ok(Self::hooks(&found?)),
+                found => {
+                    let found = found?;
+                    let tier = if found.ima { 1 } else { 2 };
+                    return Ok(Self::hooks(&found, tier));
+                }
             },
         }
-        Ok(Self::hooks(&Preflight::check(&config.bpf_dir)?))
+        Ok(Self::hooks(&Preflight::check(&config.bpf_dir)?.tier_1()?, 1))
     }
 
-    fn hooks(found: &Preflight) -> Self {
+    fn hooks(found: &Preflight, tier: u8) -> Self {
         tracing::info!(
             lsm = found.lsm,
             lockdown = found.lockdown,
-            "this kernel can measure (tier 1)"
+            "this kernel can measure (tier {tier})"
         );
-        Self::Hooks
+        if tier == 1 { Self::Hooks } else { Self::HooksWithoutHash }
     }
 
     fn probes(config: &Config) -> Result<Self, DaemonError> {
@@ -89,12 +104,13 @@ impl Plan {
     /// [`DaemonError::Kernel`], [`DaemonError::Probe`].
     pub fn start(self, config: &Config) -> Result<Started, DaemonError> {
         match self {
-            Self::Hooks => {
-                let kernel = Kernel::start(&config.bpf_object, &config.bpf_dir, gate(config))?;
+            Self::Hooks | Self::HooksWithoutHash => {
+                let user_hash = self == Self::HooksWithoutHash;
+                let kernel = Kernel::start(&config.bpf_object, &config.bpf_dir, gate(config, user_hash))?;
                 tracing::info!(origin = ?kernel.origin(), "kernel programs are measuring");
                 Ok(Started {
-                    tier: 1,
-                    blind: "",
+                    tier: if user_hash { 2 } else { 1 },
+                    blind: if user_hash { WITHOUT_HASH } else { "" },
                     object: Sha256Digest::from(*kernel.object_digest()),
                     fresh: kernel.origin() == Origin::Loaded,
                     source: Box::new(kernel),

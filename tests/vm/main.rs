@@ -10,4 +10,5 @@ mod log;
 mod matrix;
 mod probe_object;
 mod story;
+mod tier2;
 mod tier3;

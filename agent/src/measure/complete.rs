@@ -41,11 +41,13 @@ fn fill(load: &mut Measurement, error: i32) {
     }
     let unread = error == -libc::EOPNOTSUPP || error == -libc::ENODATA;
     if !by_program && load.digest.is_none() && load.ino != 0 && unread {
-        let place = mapped(load.pid, load.ino).or_else(|| named(load));
-        if let Some((place, name)) = place {
+        for (place, name) in mapped(load.pid, load.ino).into_iter().chain(named(load)) {
             take(load, &place);
             if load.path.is_empty() {
                 load.path = name;
+            }
+            if load.digest.is_some() {
+                break;
             }
         }
     } else if load.path.is_empty() && load.kind == LoadKind::Protect {
@@ -83,11 +85,15 @@ fn mapped(pid: u32, ino: u64) -> Option<(PathBuf, String)> {
     Some((PathBuf::from(format!("/proc/{pid}/map_files/{start:x}-{end:x}")), name))
 }
 
-/// The path as the process sees it.
-fn named(load: &Measurement) -> Option<(PathBuf, String)> {
-    let below = load.path.strip_prefix('/')?;
-    let place = PathBuf::from(format!("/proc/{}/root", load.pid)).join(below);
-    Some((place, load.path.clone()))
+/// The path as the process sees it, and where that has ended as the agent does.
+fn named(load: &Measurement) -> Vec<(PathBuf, String)> {
+    let Some(below) = load.path.strip_prefix('/') else {
+        return Vec::new();
+    };
+    let theirs = PathBuf::from(format!("/proc/{}/root", load.pid)).join(below);
+    [theirs, PathBuf::from(&load.path)]
+        .map(|place| (place, load.path.clone()))
+        .into()
 }
 
 #[cfg(test)]

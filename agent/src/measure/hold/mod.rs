@@ -27,7 +27,7 @@ use nix::sys::fanotify::{EventFFlags, Fanotify, FanotifyEvent, InitFlags, MaskFl
 use self::code::Code;
 use self::marks::Marks;
 use self::waiting::Waiting;
-use super::kernel::request::{Reply, ask};
+use super::kernel::request::{Reply, measure};
 use super::kernel::{Answers, KernelError, Key};
 
 /// Threads that measure: hashing is work for as many processors.
@@ -42,6 +42,8 @@ const PATIENCE: u32 = 2000;
 pub struct HoldSettings {
     /// Folders whose libraries, modules and firmware wait already when they are opened, with all below them.
     pub folders: Vec<PathBuf>,
+    /// This kernel has no hash for its programs: the agent hashes (tier 2).
+    pub user_hash: bool,
 }
 
 /// Why nothing can be held back (any more).
@@ -104,6 +106,7 @@ impl Holder {
                 group: group.clone(),
                 waiting: waiting.clone(),
                 answers: answers()?,
+                user_hash: settings.user_hash,
             };
             let failure = failure.clone();
             spawn(format!("hold-{number}"), move || keep(&failure, worker.run()))?;
@@ -158,6 +161,7 @@ struct Worker {
     group: Arc<Fanotify>,
     waiting: Arc<Waiting>,
     answers: Answers,
+    user_hash: bool,
 }
 
 impl Worker {
@@ -201,7 +205,7 @@ impl Worker {
         let argument = request::argument(pid, kind, marks);
         let mut asked = 0;
         let reply = loop {
-            match ask(file, request::MEASURE, argument) {
+            match measure(file, argument, &mut self.answers, self.user_hash)? {
                 Reply::NoRoom if asked < PATIENCE => thread::sleep(PAUSE),
                 reply => break reply,
             }

@@ -38,8 +38,8 @@ pub enum KernelError {
     },
     /// The kernel was built without IMA, whose hash function tier 1 calls.
     #[error(
-        "tier 1 needs IMA in the kernel (CONFIG_IMA; no IMA policy is needed), and {path} does not exist: run a kernel that has it; \
-         tier 2, which does without, is not in this version"
+        "tier 1 needs IMA in the kernel (CONFIG_IMA; no IMA policy is needed), and {path} does not exist: run a kernel that has it, or let \
+         the agent choose tier 2, which does without ([measure] tier = \"auto\" in agent.toml)"
     )]
     ImaMissing {
         /// The folder that was looked for.

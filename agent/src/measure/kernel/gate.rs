@@ -1,5 +1,8 @@
 //! The gate as the agent works it: who the agent is, what has been extended, when the gate closes.
 
+use std::fs::File;
+use std::os::fd::AsFd as _;
+use std::os::linux::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use assay_ebpf::{control, flags, kind, request};
@@ -8,7 +11,7 @@ use aya::programs::links::FdLink;
 
 use super::guard::{Guard, name_word};
 use super::orders::{Answers, Key, Orders};
-use super::request::{Reply, ask};
+use super::request::{Reply, measure};
 use super::{KernelError, Pins};
 use crate::measure::hold::{HoldError, HoldSettings, Holder};
 use crate::measure::own::OwnFiles;
@@ -22,8 +25,6 @@ pub struct GateSettings {
     pub hold: HoldSettings,
     /// Refuse memory that becomes executable without a file.
     pub deny_anonymous: bool,
-    /// There is no hash in this kernel: the agent hashes (tier 2).
-    pub user_hash: bool,
     /// Keep other processes away from the agent.
     pub protect: bool,
     /// What the agent is made of besides what it has mapped, such as the object with the kernel programs.
@@ -67,8 +68,8 @@ impl Gate {
         guard.devices(&settings.tpms, &settings.devices)?;
         guard.cgroups()?;
         guard.interpreters(&settings.interpreters)?;
-        orders.set(control::USER_HASH, u64::from(settings.user_hash))?;
-        let holder = if settings.mode == Mode::Observe && !settings.user_hash {
+        orders.set(control::USER_HASH, u64::from(settings.hold.user_hash))?;
+        let holder = if settings.mode == Mode::Observe && !settings.hold.user_hash {
             None
         } else {
             Some(Holder::start(&settings.hold, || Answers::open(pins))?)
@@ -111,10 +112,34 @@ impl Gate {
             {
                 holder.refused(&load.path);
             }
+            if self.settings.hold.user_hash && load.flags & flags::REFUSED != 0 {
+                self.measure_refused(load)?;
+            }
         }
         self.orders.extended(&digests)?;
         if let Some(holder) = &self.holder {
             holder.release(&digests)?;
+        }
+        Ok(())
+    }
+
+    /// Tier 2: what was refused because no hook could read it is measured now, so that it is let through when it is tried
+    /// again.
+    fn measure_refused(&mut self, load: &Measurement) -> Result<(), GateError> {
+        let place = Path::new("/proc").join(load.pid.to_string()).join("root");
+        let Some(below) = load.path.strip_prefix('/') else {
+            return Ok(());
+        };
+        // It may have gone, and its process with it: then it is refused once more, and measured then.
+        let Ok(file) = File::open(place.join(below)).or_else(|_| File::open(&load.path)) else {
+            return Ok(());
+        };
+        if file
+            .metadata()
+            .is_ok_and(|metadata| metadata.is_file() && metadata.st_ino() == load.ino)
+        {
+            let argument = ahead(load.pid, u32::from(load.kind.code()));
+            measure(file.as_fd(), argument, &mut self.answers, true)?;
         }
         Ok(())
     }
@@ -132,7 +157,8 @@ impl Gate {
         }
         self.guard.cgroups()?;
         for (path, file, kind) in self.own.changed() {
-            let reply = measure_ahead(&file, kind, self.settings.user_hash);
+            let argument = ahead(std::process::id(), kind);
+            let reply = measure(file.as_fd(), argument, &mut self.answers, self.settings.hold.user_hash)?;
             if kind == OWN_PROGRAM
                 && matches!(reply, Reply::Known | Reply::Queued)
                 && let Some(digest) = self.answers.last()?
@@ -178,10 +204,8 @@ const fn waits_in_a_folder(kind: LoadKind) -> bool {
     )
 }
 
-fn measure_ahead(file: &std::fs::File, kind: u32, _user_hash: bool) -> Reply {
-    use std::os::fd::AsFd as _;
-    let argument = request::argument(std::process::id(), kind, flags::AHEAD);
-    ask(file.as_fd(), request::MEASURE, argument)
+fn ahead(pid: u32, kind: u32) -> u64 {
+    request::argument(pid, kind, flags::AHEAD)
 }
 
 /// When this process started, in the unit of [`control::AGENT_START`].

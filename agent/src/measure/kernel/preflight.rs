@@ -1,4 +1,4 @@
-//! Does this host have what tier 1 needs? Asked before anything is loaded, so that the answer is a sentence and not
+//! Does this host have what tiers 1 and 2 need? Asked before anything is loaded, so that the answer is a sentence and not
 //! an errno.
 
 use std::fs;
@@ -16,6 +16,8 @@ pub struct Preflight {
     pub lsm: String,
     /// Kernel lockdown: `none`, `integrity`, or empty where the kernel has no lockdown.
     pub lockdown: String,
+    /// IMA is there, whose hash the programs of tier 1 call.
+    pub ima: bool,
 }
 
 impl Preflight {
@@ -27,6 +29,19 @@ impl Preflight {
         let found = Self::check_in(Path::new("/"))?;
         check_bpf_fs(bpf_dir)?;
         Ok(found)
+    }
+
+    /// Tier 1 needs IMA.
+    ///
+    /// # Errors
+    /// [`KernelError::ImaMissing`].
+    pub fn tier_1(self) -> Result<Self, KernelError> {
+        if self.ima {
+            Ok(self)
+        } else {
+            let path = "/sys/kernel/security/ima".into();
+            Err(KernelError::ImaMissing { path })
+        }
     }
 
     /// The same for the files below `root`, without the BPF file system.
@@ -48,15 +63,15 @@ impl Preflight {
             return Err(KernelError::BtfMissing { path: btf, source });
         }
         let ima = security.join("ima");
-        if !ima.exists() {
-            return Err(KernelError::ImaMissing { path: ima });
+        let ima = ima.exists();
+        if ima {
+            check_ima_hash(root)?;
         }
-        check_ima_hash(root)?;
         let lockdown = lockdown_state(&security)?;
         if lockdown == "confidentiality" {
             return Err(KernelError::Lockdown);
         }
-        Ok(Self { lsm, lockdown })
+        Ok(Self { lsm, lockdown, ima })
     }
 }
 
@@ -142,8 +157,9 @@ mod tests {
         assert!(text.contains("(lsm=yama,bpfx,bpf)"), "{text}");
         let error = host(|root| fs::remove_file(root.join("sys/kernel/btf/vmlinux")).unwrap());
         assert!(matches!(error, Err(KernelError::BtfMissing { .. })));
-        let error = host(|root| fs::remove_dir_all(root.join("sys/kernel/security/ima")).unwrap());
-        assert!(matches!(error, Err(KernelError::ImaMissing { .. })));
+        let error = host(|root| fs::remove_dir_all(root.join("sys/kernel/security/ima")).unwrap()).unwrap();
+        assert!(!error.ima);
+        assert!(matches!(error.tier_1(), Err(KernelError::ImaMissing { .. })));
         let error = host(|root| fs::write(root.join("proc/cmdline"), "ima_hash=sha512").unwrap());
         assert!(matches!(error, Err(KernelError::ImaHash { .. })));
         let text = "none integrity [confidentiality]\n";

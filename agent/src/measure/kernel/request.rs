@@ -1,9 +1,14 @@
 //! Asking the kernel programs about an open file: the `ioctl` that only they answer.
 #![expect(unsafe_code, reason = "ioctl is a raw system call")]
 
+use std::fs::File;
 use std::os::fd::{AsRawFd as _, BorrowedFd};
 
 use assay_ebpf::request;
+
+use super::KernelError;
+use super::orders::Answers;
+use crate::measure::inventory;
 
 /// What the kernel programs answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,4 +51,33 @@ pub fn ask(file: BorrowedFd<'_>, command: u32, argument: u64) -> Reply {
         request::HASH_IT => Reply::HashIt,
         _ => Reply::Unanswered,
     }
+}
+
+/// Has `file` measured, with [`request::argument`] saying for whom: by the kernel programs, or where the kernel has no
+/// hash for them by this thread (`user_hash`, tier 2). Then the file's state is noted before it is read, and counts only if
+/// it is the same afterwards.
+///
+/// # Errors
+/// [`KernelError::Map`]: the digest cannot be handed over.
+pub fn measure(
+    file: BorrowedFd<'_>,
+    argument: u64,
+    answers: &mut Answers,
+    user_hash: bool,
+) -> Result<Reply, KernelError> {
+    if !user_hash {
+        return Ok(ask(file, request::MEASURE, argument));
+    }
+    match ask(file, request::BEGIN, argument) {
+        Reply::HashIt => {}
+        reply => return Ok(reply),
+    }
+    let Ok((digest, _)) = file
+        .try_clone_to_owned()
+        .and_then(|file| inventory::hash(&File::from(file)))
+    else {
+        return Ok(Reply::NotHashed);
+    };
+    answers.hand_over(*digest.as_bytes())?;
+    Ok(ask(file, request::FINISH, argument))
 }

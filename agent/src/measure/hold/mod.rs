@@ -23,6 +23,7 @@ use std::time::Duration;
 use assay_ebpf::{flags, kind, request};
 use nix::errno::Errno;
 use nix::sys::fanotify::{EventFFlags, Fanotify, FanotifyEvent, InitFlags, MaskFlags, Response};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use self::code::Code;
 use self::marks::Marks;
@@ -98,6 +99,7 @@ impl Holder {
             | InitFlags::FAN_UNLIMITED_QUEUE
             | InitFlags::FAN_UNLIMITED_MARKS;
         let files = EventFFlags::O_RDONLY | EventFFlags::O_CLOEXEC | EventFFlags::O_LARGEFILE;
+        raise_descriptors();
         let group = Arc::new(Fanotify::init(init, files).map_err(HoldError::SetUp)?);
         let waiting = Arc::new(Waiting::new(group.clone(), answers()?));
         let failure = Arc::new(Mutex::new(None));
@@ -142,6 +144,15 @@ impl Holder {
             Some(error) => Err(error),
             None => Ok(()),
         }
+    }
+}
+
+/// Each program that waits is a descriptor; one that gets none is refused.
+fn raise_descriptors() {
+    let raised =
+        getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, most)| setrlimit(Resource::RLIMIT_NOFILE, most, most));
+    if let Err(error) = raised {
+        tracing::warn!(%error, "the limit of open files cannot be raised: fewer programs can wait at a time");
     }
 }
 

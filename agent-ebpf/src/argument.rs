@@ -70,7 +70,12 @@ static CLEAN: Desk = Desk {
 pub fn argument(ctx: LsmContext) -> i32 {
     let file: *const c_void = ctx.arg(0);
     // SAFETY: the hook's argument is a `struct file *`.
-    unsafe { if is_script(file) { measure_argument(file) } else { 0 } }
+    unsafe {
+        if !is_script(file) {
+            return 0;
+        }
+        started(measure_argument(file))
+    }
 }
 
 /// A file is about to be opened: all that older kernels show. Its content is read by the agent, unless it is known.
@@ -91,8 +96,22 @@ pub fn argument_named(ctx: LsmContext) -> i32 {
         if answer < 0 {
             facts.flags |= flags::REFUSED;
         }
-        gate::unless_lost(answer, submit(&facts, |out| path_of(file, out)))
+        started(gate::unless_lost(answer, submit(&facts, |out| path_of(file, out))))
     }
+}
+
+/// The interpreter has its script, if it was let: one that was refused may open it again, as Python does.
+///
+/// # Safety
+/// As for [`is_script`], which said yes.
+#[inline(always)]
+unsafe fn started(answer: i32) -> i32 {
+    if answer == 0 {
+        let process = bpf_get_current_pid_tgid() >> 32;
+        let memory: u64 = unsafe { load(bpf_get_current_task_btf().cast(), layout!(task_mm)) };
+        let _ = STARTED.insert(process, &memory, 0);
+    }
+    answer
 }
 
 /// Whether an interpreter opens the file that it was told to run.
@@ -118,11 +137,7 @@ unsafe fn is_script(file: *const c_void) -> bool {
             return false;
         }
         let dentry: *const c_void = load(file, layout!(file_path) + layout!(path_dentry));
-        if !is_named(memory, load(dentry, layout!(dentry_name))) {
-            return false;
-        }
-        let _ = STARTED.insert(process, &memory_now, 0);
-        true
+        is_named(memory, load(dentry, layout!(dentry_name)))
     }
 }
 

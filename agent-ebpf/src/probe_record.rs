@@ -26,8 +26,10 @@ pub mod flags {
     pub const INTERPRETER: u32 = 1 << 1;
     /// Nothing but a buffer: `file` says nothing.
     pub const NO_FILE: u32 = 1 << 2;
+    /// The mapping has pages of its own.
+    pub const MODIFIED: u32 = 1 << 3;
     /// Every bit that has a meaning.
-    pub const ALL: u32 = (1 << 3) - 1;
+    pub const ALL: u32 = (1 << 4) - 1;
 }
 
 /// What the object holds in place of the kernel's version, until the agent knows it. No number of a kernel.
@@ -83,7 +85,7 @@ const _: () = assert!(core::mem::size_of::<File>() == FILE_SIZE);
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct Record {
-    /// The file, unless [`flags::NO_FILE`].
+    /// The file, unless [`flags::NO_FILE`]: what is loaded, or the program that opens a device or makes memory executable.
     pub file: File,
     /// CLOCK_MONOTONIC in nanoseconds.
     pub time_ns: u64,
@@ -91,7 +93,7 @@ pub struct Record {
     pub seq: u64,
     /// cgroup v2 id of the task.
     pub cgroup: u64,
-    /// Bytes in the buffer that the kernel read; 0 without one.
+    /// Bytes in the buffer that the kernel read; number of the device that was opened; 0 without either.
     pub size: u64,
     /// One of [`crate::kind`].
     pub kind: u32,
@@ -319,6 +321,14 @@ layout! {
     inode_ctime_sec,
     /// Nanoseconds of the inode's change time.
     inode_ctime_nsec,
+    /// `inode.i_rdev`
+    inode_rdev,
+    /// `inode.i_mapping`
+    inode_mapping,
+    /// `address_space.i_mmap`: not zero while the file is mapped.
+    mapping_mapped,
+    /// `file.f_mode`
+    file_mode,
     /// `super_block.s_dev`
     super_dev,
     /// `super_block.s_magic`
@@ -337,6 +347,16 @@ layout! {
     mount_mountpoint,
     /// `vfsmount.mnt_root`
     vfsmount_root,
+    /// `vm_area_struct.vm_file`
+    vma_file,
+    /// `vm_area_struct.vm_flags`
+    vma_flags,
+    /// `vm_area_struct.anon_vma`
+    vma_anon,
+    /// `task_struct.mm`
+    task_mm,
+    /// `mm_struct.exe_file`
+    memory_program,
     /// `task_struct.nsproxy`
     task_nsproxy,
     /// `nsproxy.mnt_ns`
@@ -361,6 +381,8 @@ layout! {
     loading_firmware,
     /// `LOADING_KEXEC_IMAGE` of the same.
     loading_kexec_image,
+    /// The agent's process id: no offset, but told in the same way.
+    agent,
 }
 
 const _: () = assert!(core::mem::size_of::<Layout>() == Layout::WORDS * 4);

@@ -117,7 +117,7 @@ impl Plan {
                 })
             }
             Self::Probes => {
-                let probe = Probe::start(&config.probe_object, &config.measure.btf)?;
+                let probe = Probe::start(&config.probe_object, &config.measure.btf, &config.measure.watch_devices)?;
                 tracing::info!("probes are measuring");
                 Ok(Started {
                     tier: 3,

@@ -10,9 +10,9 @@ use aya_obj::{Function, Object};
 /// BPF_MAXINSNS; the million came with 5.2.
 const MOST_INSTRUCTIONS: usize = 4096;
 
-/// include/uapi/linux/bpf.h: map_lookup_elem, probe_read, ktime_get_ns, get_current_pid_tgid, get_current_uid_gid,
+/// include/uapi/linux/bpf.h: map_lookup_elem, map_update_elem, probe_read, ktime_get_ns, get_current_pid_tgid, get_current_uid_gid,
 /// get_current_comm, perf_event_output, get_current_task, probe_read_str; and get_current_cgroup_id, the newest, of 4.18.
-const HELPERS: [i32; 10] = [1, 4, 5, 14, 15, 16, 25, 35, 45, 80];
+const HELPERS: [i32; 11] = [1, 2, 4, 5, 14, 15, 16, 25, 35, 45, 80];
 
 /// Hash, array, perf event array, per-CPU array, LRU hash: all of 4.10 or older.
 const MAPS: [u32; 5] = [1, 2, 4, 6, 9];

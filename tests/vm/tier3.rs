@@ -46,6 +46,8 @@ macro_rules! on_both_kernels {
 on_both_kernels! {
     detects_files, vm_tier3_linux_5_10_detects_files, vm_tier3_linux_6_12_detects_files;
     detects_modules, vm_tier3_linux_5_10_detects_modules, vm_tier3_linux_6_12_detects_modules;
+    detects_deeds, vm_tier3_linux_5_10_detects_deeds, vm_tier3_linux_6_12_detects_deeds;
+    detects_the_short_lived, vm_tier3_linux_5_10_detects_the_short_lived, vm_tier3_linux_6_12_detects_the_short_lived;
     tells_itself, vm_tier3_linux_5_10_tells_itself, vm_tier3_linux_6_12_tells_itself;
 }
 
@@ -99,6 +101,97 @@ fn detects_files(vm: &Vm) -> Result<(), HarnessError> {
         "{states:?}"
     );
     settled(vm)
+}
+
+/// What programs do that is no load: memory that becomes executable, devices, code that is written to.
+fn detects_deeds(vm: &Vm) -> Result<(), HarnessError> {
+    let guest = vm.guest();
+    guest
+        .script("mkdir -p /etc/assay; printf '[measure]\nwatch_devices = [\"/dev/zero\"]\n' > /etc/assay/agent.toml")?;
+    let _agent = Agent::start(guest)?;
+    guest.script("cd /root; cp $(ldd /usr/bin/true | awk '/libc.so/{print $3}') library.so; printf x >> library.so; cp library.so data; sleep 0.1")?;
+    // Twice memory without a file, which is one record a run; then a mapping that becomes executable.
+    let memory = r#"for (1..2) { syscall(9, 0, 4096, 7, 0x22, -1, 0) > 0 or die "mmap: $!"; }
+        open(my $f, "<", "/root/data") or die; my $at = syscall(9, 0, 4096, 1, 2, fileno($f), 0);
+        $at > 0 or die "mmap: $!"; syscall(10, $at, 4096, 5) == 0 or die "mprotect: $!";"#;
+    guest.run_ok(&["perl", "-e", memory])?;
+    guest.script("dd if=/dev/zero of=/dev/vda count=0 conv=notrunc status=none")?;
+    let digest = sha256sum(vm, "/root/library.so")?;
+    guest.script(
+        "LD_PRELOAD=/root/library.so sleep 3 & sleep 0.5; printf y >> /root/library.so; printf z >> /root/data; wait",
+    )?;
+    let log = Log::wait(guest, LOG, "the written library", |log| {
+        log.loads().iter().any(|load| load.kind == LoadKind::CodeWrite)
+    })?;
+    let of = |kind| -> Vec<(String, String, u32)> {
+        log.loads()
+            .into_iter()
+            .filter(|load| load.kind == kind)
+            .map(|load| (load.path.clone(), short(load).1, load.flags))
+            .collect()
+    };
+    let by =
+        |path: &str, program: &str| Ok::<_, HarnessError>((path.to_owned(), sha256sum(vm, program)?, flags::USER_HASH));
+    assert_eq!(of(LoadKind::Anonymous), [by("", "/usr/bin/perl")?]);
+    assert_eq!(
+        of(LoadKind::Protect),
+        [("/root/data".to_owned(), digest.clone(), flags::USER_HASH)]
+    );
+    assert_eq!(of(LoadKind::Device), [by("/dev/zero", "/usr/bin/dd")?]);
+    assert_eq!(of(LoadKind::BlockWrite), [by("/dev/vda", "/usr/bin/dd")?]);
+    // The digest is the one that it had; what nobody has mapped may be written to.
+    assert_eq!(
+        of(LoadKind::CodeWrite),
+        [("/root/library.so".to_owned(), digest, flags::USER_HASH)]
+    );
+    settled(vm)
+}
+
+/// Programs that end at once.
+const SHORT: usize = 200;
+
+/// A program that is gone when the agent looks is still in the log: by its path, through a neighbour in its mount namespace,
+/// or, if no way leads to it any more, without a digest.
+fn detects_the_short_lived(vm: &Vm) -> Result<(), HarnessError> {
+    let guest = vm.guest();
+    let _agent = Agent::start(guest)?;
+    guest.script(&format!(
+        "cd /root; for i in $(seq 1 {SHORT}); do cp /usr/bin/true q$i; printf $i >> q$i; done; sleep 0.1
+         for i in $(seq 1 {SHORT}); do ./q$i; done"
+    ))?;
+    guest.script(
+        "unshare -m bash -c 'mount -t tmpfs tmpfs /mnt; cp /usr/bin/true /mnt/private; printf private >> /mnt/private
+         sleep 0.1; /mnt/private; sleep 1'",
+    )?;
+    let last = format!("/root/q{SHORT}");
+    let log = Log::wait(guest, LOG, "the last programs", |log| {
+        !log.of(&last).is_empty() && !log.of("/mnt/private").is_empty()
+    })?;
+    let program = guest.get("/usr/bin/true")?;
+    let expected = |more: &str, marks| {
+        let digest = Sha256Digest::of(&[program.as_slice(), more.as_bytes()].concat());
+        [(LoadKind::Program, digest.to_string(), flags::USER_HASH | marks)]
+    };
+    for number in 1..=SHORT {
+        let path = format!("/root/q{number}");
+        assert_eq!(log.of(&path), expected(&number.to_string(), 0), "{path}");
+    }
+    assert_eq!(log.of("/mnt/private"), expected("private", flags::TMPFS));
+    settled(vm)?;
+
+    guest.run_ok(&["perl", "-MIO::Handle", "-e", MEMFD, "0"])?;
+    let memfd = "/memfd:hidden (deleted)";
+    let log = Log::wait(guest, LOG, "the memfd", |log| !log.of(memfd).is_empty())?;
+    let marks = flags::UNLINKED | flags::MEMFD | flags::TMPFS;
+    for (_, digest, found) in log.of(memfd) {
+        let how = if digest.is_empty() {
+            flags::NOT_HASHED
+        } else {
+            flags::USER_HASH
+        };
+        assert_eq!(found, marks | how);
+    }
+    Ok(())
 }
 
 /// Log and PCR agree, nothing is missing, and nothing was a violation.

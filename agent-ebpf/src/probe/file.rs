@@ -47,10 +47,10 @@ pub unsafe fn describe(layout: &Layout, inode: u64, out: *mut File) {
 }
 
 /// Nothing new: recorded in this state, nobody is changing it, and it has a name. (What has none can be changed through
-/// a mapping that moves no time.)
+/// a mapping that moves no time.) So many `writers` do not count.
 #[inline(always)]
-pub fn is_known(file: &File) -> bool {
-    if file.writers > 0 || file.links == 0 {
+pub fn is_known(file: &File, writers: i32) -> bool {
+    if file.writers > writers || file.links == 0 {
         return false;
     }
     // SAFETY: the agent replaces entries whole; a mix of two states would have to equal a third to be mistaken.

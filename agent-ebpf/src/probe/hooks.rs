@@ -5,6 +5,7 @@ use assay_ebpf::probe_record::{Layout, flags};
 use aya_ebpf::macros::kprobe;
 use aya_ebpf::programs::ProbeContext;
 
+use crate::deeds::anonymous;
 use crate::file::{asked, describe, inode_of, is_known};
 use crate::kernel::{is_id, layout, read};
 use crate::path::names;
@@ -22,15 +23,16 @@ pub fn program(ctx: ProbeContext) -> u32 {
     0
 }
 
-/// Libraries, the ELF interpreter, `dlopen`: whatever file somebody wants to map executable.
+/// Libraries, the ELF interpreter, `dlopen`: whatever somebody wants to map executable.
 #[kprobe(function = "security_mmap_file")]
 pub fn mapping(ctx: ProbeContext) -> u32 {
     const PROT_EXEC: u64 = 4;
     if let (Some(layout), Some(file), Some(prot)) = (layout(), ctx.arg::<u64>(0), ctx.arg::<u64>(1))
-        && file != 0
         && prot & PROT_EXEC != 0
     {
-        if let Some(answer) = asked() {
+        if file == 0 {
+            anonymous(&ctx, layout);
+        } else if let Some(answer) = asked() {
             // SAFETY: a map value.
             unsafe { describe(layout, inode_of(layout, file), answer) };
         } else {
@@ -84,7 +86,7 @@ fn load(ctx: &ProbeContext, layout: &Layout, file: u64, kind: u32, how: u32) {
     // SAFETY: a map value of this CPU.
     unsafe {
         describe(layout, inode_of(layout, file), &raw mut (*record).file);
-        if is_known(&(*record).file) {
+        if is_known(&(*record).file, 0) {
             return;
         }
         (*record).flags = how;

@@ -11,6 +11,7 @@
     reason = "kernel memory: read with bpf_probe_read, which checks every address; own memory is proved by the verifier"
 )]
 
+mod deeds;
 mod file;
 mod hooks;
 mod kernel;

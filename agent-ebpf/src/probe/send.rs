@@ -38,11 +38,11 @@ pub fn begin(kind: u32) -> Option<*mut Record> {
     Some(record)
 }
 
-/// Sends it, numbered; counts it if there is no room.
+/// Sends it, numbered; counts it if there is no room. False = it was not sent.
 #[inline(always)]
-pub fn send(ctx: &impl EbpfContext, layout: &Layout, record: *mut Record) {
+pub fn send(ctx: &impl EbpfContext, layout: &Layout, record: *mut Record) -> bool {
     let Some(next) = COUNTERS.get_ptr_mut(counter::SEQ) else {
-        return;
+        return false;
     };
     // SAFETY: map values of this CPU.
     unsafe {
@@ -60,9 +60,12 @@ pub fn send(ctx: &impl EbpfContext, layout: &Layout, record: *mut Record) {
         let flags = BPF_F_CURRENT_CPU as u64;
         if bpf_perf_event_output(ctx.as_ptr(), events, flags, record.cast(), size) == 0 {
             *next += 1;
-        } else if let Some(lost) = COUNTERS.get_ptr_mut(counter::LOST) {
+            return true;
+        }
+        if let Some(lost) = COUNTERS.get_ptr_mut(counter::LOST) {
             *lost += 1;
         }
+        false
     }
 }
 

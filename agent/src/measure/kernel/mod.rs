@@ -33,6 +33,8 @@ pub use self::orders::{Answers, Key, Orders};
 pub use self::preflight::Preflight;
 pub(super) use self::preflight::lockdown_state;
 
+pub(super) use self::guard::kernel_dev;
+
 use self::gate::Gate;
 use self::load::{EITHER, Object, PROGRAMS, SILENT};
 use self::orders::open_counters;

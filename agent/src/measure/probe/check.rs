@@ -15,9 +15,9 @@ use assay_ebpf::probe_record::File as Facts;
 
 use super::ProbeError;
 use super::ask::Asker;
-use super::hasher::OVERLAYFS;
 use super::load::Loaded;
 use super::reader::{Reader, own_program};
+use super::record::OVERLAYFS;
 use super::sighting::Sighting;
 
 /// The probes have run before the program has; what takes time is a machine without any.

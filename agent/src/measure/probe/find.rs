@@ -45,7 +45,13 @@ pub fn find(sighting: &Sighting, asker: &mut Asker) -> Result<Found, ProbeError>
         let found = asker.ask(file)?;
         Ok(found.key() == wanted.key() && found.generation == wanted.generation)
     };
-    for ways in [names, mapped, elsewhere] {
+    // A program that does something runs; code that is written to is known.
+    let all: [fn(&Sighting) -> Vec<PathBuf>; 3] = if sighting.is_deed() {
+        [program, nowhere, nowhere]
+    } else {
+        [names, mapped, elsewhere]
+    };
+    for ways in all {
         for path in ways(sighting) {
             if let Ok(file) = open(&path)
                 && is_it(&file)?
@@ -59,6 +65,15 @@ pub fn find(sighting: &Sighting, asker: &mut Asker) -> Result<Found, ProbeError>
         return Ok(Found::NotYet);
     }
     Ok(Found::Gone)
+}
+
+/// The program that a process runs.
+fn program(sighting: &Sighting) -> Vec<PathBuf> {
+    vec![process(sighting.pid).join("exe")]
+}
+
+fn nowhere(_: &Sighting) -> Vec<PathBuf> {
+    Vec::new()
 }
 
 /// Names that may lead there, the most likely first.
@@ -170,6 +185,7 @@ mod tests {
             uid: 0,
             comm: [0; 16],
             interpreter: false,
+            modified: false,
             path: path.into(),
             whole: true,
         }

@@ -1,22 +1,20 @@
-//! The second thread: is it still that file in that state, what is its digest, and what does the record say.
+//! The second thread: is it still that file in that state, and what is its digest.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io;
-use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::FileExt as _;
-use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 
 use assay_ebpf::probe_record::{File as Facts, STATE_SIZE};
-use assay_ebpf::{HASH_ALGO_SHA256, PATH_MAX, Record, flags, kind};
+use assay_ebpf::{Record, kind};
 use assay_evidence::digest::Sha256Digest;
-use aya::maps::{HashMap, MapData};
 use nix::errno::Errno;
-use nix::time::{ClockId, clock_gettime};
 
 use super::ProbeError;
 use super::ask::Asker;
-use super::load::{Answers, Loaded, map_error};
+use super::load::{Answers, Loaded, Seen, map_error};
+use super::record::{Clocks, Content, record};
 use super::shared::Shared;
 use super::sighting::Sighting;
 use crate::measure::inventory;
@@ -30,11 +28,11 @@ pub const USER_HASH_LIMIT: u64 = 1 << 30;
 /// No kernel's clock tick is longer (CONFIG_HZ=100), in nanoseconds.
 const TICK_NS: i128 = 10_000_000;
 
-const TMPFS: u64 = 0x0102_1994;
-/// File system magic of overlayfs.
-pub const OVERLAYFS: u64 = 0x794c_7630;
 /// What a FUSE daemon answers need not be what it answered before, or come at all.
 const FUSE: u64 = 0x6573_5546;
+
+/// Digests that are kept for programs that do something after their file is gone.
+const DIGESTS: usize = 8192;
 
 /// A sighting, with what was found of it.
 pub struct Job {
@@ -48,28 +46,27 @@ pub struct Job {
 pub struct Hasher {
     work: Receiver<Job>,
     answers: Answers,
-    seen: HashMap<MapData, [u8; 16], [u8; STATE_SIZE]>,
-    _shared: Arc<Shared>,
+    known: Known,
 }
 
-/// What was found out about a sighting's content.
-struct Content {
-    digest: Sha256Digest,
-    size: u64,
-    /// It was not the same from the sighting to the end of the hash, or nobody can tell.
-    unstable: bool,
-    script: bool,
-    state: Facts,
+/// What has been recorded, and in which state it was then.
+struct Known {
+    /// The probes' own table: what is in it they do not tell again.
+    seen: Seen,
+    /// Key and state to digest.
+    digests: HashMap<([u8; 16], [u8; STATE_SIZE]), Sha256Digest>,
 }
 
 impl Hasher {
     /// Ready to run in a thread.
-    pub fn new(loaded: &Loaded, work: Receiver<Job>, shared: Arc<Shared>) -> Result<Self, ProbeError> {
+    pub fn new(loaded: &Loaded, work: Receiver<Job>) -> Result<Self, ProbeError> {
         Ok(Self {
             work,
             answers: loaded.answers()?,
-            seen: loaded.seen()?,
-            _shared: shared,
+            known: Known {
+                seen: loaded.seen()?,
+                digests: HashMap::new(),
+            },
         })
     }
 
@@ -78,15 +75,14 @@ impl Hasher {
         let Self {
             work,
             answers,
-            mut seen,
-            ..
+            mut known,
         } = self;
         let mut asker = Asker::for_this_thread(answers);
         for job in work {
             if shared.is_stopping() {
                 break;
             }
-            if let Some(record) = shared.hashing.on(|| complete(&job, &mut asker, &mut seen))? {
+            if let Some(record) = shared.hashing.on(|| complete(&job, &mut asker, &mut known))? {
                 shared.push(record);
             }
         }
@@ -94,37 +90,71 @@ impl Hasher {
     }
 }
 
+impl Known {
+    /// Whether the log has this file in this state.
+    fn has(&self, facts: &Facts) -> Result<bool, ProbeError> {
+        match self.seen.get(&facts.key().to_bytes(), 0) {
+            Ok(state) => Ok(state == facts.state().to_bytes()),
+            Err(aya::maps::MapError::KeyNotFound) => Ok(false),
+            Err(error) => Err(map_error(SEEN)(error).into()),
+        }
+    }
+
+    fn digest(&self, facts: &Facts) -> Option<Sha256Digest> {
+        self.digests
+            .get(&(facts.key().to_bytes(), facts.state().to_bytes()))
+            .copied()
+    }
+
+    fn add(&mut self, facts: &Facts, digest: Sha256Digest) -> Result<(), ProbeError> {
+        let (key, state) = (facts.key().to_bytes(), facts.state().to_bytes());
+        if self.digests.len() >= DIGESTS {
+            self.digests.clear();
+        }
+        self.digests.insert((key, state), digest);
+        self.seen.insert(key, state, 0).map_err(map_error(SEEN))?;
+        Ok(())
+    }
+}
+
 /// The record of a sighting; `None` = this file in this state has been recorded before.
-fn complete(
-    job: &Job,
-    asker: &mut Asker,
-    seen: &mut HashMap<MapData, [u8; 16], [u8; STATE_SIZE]>,
-) -> Result<Option<Record>, ProbeError> {
+fn complete(job: &Job, asker: &mut Asker, known: &mut Known) -> Result<Option<Record>, ProbeError> {
     let sighting = &job.sighting;
-    let file = match hashable(job) {
-        Ok(file) => file,
+    let digest = |facts| known.digest(facts).filter(|_| sighting.is_deed());
+    if let Some(digest) = sighting.file.as_ref().and_then(digest) {
+        return Ok(Some(record(sighting, Ok(remembered(digest)))));
+    }
+    let (facts, file) = match hashable(job) {
+        Ok(found) => found,
         Err(errno) => return Ok(Some(record(sighting, Err(errno)))),
     };
-    let Some(facts) = sighting.file else {
-        return Ok(Some(record(sighting, Err(Errno::EOPNOTSUPP))));
-    };
-    if may_be_known(sighting, &facts) && knows(seen, &facts)? {
+    let one_is_enough = may_be_known(sighting, facts);
+    if one_is_enough && known.has(facts)? {
         return Ok(None);
     }
-    let content = match content(sighting, &facts, file, asker)? {
-        Ok(content) => content,
+    let (content, state) = match content(sighting, facts, file, asker)? {
+        Ok(found) => found,
         Err(errno) => return Ok(Some(record(sighting, Err(errno)))),
     };
-    if may_be_known(sighting, &content.state) && !content.unstable {
-        seen.insert(facts.key().to_bytes(), facts.state().to_bytes(), 0)
-            .map_err(map_error(SEEN))?;
+    if one_is_enough && may_be_known(sighting, &state) && !content.unstable {
+        known.add(facts, content.digest)?;
     }
     Ok(Some(record(sighting, Ok(content))))
 }
 
+/// Of a program that was hashed when it began.
+fn remembered(digest: Sha256Digest) -> Content {
+    Content {
+        digest,
+        size: 0,
+        unstable: false,
+        script: false,
+    }
+}
+
 /// The file to hash, or why there will be no digest.
-fn hashable(job: &Job) -> Result<&File, Errno> {
-    let facts = job.sighting.file.ok_or(Errno::EOPNOTSUPP)?;
+fn hashable(job: &Job) -> Result<(&Facts, &File), Errno> {
+    let facts = job.sighting.file.as_ref().ok_or(Errno::EOPNOTSUPP)?;
     if facts.mode & nix::libc::S_IFMT != nix::libc::S_IFREG {
         return Err(Errno::ENODEV);
     }
@@ -134,7 +164,7 @@ fn hashable(job: &Job) -> Result<&File, Errno> {
     if facts.size > USER_HASH_LIMIT {
         return Err(Errno::EFBIG);
     }
-    job.file.as_ref().map_err(|errno| *errno)
+    job.file.as_ref().map(|file| (facts, file)).map_err(|errno| *errno)
 }
 
 /// Whether one record of this state is enough: every module counts, and what has writers or no name can change unseen.
@@ -142,20 +172,13 @@ fn may_be_known(sighting: &Sighting, facts: &Facts) -> bool {
     matches!(sighting.kind, kind::PROGRAM | kind::MAPPING) && facts.writers <= 0 && facts.links > 0
 }
 
-fn knows(seen: &HashMap<MapData, [u8; 16], [u8; STATE_SIZE]>, facts: &Facts) -> Result<bool, ProbeError> {
-    match seen.get(&facts.key().to_bytes(), 0) {
-        Ok(state) => Ok(state == facts.state().to_bytes()),
-        Err(aya::maps::MapError::KeyNotFound) => Ok(false),
-        Err(error) => Err(map_error(SEEN)(error).into()),
-    }
-}
-
+/// Hashes the file, and says what it is afterwards.
 fn content(
     sighting: &Sighting,
     facts: &Facts,
     file: &File,
     asker: &mut Asker,
-) -> Result<Result<Content, Errno>, ProbeError> {
+) -> Result<Result<(Content, Facts), Errno>, ProbeError> {
     let hashed = inventory::hash(io::Read::take(file, USER_HASH_LIMIT + 1));
     // Equal to what the probe saw: then nothing changed in between, since every change moves the time.
     let state = asker.ask(file)?;
@@ -173,39 +196,20 @@ fn content(
         || facts.writers > 0
         || state.writers > 0
         || size != state.size
-        // A buffer that the kernel read is the whole file.
-        || (sighting.size != 0 && sighting.size != size)
+        || is_another_size(sighting, size)
         || is_racy(facts, sighting.time_ns, Clocks::now());
-    Ok(Ok(Content {
+    let content = Content {
         digest,
         size,
         unstable,
         script,
-        state,
-    }))
+    };
+    Ok(Ok((content, state)))
 }
 
-/// Nanoseconds of three clocks at one moment.
-#[derive(Clone, Copy)]
-struct Clocks {
-    monotonic: i128,
-    real: i128,
-    boot: i128,
-}
-
-impl Clocks {
-    fn now() -> Self {
-        let read = |id| {
-            clock_gettime(id).map_or(0, |time| {
-                i128::from(time.tv_sec()) * 1_000_000_000 + i128::from(time.tv_nsec())
-            })
-        };
-        Self {
-            monotonic: read(ClockId::CLOCK_MONOTONIC),
-            real: read(ClockId::CLOCK_REALTIME),
-            boot: read(ClockId::CLOCK_BOOTTIME),
-        }
-    }
+/// A buffer that the kernel read is the whole file.
+fn is_another_size(sighting: &Sighting, size: u64) -> bool {
+    !sighting.is_deed() && sighting.size != 0 && sighting.size != size
 }
 
 /// Whether the file could have changed after it was sighted without its time being another: when it had been changed
@@ -219,198 +223,12 @@ fn is_racy(facts: &Facts, sighted_ns: u64, now: Clocks) -> bool {
     (earliest..=now.real).contains(&changed)
 }
 
-fn record(sighting: &Sighting, content: Result<Content, Errno>) -> Record {
-    let now = Clocks::now();
-    let facts = sighting.file.unwrap_or_default();
-    let (path, path_len, cut) = path(sighting);
-    let mut record = Record {
-        seq: 0,
-        time_ns: u64::try_from(i128::from(sighting.time_ns) + now.boot - now.monotonic).unwrap_or(sighting.time_ns),
-        size: sighting.size,
-        ino: facts.ino,
-        change: facts.version >> 1,
-        cgroup: sighting.cgroup,
-        fs_magic: facts.magic,
-        dev: facts.dev,
-        generation: facts.generation,
-        kind: sighting.kind,
-        flags: marks(sighting, &facts) | if cut { flags::PATH_CUT } else { 0 },
-        hash_algo: HASH_ALGO_SHA256,
-        hash_error: 0,
-        pid: sighting.pid,
-        uid: sighting.uid,
-        digest: [0; 32],
-        comm: sighting.comm,
-        path_len,
-        pad: 0,
-        path,
-    };
-    match content {
-        Ok(content) => {
-            record.digest.copy_from_slice(content.digest.as_ref());
-            record.size = content.size;
-            record.flags |= flags::USER_HASH;
-            if content.unstable {
-                record.flags |= flags::UNSTABLE;
-            }
-            if content.script {
-                record.flags |= flags::SCRIPT;
-            }
-        }
-        Err(errno) => {
-            record.flags |= flags::NOT_HASHED;
-            record.hash_error = -(errno as i32);
-        }
-    }
-    record
-}
-
-/// The circumstances that need no content.
-fn marks(sighting: &Sighting, facts: &Facts) -> u32 {
-    let mut marks = match facts.magic {
-        TMPFS => flags::TMPFS,
-        OVERLAYFS => flags::OVERLAY,
-        _ => 0,
-    };
-    if sighting.is_unlinked() {
-        marks |= flags::UNLINKED;
-        if sighting.path.as_os_str().as_bytes().starts_with(b"/memfd:") {
-            marks |= flags::MEMFD;
-        }
-    }
-    if sighting.interpreter {
-        marks |= flags::INTERPRETER;
-    }
-    marks
-}
-
-/// The path as the kernel would show it, its length, and whether it is not all of it.
-fn path(sighting: &Sighting) -> ([u8; PATH_MAX], u32, bool) {
-    let mut bytes = sighting.path.as_os_str().as_bytes().to_vec();
-    if sighting.is_unlinked() {
-        bytes.extend_from_slice(b" (deleted)");
-    }
-    let fits = bytes.len() < PATH_MAX;
-    bytes.truncate(PATH_MAX - 1);
-    let mut path = [0; PATH_MAX];
-    for (out, byte) in path.iter_mut().zip(&bytes) {
-        *out = *byte;
-    }
-    let cut = sighting.file.is_some() && !(sighting.whole && fits);
-    (path, u32::try_from(bytes.len()).unwrap_or(0), cut)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::measure::probe::record::tests::{facts, sighting};
 
     const SECOND: i128 = 1_000_000_000;
-
-    fn facts() -> Facts {
-        Facts {
-            ino: 4,
-            size: 3,
-            version: 6,
-            ctime_sec: 1000,
-            magic: 0xef53,
-            ctime_nsec: 0,
-            generation: 9,
-            dev: 8,
-            links: 1,
-            writers: 0,
-            mode: 0o100_755,
-            granularity: 1,
-            pad: 0,
-        }
-    }
-
-    fn sighting(file: Option<Facts>) -> Sighting {
-        Sighting {
-            file,
-            time_ns: 50,
-            cgroup: 6,
-            size: 0,
-            kind: kind::PROGRAM,
-            pid: 13,
-            mount_ns: 0,
-            uid: 14,
-            comm: *b"bash\0\0\0\0\0\0\0\0\0\0\0\0",
-            interpreter: false,
-            path: "/usr/bin/true".into(),
-            whole: true,
-        }
-    }
-
-    fn content() -> Content {
-        Content {
-            digest: Sha256Digest::new([7; 32]),
-            size: 3,
-            unstable: false,
-            script: false,
-            state: facts(),
-        }
-    }
-
-    #[test]
-    fn what_is_made_is_what_the_log_takes() {
-        let made = record(&sighting(Some(facts())), Ok(content()));
-        assert_eq!(Record::read(&made.to_bytes()), Some(made));
-        assert_eq!(
-            (made.path(), made.flags),
-            (b"/usr/bin/true".as_slice(), flags::USER_HASH)
-        );
-        assert_eq!((made.change, made.dev, made.generation), (3, 8, 9));
-        let gone = record(&sighting(Some(facts())), Err(Errno::ESTALE));
-        assert_eq!(Record::read(&gone.to_bytes()), Some(gone));
-        assert_eq!((gone.flags, gone.hash_error), (flags::NOT_HASHED, -116));
-    }
-
-    #[test]
-    fn circumstances_are_told() {
-        let mut memfd = sighting(Some(Facts {
-            links: 0,
-            magic: TMPFS,
-            ..facts()
-        }));
-        memfd.path = "/memfd:x".into();
-        memfd.interpreter = true;
-        let made = record(
-            &memfd,
-            Ok(Content {
-                unstable: true,
-                script: true,
-                ..content()
-            }),
-        );
-        assert_eq!(made.path(), b"/memfd:x (deleted)");
-        let expected = flags::USER_HASH
-            | flags::UNSTABLE
-            | flags::SCRIPT
-            | flags::UNLINKED
-            | flags::MEMFD
-            | flags::TMPFS
-            | flags::INTERPRETER;
-        assert_eq!(made.flags, expected);
-        let buffer = record(&sighting(None), Err(Errno::EOPNOTSUPP));
-        assert_eq!(buffer.flags, flags::NOT_HASHED, "no file, so no path is missing");
-    }
-
-    #[test]
-    fn a_path_that_does_not_fit_is_cut_and_says_so() {
-        for (length, whole, cut) in [
-            (511, true, false),
-            (512, true, true),
-            (600, true, true),
-            (10, false, true),
-        ] {
-            let mut long = sighting(Some(facts()));
-            long.path = format!("/{}", "x".repeat(length - 1)).into();
-            long.whole = whole;
-            let made = record(&long, Ok(content()));
-            assert_eq!(made.flags & flags::PATH_CUT != 0, cut, "{length} {whole}");
-            assert_eq!(Record::read(&made.to_bytes()), Some(made));
-        }
-    }
 
     #[test]
     fn no_digest_where_none_can_stand_for_it() {
@@ -468,7 +286,18 @@ mod tests {
         assert!(known(kind::PROGRAM, |_| ()));
         assert!(known(kind::MAPPING, |facts| facts.writers = -1));
         assert!(!known(kind::MODULE_FILE, |_| ()));
+        assert!(!known(kind::PROTECT, |_| ()));
         assert!(!known(kind::MAPPING, |facts| facts.writers = 1));
         assert!(!known(kind::PROGRAM, |facts| facts.links = 0));
+    }
+
+    #[test]
+    fn a_modules_buffer_is_its_whole_file() {
+        let mut module = sighting(Some(facts()));
+        (module.kind, module.size) = (kind::MODULE_FILE, 3);
+        assert!(!is_another_size(&module, 3) && is_another_size(&module, 4));
+        // Of a device it is the number.
+        module.kind = kind::DEVICE;
+        assert!(!is_another_size(&module, 4));
     }
 }

@@ -59,6 +59,10 @@ fn resolve(btf: &Btf) -> Result<Layout, BtfError> {
         inode_writecount: member("inode", "i_writecount")?,
         inode_ctime_sec: either("inode", &["i_ctime_sec", "__i_ctime.tv_sec", "i_ctime.tv_sec"])?,
         inode_ctime_nsec: either("inode", &["i_ctime_nsec", "__i_ctime.tv_nsec", "i_ctime.tv_nsec"])?,
+        inode_rdev: member("inode", "i_rdev")?,
+        inode_mapping: member("inode", "i_mapping")?,
+        mapping_mapped: member("address_space", "i_mmap")?,
+        file_mode: member("file", "f_mode")?,
         super_dev: member("super_block", "s_dev")?,
         super_magic: member("super_block", "s_magic")?,
         super_granularity: member("super_block", "s_time_gran")?,
@@ -68,6 +72,11 @@ fn resolve(btf: &Btf) -> Result<Layout, BtfError> {
         mount_parent: member("mount", "mnt_parent")?,
         mount_mountpoint: member("mount", "mnt_mountpoint")?,
         vfsmount_root: member("vfsmount", "mnt_root")?,
+        vma_file: member("vm_area_struct", "vm_file")?,
+        vma_flags: member("vm_area_struct", "vm_flags")?,
+        vma_anon: member("vm_area_struct", "anon_vma")?,
+        task_mm: member("task_struct", "mm")?,
+        memory_program: member("mm_struct", "exe_file")?,
         task_nsproxy: member("task_struct", "nsproxy")?,
         nsproxy_mount: member("nsproxy", "mnt_ns")?,
         mount_namespace_number: member("mnt_namespace", "ns.inum")?,
@@ -80,6 +89,7 @@ fn resolve(btf: &Btf) -> Result<Layout, BtfError> {
         loading_module: loading("LOADING_MODULE")?,
         loading_firmware: loading("LOADING_FIRMWARE")?,
         loading_kexec_image: loading("LOADING_KEXEC_IMAGE")?,
+        agent: std::process::id(),
     })
 }
 

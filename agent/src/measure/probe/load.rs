@@ -1,6 +1,8 @@
 //! From the object file to attached probes.
 
 use std::os::fd::AsFd as _;
+use std::os::linux::fs::MetadataExt as _;
+use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
 
 use assay_ebpf::probe_record::{FILE_SIZE, Layout, STATE_SIZE, counter};
@@ -15,12 +17,14 @@ use super::ProbeError;
 use super::ask::ASKED;
 use super::hasher::SEEN;
 use super::version;
-use crate::measure::kernel::{KernelError, OBJECT_LIMIT, read_limited};
+use crate::measure::kernel::{KernelError, OBJECT_LIMIT, kernel_dev, read_limited};
 
 /// The probes of the object and the functions that they go to.
-const PROBES: [(&str, &str); 4] = [
+const PROBES: [(&str, &str); 6] = [
     ("program", "security_bprm_check"),
     ("mapping", "security_mmap_file"),
+    ("protect", "security_file_mprotect"),
+    ("opened", "security_file_open"),
     ("read_file", "security_kernel_post_read_file"),
     ("load_data", "security_kernel_load_data"),
 ];
@@ -31,6 +35,10 @@ const PAGES: usize = 64;
 const LAYOUT: &str = "LAYOUT";
 const EVENTS: &str = "EVENTS";
 const COUNTERS: &str = "COUNTERS";
+const DEVICES: &str = "DEVICES";
+
+/// Files in a known state, by number.
+pub type Seen = HashMap<MapData, [u8; 16], [u8; STATE_SIZE]>;
 
 /// Answers to an asker, by thread.
 pub type Answers = HashMap<MapData, u64, [u8; FILE_SIZE]>;
@@ -92,6 +100,22 @@ impl Loaded {
         Ok(loaded)
     }
 
+    /// Has openers of these devices told. What does not exist, or is no character device, is left out.
+    pub fn watch(&mut self, devices: &[PathBuf]) -> Result<(), KernelError> {
+        let table = self.ebpf.map_mut(DEVICES).ok_or_else(|| no_map(DEVICES))?;
+        let mut table = HashMap::<_, u32, u32>::try_from(table).map_err(map_error(DEVICES))?;
+        for path in devices {
+            let Ok(metadata) = std::fs::metadata(path) else {
+                continue;
+            };
+            if metadata.file_type().is_char_device() {
+                let device = kernel_dev(metadata.st_rdev());
+                table.insert(device, 1, 0).map_err(map_error(DEVICES))?;
+            }
+        }
+        Ok(())
+    }
+
     fn set_layout(&mut self, layout: &Layout) -> Result<(), KernelError> {
         let table = self.ebpf.map_mut(LAYOUT).ok_or_else(|| no_map(LAYOUT))?;
         let mut table = Array::<_, [u32; Layout::WORDS]>::try_from(table).map_err(map_error(LAYOUT))?;
@@ -151,7 +175,7 @@ impl Loaded {
     }
 
     /// Another handle on the files in a known state.
-    pub fn seen(&self) -> Result<HashMap<MapData, [u8; 16], [u8; STATE_SIZE]>, ProbeError> {
+    pub fn seen(&self) -> Result<Seen, ProbeError> {
         Ok(HashMap::try_from(self.another(SEEN)?).map_err(map_error(SEEN))?)
     }
 

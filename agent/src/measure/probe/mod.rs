@@ -19,13 +19,14 @@ mod layout;
 mod load;
 mod preflight;
 mod reader;
+mod record;
 mod shared;
 mod sighting;
 mod version;
 
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
 
 use assay_ebpf::Record;
@@ -41,9 +42,9 @@ use super::source::{EventSource, Refusal, SourceError};
 
 /// What tier 3 cannot see, for the log's first record.
 pub const BLIND: &str = "after the fact only: nothing waits or is refused, and a file is hashed after it began to run (one that has changed \
-or gone by then is recorded without a valid digest); not seen: memory that becomes executable without a file or by mprotect, the content \
-of modules from memory and of kexec_load, BPF programs, files that interpreters are named, devices, writers; a second load of a file that \
-was changed through a mapping; and everything while the agent does not run. Root can switch the probes off, which ends the agent";
+or gone by then is recorded without a valid digest); not seen are the content of modules from memory (init_module) and of kexec_load, BPF \
+programs, files that interpreters are named, attempts on the agent, and everything while the agent does not run. Root can switch the probes \
+off, which ends the agent";
 
 /// Files that are open and wait to be hashed.
 const OPEN_FILES: usize = 128;
@@ -62,20 +63,21 @@ pub struct Probe {
 
 impl Probe {
     /// Loads the probes from the object file at `object`, with the offsets that the BTF file at `btf` gives, attaches them,
-    /// shows that they tell the truth, and starts the threads. They measure from before this returns, until it is dropped.
+    /// shows that they tell the truth, and starts the threads. Who opens one of `devices` is told, too. They measure from before this returns, until it is dropped.
     ///
     /// Run [`preflight`] before, for errors that people can act on.
     ///
     /// # Errors
     /// Any [`ProbeError`].
-    pub fn start(object: &Path, btf: &Path) -> Result<Self, ProbeError> {
+    pub fn start(object: &Path, btf: &Path, devices: &[PathBuf]) -> Result<Self, ProbeError> {
         let layout = layout::read(btf)?;
         let mut loaded = Loaded::new(object, &layout)?;
+        loaded.watch(devices)?;
         let (shared, ready) = Shared::new().map_err(ProbeError::Thread)?;
         let (jobs, work) = mpsc::sync_channel(OPEN_FILES);
         let mut reader = Reader::new(&mut loaded, jobs, Arc::clone(&shared))?;
         check::tell_the_truth(&mut reader, &loaded, btf)?;
-        let hasher = Hasher::new(&loaded, work, Arc::clone(&shared))?;
+        let hasher = Hasher::new(&loaded, work)?;
         shared.spawn("probe-read", move |shared| reader.run(shared))?;
         shared.spawn("probe-hash", move |shared| hasher.run(shared))?;
         Ok(Self {

@@ -1,10 +1,11 @@
 //! What a probe said, in a form that is easy to keep: the path in one piece, and no more bytes than it has.
 
-use std::path::{Path, PathBuf};
-
-use assay_ebpf::probe_record::{File, Record, flags};
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt as _;
+use std::path::{Path, PathBuf};
+
+use assay_ebpf::kind;
+use assay_ebpf::probe_record::{File, Record, flags};
 
 /// A file, or a buffer, that was about to be loaded.
 #[derive(Clone, Debug)]
@@ -15,7 +16,7 @@ pub struct Sighting {
     pub time_ns: u64,
     /// cgroup v2 id of the task.
     pub cgroup: u64,
-    /// Bytes in the kernel's buffer; 0 without one.
+    /// Bytes in the kernel's buffer, or number of the device; 0 without either.
     pub size: u64,
     /// One of `assay_ebpf::kind`.
     pub kind: u32,
@@ -29,6 +30,8 @@ pub struct Sighting {
     pub comm: [u8; 16],
     /// Run as an interpreter.
     pub interpreter: bool,
+    /// The mapping has pages of its own.
+    pub modified: bool,
     /// The path in the task's mount namespace, or its lower end.
     pub path: PathBuf,
     /// Whether it is all of it.
@@ -56,6 +59,7 @@ impl From<&Record> for Sighting {
             uid: record.uid,
             comm: record.comm,
             interpreter: record.flags & flags::INTERPRETER != 0,
+            modified: record.flags & flags::MODIFIED != 0,
             path: OsString::from_vec(path).into(),
             whole,
         }
@@ -68,6 +72,14 @@ impl Sighting {
         (self.whole && self.path.is_absolute()).then_some(&self.path)
     }
 
+    /// Something that a program did; the file is the program, or, of code that is written to, was in the log before.
+    pub fn is_deed(&self) -> bool {
+        matches!(
+            self.kind,
+            kind::ANONYMOUS | kind::DEVICE | kind::BLOCK_WRITE | kind::CODE_WRITE
+        )
+    }
+
     /// Has no name any more, or never had one.
     pub fn is_unlinked(&self) -> bool {
         self.file.is_some_and(|file| file.links == 0)
@@ -76,7 +88,6 @@ impl Sighting {
 
 #[cfg(test)]
 mod tests {
-    use assay_ebpf::kind;
     use assay_ebpf::probe_record::NAMES;
 
     use super::*;

@@ -157,6 +157,13 @@ impl Cause {
             said::LOADED
         }
     }
+
+    /// In which epoch what is said of a state counts. What somebody waits for has not been let through: when the load
+    /// itself comes, the gate must be asked, though the agent may have died in between.
+    #[inline(always)]
+    const fn epoch(&self, answer: i32, now: u32) -> u32 {
+        if answer < 0 && self.held { !now } else { now }
+    }
 }
 
 /// Measures the file if its state is a new one, and answers whether it may be loaded: 0, or a negative errno.
@@ -221,8 +228,10 @@ unsafe fn again(file: *const c_void, inode: *const c_void, known: *mut Entry, ca
         let facts = Facts::of_file(inode, cause.kind, cause.flags, Outcome::of(digest), cause.pid);
         let queued = record(file, facts, answer, cause);
         if queued {
-            (*known).said = said | cause.said(answer);
-            (*known).epoch = epoch;
+            let news = cause.said(answer);
+            // Refused is no longer let through, whatever it was before.
+            (*known).said = if news == said::REFUSED { news } else { said | news };
+            (*known).epoch = cause.epoch(answer, epoch);
         }
         gate::unless_lost(answer, queued)
     }
@@ -282,7 +291,7 @@ unsafe fn settle(
                 state: after,
                 digest: hash.digest,
                 said: cause.said(answer),
-                epoch,
+                epoch: cause.epoch(answer, epoch),
             };
             let _ = CACHE.get_or_insert_ptr_mut(inode.cast_mut().cast::<inode>(), Some(&mut entry));
         }

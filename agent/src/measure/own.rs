@@ -22,6 +22,8 @@ pub struct OwnFiles {
     program: PathBuf,
     others: Vec<PathBuf>,
     seen: BTreeMap<PathBuf, Seen>,
+    /// Those that could not be measured in the state in which they were seen.
+    failed: BTreeMap<PathBuf, Seen>,
 }
 
 impl OwnFiles {
@@ -32,6 +34,16 @@ impl OwnFiles {
             program: std::fs::read_link("/proc/self/exe").map_or_else(|_| PathBuf::new(), |path| without_mark(&path)),
             others: others.to_vec(),
             seen: BTreeMap::new(),
+            failed: BTreeMap::new(),
+        }
+    }
+
+    /// This one could not be measured: the next call names it once more. Returns whether that is news: it had not failed
+    /// yet in this state.
+    pub fn again(&mut self, path: &Path) -> bool {
+        match self.seen.remove(path) {
+            Some(state) => self.failed.insert(path.to_owned(), state) != Some(state),
+            None => false,
         }
     }
 
@@ -90,6 +102,18 @@ mod tests {
         assert!(own.changed().is_empty());
         std::fs::write(other.path(), "changed").unwrap();
         assert_eq!(own.changed().len(), 1);
+    }
+
+    #[test]
+    fn what_could_not_be_measured_is_named_until_it_can_and_complained_of_once() {
+        let other = tempfile::NamedTempFile::new().unwrap();
+        let mut own = OwnFiles::new(&[other.path().to_owned()]);
+        own.changed();
+        assert!(own.again(other.path()));
+        assert_eq!(own.changed().len(), 1);
+        assert!(!own.again(other.path()));
+        assert_eq!(own.changed().len(), 1);
+        assert!(own.changed().is_empty());
     }
 
     #[test]

@@ -157,7 +157,7 @@ impl Gate {
         }
         self.guard.cgroups()?;
         for (path, file, kind) in self.own.changed() {
-            let argument = ahead(std::process::id(), kind);
+            let argument = request::argument(std::process::id(), kind, self.marks(&path));
             let reply = measure(file.as_fd(), argument, &mut self.answers, self.settings.hold.user_hash)?;
             if kind == OWN_PROGRAM
                 && matches!(reply, Reply::Known | Reply::Queued)
@@ -168,12 +168,24 @@ impl Gate {
             match reply {
                 Reply::Unanswered => return Err(HoldError::Unanswered.into()),
                 Reply::Known | Reply::Queued => {}
-                reply => {
+                // It is being written, or its approval is still to come.
+                reply if self.own.again(&path) => {
                     tracing::warn!(path = %path.display(), ?reply, "a file of the agent's own cannot be measured: it may not start again");
                 }
+                _ => {}
             }
         }
         Ok(())
+    }
+
+    /// What the record of a file of the agent's own is marked with. What a successor loads counts as loaded already: it
+    /// must need no record of its own when the queue is full, since only the successor can empty that.
+    fn marks(&self, path: &Path) -> u32 {
+        if self.settings.own.iter().any(|own| own == path) {
+            flags::AHEAD
+        } else {
+            0
+        }
     }
 
     /// Whether all that holds programs back still lives.

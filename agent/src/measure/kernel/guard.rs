@@ -1,5 +1,6 @@
 //! What the kernel programs keep other processes away from: maps, programs, links, pins, the TPM's device, control groups.
 
+use std::collections::HashSet;
 use std::os::linux::fs::MetadataExt as _;
 use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
@@ -7,6 +8,7 @@ use std::path::{Path, PathBuf};
 use assay_ebpf::{MAX_INTERPRETERS, control, guarded, kind};
 use aya::maps::{HashMap, MapData};
 use aya::programs::links::FdLink;
+use aya::programs::{ProgramError, loaded_programs};
 
 use super::orders::{Key, Orders, open};
 use super::pins::{CGROUPS, DEVICES, FOLDERS, GUARDED, HEIRS, INTERPRETERS, MAPS, Pins};
@@ -44,6 +46,7 @@ impl Guard {
     /// Names the maps, programs, links and folders of this object, and the file system that they are pinned on.
     pub fn pins(&mut self, pins: &Pins, links: &[FdLink], orders: &mut Orders) -> Result<(), KernelError> {
         let mut keys = Vec::new();
+        let mut programs = HashSet::new();
         for name in MAPS {
             let map = MapData::from_pin(pins.map(name)).map_err(map_error(name))?;
             keys.push(guarded::MAP | u64::from(map.info().map_err(map_error(name))?.id()));
@@ -56,7 +59,9 @@ impl Guard {
             })?;
             keys.push(guarded::LINK | u64::from(info.id()));
             keys.push(guarded::PROGRAM | u64::from(info.program_id()));
+            programs.insert(info.program_id());
         }
+        keys.extend(maps_of(&programs)?.into_iter().map(|id| guarded::MAP | u64::from(id)));
         for key in keys {
             self.guarded.insert(key, 1, 0).map_err(map_error(GUARDED))?;
         }
@@ -148,6 +153,23 @@ impl Guard {
         own.clone_into(&mut self.cgroup);
         Ok(())
     }
+}
+
+/// Every map that these programs use, pinned or not: what they note in the others decides as well.
+fn maps_of(programs: &HashSet<u32>) -> Result<Vec<u32>, KernelError> {
+    let failed = |error: ProgramError| KernelError::Program {
+        program: "(a running program)",
+        step: "looked at",
+        source: Box::new(error),
+    };
+    let mut found = Vec::new();
+    for info in loaded_programs() {
+        let info = info.map_err(failed)?;
+        if programs.contains(&info.id()) {
+            found.extend(info.map_ids().map_err(failed)?.unwrap_or_default());
+        }
+    }
+    Ok(found)
 }
 
 /// A device number of user space (`dev_t`, gnu_dev_makedev(3)) as the kernel has it: major << 20 | minor.

@@ -116,9 +116,9 @@ pub const HASH_ALGO_SHA256: u32 = 4;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Record {
-    /// Position in the stream of records of this boot, from 0. Only records that found room in the ring buffer have
-    /// one: what was lost is counted ([`counter::LOST`]), not numbered. Two records made at the same instant on two
-    /// CPUs may arrive in swapped order; none is missing or there twice.
+    /// CPU and position in that CPU's stream of records of this boot, from 0; see [`seq`]. Only records that found room
+    /// in the ring buffer have one: what was lost is counted ([`counter::LOST`]), not numbered. Two records that one CPU
+    /// made at the same instant may arrive in swapped order; none is missing or there twice.
     pub seq: u64,
     /// CLOCK_BOOTTIME in nanoseconds.
     pub time_ns: u64,
@@ -175,14 +175,34 @@ pub const RING_BYTES: u32 = 4 << 20;
 
 /// Version of everything that two objects must agree on to share pinned maps: [`Record`], [`counter`], the cache
 /// entry and the sizes of the maps. Raise it with every change of one of them.
-pub const MAPS_VERSION: u32 = 2;
+pub const MAPS_VERSION: u32 = 3;
+
+/// A record's number: its CPU above [`seq::BITS`], below them how many records that CPU numbered before.
+///
+/// Linux has at most 2^13 CPUs, so that every number is below 2^53 and exact also where JSON's numbers are doubles.
+pub mod seq {
+    /// Bits of the position: a CPU that numbers 10,000 records a second is through after three years.
+    pub const BITS: u32 = 40;
+
+    /// The number of a CPU's record at this position.
+    #[must_use]
+    pub const fn of(cpu: u32, position: u64) -> u64 {
+        (cpu as u64) << BITS | (position & ((1 << BITS) - 1))
+    }
+
+    /// CPU and position.
+    #[must_use]
+    pub const fn split(seq: u64) -> (u64, u64) {
+        (seq >> BITS, seq & ((1 << BITS) - 1))
+    }
+}
 
 /// Counters, index in the kernel side's `COUNTERS` array of u64.
 pub mod counter {
-    /// Records for which the ring buffer had no room: each is a measurement that the log lacks.
+    /// Records for which the ring buffer had no room, of loads that went on: each is a measurement that the log lacks.
     pub const LOST: u32 = 0;
-    /// The next record's `seq`.
-    pub const SEQ: u32 = 1;
+    /// Records for which it had no room, of what was refused for that reason (*hold*, *enforce*): nothing is missing.
+    pub const NO_ROOM: u32 = 1;
     /// Loads answered from the per-inode cache.
     pub const CACHE_HIT: u32 = 2;
     /// Loads that were refused, those included that need no record of their own.

@@ -3,14 +3,15 @@
 use core::arch::asm;
 use core::ffi::c_void;
 
-use assay_ebpf::{HASH_ALGO_SHA256, PATH_MAX, RING_BYTES, Record, counter, flags};
+use assay_ebpf::{HASH_ALGO_SHA256, PATH_MAX, RING_BYTES, Record, counter, flags, seq};
 use aya_ebpf::helpers::{
-    bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_uid_gid,
+    bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_uid_gid, bpf_get_smp_processor_id,
     generated::{bpf_get_current_cgroup_id, bpf_ktime_get_boot_ns},
 };
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::{Array, RingBuf};
+use aya_ebpf::maps::{Array, PerCpuArray, RingBuf};
 
+use crate::gate;
 use crate::kernel::{Identity, State};
 
 #[map]
@@ -20,15 +21,40 @@ static EVENTS: RingBuf = RingBuf::with_byte_size(RING_BYTES, 0);
 #[map]
 static COUNTERS: Array<u64> = Array::with_max_entries(counter::COUNT, 0);
 
-/// Adds one to a counter and returns what it was, as one atomic operation over all CPUs. In assembler: Rust's atomics
-/// leave `fetch_add` out where a target has no compare-and-swap in its description, as this one.
+/// How many records each CPU has numbered.
+#[map]
+static SEQUENCE: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
+
+/// Adds one to a counter.
 #[inline(always)]
-pub fn count(index: u32) -> u64 {
-    let Some(cell) = COUNTERS.get_ptr_mut(index) else {
+pub fn count(index: u32) {
+    if let Some(cell) = COUNTERS.get_ptr_mut(index) {
+        // SAFETY: a map value is aligned and lives as long as the map; every access to it is atomic.
+        unsafe { next(cell) };
+    }
+}
+
+/// This CPU's next number. A program does not move to another CPU, but another program may come in between: hence atomic,
+/// on memory that no other CPU touches.
+#[inline(always)]
+fn number() -> u64 {
+    // SAFETY: the helper takes nothing and returns a number.
+    let cpu = unsafe { bpf_get_smp_processor_id() };
+    let Some(cell) = SEQUENCE.get_ptr_mut(0) else {
         return 0;
     };
+    // SAFETY: as for `count`.
+    seq::of(cpu, unsafe { next(cell) })
+}
+
+/// Adds one and returns what it was, as one atomic operation. In assembler: Rust's atomics leave `fetch_add` out where a
+/// target has no compare-and-swap in its description, as this one.
+///
+/// # Safety
+/// `cell` is a map value of eight bytes that is only accessed like this.
+#[inline(always)]
+unsafe fn next(cell: *mut u64) -> u64 {
     let mut value = 1_u64;
-    // SAFETY: a map value is aligned and lives as long as the map; every access to it is atomic.
     unsafe {
         asm!(
             "{value} = atomic_fetch_add((u64 *)({cell} + 0), {value})",
@@ -129,20 +155,25 @@ impl Facts {
 }
 
 /// Queues a record. `path` writes at most [`PATH_MAX`] bytes and returns how many it used, NUL included, or a
-/// negative errno. False = there was no room; the loss is counted.
+/// negative errno. False = there was no room, which is counted: as a loss if the load goes on for all that.
 ///
 /// Everything slow, the hash above all, is done before: a place that is reserved and not yet submitted holds up all
 /// records behind it.
 #[inline(always)]
 pub fn submit(facts: &Facts, path: impl FnOnce(*mut u8) -> i64) -> bool {
     let Some(mut entry) = EVENTS.reserve::<Record>(0) else {
-        count(counter::LOST);
+        // In the closed modes every caller refuses what it could not queue: nothing ran unmeasured.
+        count(if gate::closed() {
+            counter::NO_ROOM
+        } else {
+            counter::LOST
+        });
         return false;
     };
     let record = entry.as_mut_ptr();
     // SAFETY: the place is as large as a record, aligned to 8, and ours until it is submitted; every field is written.
     unsafe {
-        (*record).seq = count(counter::SEQ);
+        (*record).seq = number();
         (*record).time_ns = bpf_ktime_get_boot_ns();
         (*record).size = facts.size;
         (*record).ino = facts.ino;

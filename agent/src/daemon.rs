@@ -407,6 +407,7 @@ fn status(config: &Config, (tier, blind): (u8, String), tpm: tpm::Handle, contro
             log_bytes: log.bytes,
             log_head: log.head,
             lost: control.lost(),
+            no_room: control.no_room(),
             ek_sha256: Sha256Digest::of(&identity.ek_public),
             tpm_manufacturer: identity.manufacturer.clone(),
             tpm_firmware: identity.firmware.clone(),

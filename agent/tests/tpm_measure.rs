@@ -12,6 +12,7 @@ mod common;
 use std::time::Duration;
 
 use assay_agent::measure::{MeasureError, Measurer};
+use assay_ebpf::seq;
 use assay_evidence::event::{Event, Violation};
 use assay_evidence::replay::ReplayedLog;
 use assay_tests::Swtpm;
@@ -133,6 +134,18 @@ async fn tpm_records_that_never_came_are_a_violation_in_the_log() {
     });
     running.settle(&queue);
     assert_eq!(gaps(&attested(attest(&tpm).await.unwrap())), [(6, 8), (5000, 5010)]);
+
+    // What was the last in the queue, on another CPU, is missed because the kernel counts; what had no room is no gap.
+    queue.refuse_for_room(3);
+    queue.push([seq::of(1, 0)]);
+    queue.number(&[5020, 3]);
+    wait_for("the third gap", || {
+        written().is_some_and(|events| gaps(&events).len() > 2)
+    });
+    running.settle(&queue);
+    let log = attested(attest(&tpm).await.unwrap());
+    assert_eq!(gaps(&log)[2..], [(seq::of(1, 1), seq::of(1, 3))]);
+    assert_eq!((running.control.no_room(), running.control.lost()), (3, 0));
     running.stop().unwrap();
 }
 

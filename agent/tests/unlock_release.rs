@@ -111,6 +111,7 @@ fn status(tpm: &Handle, log: &LogView) -> Status {
         log_bytes: snapshot.bytes,
         log_head: snapshot.head,
         lost: 0,
+        no_room: 0,
         ek_sha256: Sha256Digest::of(&tpm.identity().ek_public),
         tpm_manufacturer: tpm.identity().manufacturer.clone(),
         tpm_firmware: tpm.identity().firmware.clone(),

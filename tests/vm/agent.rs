@@ -119,7 +119,7 @@ fn vm_agent_starts_and_stops_in_order_and_tells_systemd() -> Result<(), HarnessE
     let before = log.events[..stop]
         .iter()
         .filter_map(|event| if let Event::Load(load) = event { load.seq } else { None });
-    assert_eq!(log.starts()[1].predecessor, before.max());
+    assert_eq!(log.starts()[1].predecessor, before.last());
     log.assert_no_gap();
     Ok(())
 }

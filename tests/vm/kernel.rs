@@ -1,5 +1,7 @@
 //! What the kernel programs record, load by load: the digest, how often, and with which marks.
 
+use std::time::Duration;
+
 use assay_ebpf::flags;
 use assay_evidence::digest::Sha256Digest;
 use assay_evidence::event::{LoadKind, Violation};
@@ -216,5 +218,46 @@ fn vm_kernel_records_that_found_no_room_are_counted_in_the_log() -> Result<(), H
     // What was not recorded does not count as measured: the next run is.
     let log = run_and_wait(&vm, &["/root/unseen"], "/root/unseen", 1)?;
     assert_eq!(log.of("/root/unseen"), [(LoadKind::Program, program, NONE)]);
+    Ok(())
+}
+
+/// Programs that each of the loops below runs, each of them new to the kernel programs.
+const EACH: usize = 150;
+
+#[test]
+fn vm_kernel_each_cpu_numbers_its_records_without_a_gap() -> Result<(), HarnessError> {
+    let vm = machine()?;
+    let guest = vm.guest();
+    let agent = Agent::start(guest)?;
+    // Four loops on two CPUs: what runs on one comes between what runs on the other, and between itself.
+    guest.script(&format!(
+        "mkdir /root/many; cd /root/many
+         for loop in 1 2 3 4; do
+             (for n in $(seq {EACH}); do cp /bin/true $loop-$n; printf $loop-$n >> $loop-$n; ./$loop-$n; done) &
+         done; wait"
+    ))?;
+    let log = Log::wait(guest, LOG, "all of them", |log| {
+        let many = log
+            .loads()
+            .into_iter()
+            .filter(|load| load.path.starts_with("/root/many/"));
+        many.filter(|load| load.kind == LoadKind::Program).count() >= 4 * EACH
+    })?;
+    let numbers = log.numbers();
+    assert!(
+        numbers.len() > 1 && numbers.values().all(|cpu| cpu.len() > EACH / 4),
+        "one CPU only"
+    );
+    // Longer than a missing number is waited for: the kernel has counted no further than the log goes.
+    std::thread::sleep(Duration::from_secs(8));
+    let log = Log::settled(&vm, LOG)?;
+    log.assert_no_gap();
+    assert!(log.violations().is_empty(), "{:?}", log.violations());
+    agent.kill()?;
+    let _agent = Agent::start(guest)?;
+    guest.script("cp /bin/true /root/after; printf after >> /root/after; /root/after")?;
+    let log = Log::wait(guest, LOG, "/root/after", |log| !log.of("/root/after").is_empty())?;
+    log.assert_no_gap();
+    assert!(log.violations().is_empty(), "{:?}", log.violations());
     Ok(())
 }

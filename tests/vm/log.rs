@@ -1,6 +1,9 @@
 //! A machine's runtime log, read byte by byte with `assay-evidence` and checked against the TPM: what the agent says about
 //! itself is not asked.
 
+use std::collections::BTreeMap;
+
+use assay_ebpf::seq;
 use assay_evidence::cel::{self, CelError, Head, Record};
 use assay_evidence::digest::{Algorithm, Sha256Digest};
 use assay_evidence::event::{AgentStart, Event, LoadKind, Measurement, Violation};
@@ -142,15 +145,25 @@ impl Log {
         self.events.iter().filter(|event| *event == wanted).count()
     }
 
-    /// The kernel numbers its records: all of them are here, from the first to the last, each once.
+    /// Positions of the kernel's records, in order, for each CPU that made any.
+    pub fn numbers(&self) -> BTreeMap<u64, Vec<u64>> {
+        let mut numbers = BTreeMap::<u64, Vec<u64>>::new();
+        for (cpu, position) in self.loads().iter().filter_map(|load| load.seq).map(seq::split) {
+            numbers.entry(cpu).or_default().push(position);
+        }
+        numbers.values_mut().for_each(|positions| positions.sort_unstable());
+        numbers
+    }
+
+    /// Each CPU numbers its records: all of them are here, from the first to the last, each once.
     pub fn assert_no_gap(&self) {
-        let mut numbers: Vec<u64> = self.loads().iter().filter_map(|load| load.seq).collect();
-        numbers.sort_unstable();
-        let expected: Vec<u64> = (0..numbers.len() as u64).collect();
-        assert!(
-            numbers == expected,
-            "the kernel's records have gaps or repetitions: {numbers:?}"
-        );
+        for (cpu, positions) in self.numbers() {
+            let expected: Vec<u64> = (0..positions.len() as u64).collect();
+            assert!(
+                positions == expected,
+                "the records of CPU {cpu} have gaps or repetitions: {positions:?}"
+            );
+        }
     }
 }
 

@@ -171,7 +171,7 @@ pub struct Measurement {
     pub path: String,
     /// Name of the task; at most [`MAX_COMM`] bytes.
     pub comm: String,
-    /// Sequence number of the kernel's record; none for the inventory.
+    /// Sequence number of the kernel's record, with its CPU above bit 40; none for the inventory.
     pub seq: Option<u64>,
     /// CLOCK_BOOTTIME in nanoseconds.
     pub time_ns: u64,
@@ -414,11 +414,11 @@ pub enum Violation {
         /// Why.
         detail: String,
     },
-    /// The kernel's records skip sequence numbers.
+    /// The kernel's records skip sequence numbers, which have the CPU above bit 40.
     SequenceGap {
         /// The number that should have come.
         expected: u64,
-        /// The number that came.
+        /// The number that came instead, or that is the CPU's next.
         found: u64,
     },
     /// A kernel program was missing, detached or replaced.
@@ -468,7 +468,10 @@ impl fmt::Display for Violation {
                 )
             }
             Self::SequenceGap { expected, found } => {
-                write!(f, "the kernel's records jump from {expected} to {found}")
+                // As `assay_ebpf::seq` puts them together.
+                let (cpu, position) = (expected >> 40, |number: u64| number & ((1 << 40) - 1));
+                let (expected, found) = (position(*expected), position(*found));
+                write!(f, "the kernel's records of CPU {cpu} jump from {expected} to {found}")
             }
             Self::HooksMissing { detail } => {
                 write!(f, "kernel programs were missing: {}", detail.escape_debug())

@@ -41,6 +41,7 @@ pub struct Control {
     wake: Arc<PipeWriter>,
     beats: Arc<AtomicU64>,
     lost: Arc<AtomicU64>,
+    no_room: Arc<AtomicU64>,
 }
 
 /// The loop's end.
@@ -57,6 +58,7 @@ pub(super) fn channel() -> std::io::Result<(Control, Mailbox)> {
         wake: Arc::new(wake),
         beats: Arc::default(),
         lost: Arc::default(),
+        no_room: Arc::default(),
     };
     Ok((control, Mailbox { messages, woken }))
 }
@@ -84,12 +86,22 @@ impl Control {
         self.lost.load(Ordering::Relaxed)
     }
 
+    /// Loads that were refused in this boot because the queue had no room for their record.
+    #[must_use]
+    pub fn no_room(&self) -> u64 {
+        self.no_room.load(Ordering::Relaxed)
+    }
+
     pub(super) fn beat(&self) {
         self.beats.fetch_add(1, Ordering::Relaxed);
     }
 
     pub(super) fn set_lost(&self, lost: u64) {
         self.lost.store(lost, Ordering::Relaxed);
+    }
+
+    pub(super) fn set_no_room(&self, count: u64) {
+        self.no_room.store(count, Ordering::Relaxed);
     }
 
     pub(super) fn send(&self, message: Message) {

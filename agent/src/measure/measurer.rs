@@ -77,6 +77,8 @@ pub struct Measurer {
     known: HashSet<u64>,
     /// Whether the kernel's records come without a gap.
     sequence: Sequence,
+    /// When the queue was last found empty and compared with the kernel's count.
+    compared: Instant,
     /// Records taken from the kernel by this agent.
     taken: usize,
     /// When the source was last told that time passes.
@@ -144,7 +146,8 @@ impl Measurer {
             pending: VecDeque::new(),
             in_flight: None,
             known: HashSet::new(),
-            sequence: Sequence::after(&HashSet::new(), Vec::new(), Instant::now()),
+            sequence: Sequence::after(&HashSet::new(), &[], Instant::now()),
+            compared: Instant::now(),
             taken: 0,
             ticked: Instant::now(),
             lost_reported: recovered.said.lost,
@@ -223,7 +226,7 @@ impl Measurer {
             self.known.clear();
             self.lost_reported = 0;
         } else {
-            self.sequence = Sequence::after(&self.known, gaps, Instant::now());
+            self.sequence = Sequence::after(&self.known, &gaps, Instant::now());
         }
         if ready && !settings.fresh_hooks {
             self.pending.push_back(Event::Ready);
@@ -326,6 +329,11 @@ impl Measurer {
         if self.taken > MOST_REPEATED {
             self.known = HashSet::new();
         }
+        // Asked before the queue is read to its end: all that is counted by then must have come.
+        let counted = match self.compared.elapsed() >= TICK {
+            true => Some(self.source.numbered()?),
+            false => None,
+        };
         let Self {
             source,
             journal,
@@ -348,6 +356,10 @@ impl Measurer {
         match source.read(room, &mut take) {
             Ok(taken) => {
                 self.taken = self.taken.saturating_add(taken);
+                if let Some(counted) = counted.filter(|_| taken < room) {
+                    self.sequence.numbered(&counted);
+                    self.compared = Instant::now();
+                }
                 Ok(taken == room)
             }
             Err(SourceError::Refused(refusal)) => Err(match refusal.downcast::<MeasureError>() {
@@ -387,6 +399,7 @@ impl Measurer {
             self.lost_reported = lost;
         }
         self.control.set_lost(lost);
+        self.control.set_no_room(self.source.refused_for_room()?);
         Ok(())
     }
 

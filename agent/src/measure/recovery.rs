@@ -48,7 +48,7 @@ pub struct Said {
     pub ready: bool,
     /// Sequence numbers of the kernel's records that are in the log.
     pub seqs: HashSet<u64>,
-    /// The highest of them, also of kernel programs that are gone.
+    /// The last of them, also of kernel programs that are gone.
     pub last: Option<u64>,
     /// Sequence numbers whose absence was reported.
     pub gaps: Vec<Gap>,
@@ -197,7 +197,7 @@ impl Said {
             Event::Ready => self.ready = true,
             Event::Load(load) => {
                 self.seqs.extend(load.seq);
-                self.last = load.seq.max(self.last);
+                self.last = load.seq.or(self.last);
             }
             Event::Violation(Violation::SequenceGap { expected, found }) => self.gaps.push(Gap {
                 expected: *expected,

@@ -46,6 +46,23 @@ pub trait EventSource: Send {
     /// grows while the kernel side stays loaded.
     fn lost(&mut self) -> Result<u64, SourceError>;
 
+    /// How many records each CPU has numbered ([`assay_ebpf::seq`]), by CPU. Empty where no queue lies between the numbers
+    /// and the reader.
+    ///
+    /// # Errors
+    /// When the kernel side does not answer.
+    fn numbered(&mut self) -> Result<Vec<u64>, SourceError> {
+        Ok(Vec::new())
+    }
+
+    /// Loads that were refused because their record could not be queued, as [`Self::lost`]. None of them ran.
+    ///
+    /// # Errors
+    /// When the kernel side does not answer.
+    fn refused_for_room(&mut self) -> Result<u64, SourceError> {
+        Ok(0)
+    }
+
     /// A descriptor that becomes readable (epoll) when records are queued; `None` = there is nothing to wait for. The
     /// kernel wakes a reader that had caught up: wait only after a read returned 0.
     fn as_fd(&self) -> Option<BorrowedFd<'_>>;
@@ -63,6 +80,14 @@ pub trait EventSource: Send {
     /// # Errors
     /// When it cannot be put in force.
     fn ready(&mut self) -> Result<(), SourceError> {
+        Ok(())
+    }
+
+    /// The log takes no more: whoever waits to be let go would wait for ever. What the gate has not seen yet it refuses.
+    ///
+    /// # Errors
+    /// When whoever waits cannot be told.
+    fn full(&mut self) -> Result<(), SourceError> {
         Ok(())
     }
 

@@ -37,6 +37,9 @@ pub struct Status {
     pub log_head: Sha256Digest,
     /// Kernel records that were lost since the daemon started; each loss is in the log as a violation.
     pub lost: u64,
+    /// Loads that were refused because the queue had no room for their record (hold, enforce); none of them ran.
+    #[serde(default)]
+    pub no_room: u64,
     /// SHA-256 of the endorsement key's TPMT_PUBLIC: what `host add --ek-sha256` wants.
     pub ek_sha256: Sha256Digest,
     /// The TPM's maker.

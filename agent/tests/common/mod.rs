@@ -66,6 +66,9 @@ pub struct Queue(Arc<Mutex<Queued>>);
 struct Queued {
     records: VecDeque<Record>,
     lost: u64,
+    no_room: u64,
+    /// As if the kernel had numbered so many, by CPU.
+    numbered: Vec<u64>,
 }
 
 impl Queue {
@@ -75,6 +78,14 @@ impl Queue {
 
     pub fn lose(&self, count: u64) {
         self.0.lock().unwrap().lost += count;
+    }
+
+    pub fn refuse_for_room(&self, count: u64) {
+        self.0.lock().unwrap().no_room += count;
+    }
+
+    pub fn number(&self, counts: &[u64]) {
+        self.0.lock().unwrap().numbered = counts.to_vec();
     }
 
     pub fn is_empty(&self) -> bool {
@@ -97,6 +108,14 @@ impl EventSource for Queue {
 
     fn lost(&mut self) -> Result<u64, SourceError> {
         Ok(self.0.lock().unwrap().lost)
+    }
+
+    fn numbered(&mut self) -> Result<Vec<u64>, SourceError> {
+        Ok(self.0.lock().unwrap().numbered.clone())
+    }
+
+    fn refused_for_room(&mut self) -> Result<u64, SourceError> {
+        Ok(self.0.lock().unwrap().no_room)
     }
 
     fn as_fd(&self) -> Option<BorrowedFd<'_>> {

@@ -130,6 +130,14 @@ impl Holder {
         self.waiting.release(digests)
     }
 
+    /// No digest will be extended any more: nobody waits from now on, and the gate answers all.
+    ///
+    /// # Errors
+    /// [`HoldError::Events`].
+    pub fn give_up(&self) -> Result<(), HoldError> {
+        self.waiting.give_up()
+    }
+
     /// The gate refused to load this file: its folder is marked if it is one of those that should be.
     pub fn refused(&self, path: &str) {
         self.marks.refused(path);
@@ -200,7 +208,7 @@ impl Worker {
     fn handle(&mut self, event: FanotifyEvent) -> Result<(), HoldError> {
         let Some(file) = event.fd() else { return Ok(()) };
         let pid = event.pid().unsigned_abs();
-        if pid == std::process::id() {
+        if pid == std::process::id() || self.waiting.is_over() {
             return self.waiting.answer(&event, Response::FAN_ALLOW);
         }
         let runs = event.mask().contains(MaskFlags::FAN_OPEN_EXEC_PERM);

@@ -1,6 +1,7 @@
 //! Those who wait, by the digest that must be extended first.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use nix::errno::Errno;
@@ -13,6 +14,7 @@ use crate::measure::kernel::{Answers, Key};
 pub struct Waiting {
     group: Arc<Fanotify>,
     inner: Mutex<Inner>,
+    over: AtomicBool,
 }
 
 struct Inner {
@@ -29,6 +31,7 @@ impl Waiting {
         Self {
             group,
             inner: Mutex::new(inner),
+            over: AtomicBool::new(false),
         }
     }
 
@@ -40,8 +43,27 @@ impl Waiting {
             drop(inner);
             return self.let_pass(&event);
         }
+        if self.is_over() {
+            drop(inner);
+            return self.answer(&event, Response::FAN_ALLOW);
+        }
         inner.by_digest.entry(digest).or_default().push(event);
         Ok(())
+    }
+
+    /// Nobody waits any more: the gate answers, also those who wait now.
+    pub(super) fn give_up(&self) -> Result<(), HoldError> {
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        self.over.store(true, Ordering::Relaxed);
+        let waiting = std::mem::take(&mut inner.by_digest);
+        drop(inner);
+        let mut events = waiting.values().flatten();
+        events.try_for_each(|event| self.answer(event, Response::FAN_ALLOW))
+    }
+
+    /// Whether nobody may wait any more.
+    pub(super) fn is_over(&self) -> bool {
+        self.over.load(Ordering::Relaxed)
     }
 
     /// Answers all who wait for one of these digests.

@@ -144,6 +144,14 @@ impl Gate {
         Ok(())
     }
 
+    /// Nothing will be extended any more: nobody is held back, and what is not extended is refused.
+    pub fn give_up(&self) -> Result<(), GateError> {
+        match &self.holder {
+            Some(holder) => Ok(holder.give_up()?),
+            None => Ok(()),
+        }
+    }
+
     /// Puts a list of approved digests in force.
     pub fn approve(&mut self, digests: &mut dyn Iterator<Item = Key>) -> Result<(), GateError> {
         Ok(self.orders.approve(digests)?)

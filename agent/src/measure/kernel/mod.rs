@@ -20,7 +20,7 @@ use std::path::Path;
 
 use assay_ebpf::{RING_BYTES, Record, counter};
 use assay_evidence::event::Measurement;
-use aya::maps::{Array, Map, MapData, MapError, RingBuf};
+use aya::maps::{Array, Map, MapData, MapError, PerCpuArray, RingBuf};
 use aya::programs::links::{FdLink, LinkError, PinnedLink};
 use aya::programs::{ProgramError, loaded_programs};
 
@@ -37,8 +37,8 @@ pub(super) use self::guard::kernel_dev;
 
 use self::gate::Gate;
 use self::load::{EITHER, Object, PROGRAMS, SILENT};
-use self::orders::open_counters;
-use self::pins::{COUNTERS, EVENTS, Pins};
+use self::orders::{open, open_counters};
+use self::pins::{COUNTERS, EVENTS, Pins, SEQUENCE};
 use self::skipped::Skipped;
 use super::source::{EventSource, Refusal, SourceError};
 
@@ -54,12 +54,14 @@ pub enum Origin {
 }
 
 /// The kernel side's counters.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Counters {
-    /// Records that found no room in the queue since the maps were made.
+    /// Records of loads that went on and found no room in the queue, since the maps were made.
     pub lost: u64,
-    /// The next record's sequence number.
-    pub next_seq: u64,
+    /// Loads that were refused because their record found no room.
+    pub no_room: u64,
+    /// Records that each CPU has numbered.
+    pub numbered: Vec<u64>,
     /// Loads that needed no hash, since the file had not changed.
     pub cache_hits: u64,
 }
@@ -68,6 +70,7 @@ pub struct Counters {
 pub struct Kernel {
     ring: RingBuf<MapData>,
     counters: Array<MapData, u64>,
+    numbers: PerCpuArray<MapData, u64>,
     object_digest: [u8; 32],
     origin: Origin,
     skipped: Skipped,
@@ -111,6 +114,7 @@ impl Kernel {
         Ok(Self {
             ring: open_ring(&pins)?,
             counters: open_counters(&pins)?,
+            numbers: open(&pins, SEQUENCE)?,
             object_digest: *object.digest(),
             origin,
             skipped: Skipped::watch(&links)?,
@@ -137,12 +141,20 @@ impl Kernel {
     /// # Errors
     /// [`KernelError::Map`].
     pub fn counters(&self) -> Result<Counters, KernelError> {
-        let get = |index| self.counters.get(&index, 0).map_err(map_error(COUNTERS));
         Ok(Counters {
-            lost: get(counter::LOST)?,
-            next_seq: get(counter::SEQ)?,
-            cache_hits: get(counter::CACHE_HIT)?,
+            lost: self.counter(counter::LOST)?,
+            no_room: self.counter(counter::NO_ROOM)?,
+            numbered: self.numbers()?,
+            cache_hits: self.counter(counter::CACHE_HIT)?,
         })
+    }
+
+    fn counter(&self, index: u32) -> Result<u64, KernelError> {
+        self.counters.get(&index, 0).map_err(map_error(COUNTERS))
+    }
+
+    fn numbers(&self) -> Result<Vec<u64>, KernelError> {
+        Ok(self.numbers.get(&0, 0).map_err(map_error(SEQUENCE))?.to_vec())
     }
 }
 
@@ -177,7 +189,15 @@ impl EventSource for Kernel {
     }
 
     fn lost(&mut self) -> Result<u64, SourceError> {
-        Ok(self.counters()?.lost.saturating_add(self.skipped.count()?))
+        Ok(self.counter(counter::LOST)?.saturating_add(self.skipped.count()?))
+    }
+
+    fn numbered(&mut self) -> Result<Vec<u64>, SourceError> {
+        Ok(self.numbers()?)
+    }
+
+    fn refused_for_room(&mut self) -> Result<u64, SourceError> {
+        Ok(self.counter(counter::NO_ROOM)?)
     }
 
     fn as_fd(&self) -> Option<BorrowedFd<'_>> {
@@ -191,6 +211,10 @@ impl EventSource for Kernel {
     fn ready(&mut self) -> Result<(), SourceError> {
         self.gate.look_after_own_files()?;
         Ok(self.gate.close()?)
+    }
+
+    fn full(&mut self) -> Result<(), SourceError> {
+        Ok(self.gate.give_up()?)
     }
 
     fn tick(&mut self) -> Result<(), SourceError> {

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! bpf_dir/                 0700, locked while an agent uses it
-//!   maps-2/                all that is in [`MAPS`]; the number is assay_ebpf::MAPS_VERSION
+//!   maps-3/                all that is in [`MAPS`]; the number is assay_ebpf::MAPS_VERSION
 //!   programs-<sha256>/     one link for each program of the object with that digest
 //!   new-<pid>/             links of a start that has not finished, or that never did
 //! ```
@@ -21,6 +21,8 @@ use super::KernelError;
 pub const EVENTS: &str = "EVENTS";
 /// See [`EVENTS`].
 pub const COUNTERS: &str = "COUNTERS";
+/// See [`EVENTS`].
+pub const SEQUENCE: &str = "SEQUENCE";
 /// See [`EVENTS`].
 pub const CACHE: &str = "CACHE";
 /// See [`EVENTS`].
@@ -44,9 +46,10 @@ pub const DEVICES: &str = "DEVICES";
 /// See [`EVENTS`].
 pub const INTERPRETERS: &str = "INTERPRETERS";
 /// All of them.
-pub const MAPS: [&str; 13] = [
+pub const MAPS: [&str; 14] = [
     EVENTS,
     COUNTERS,
+    SEQUENCE,
     CACHE,
     CONTROL,
     EXTENDED,
@@ -212,7 +215,7 @@ mod tests {
         assert!(pins.programs(&NEW).join("program").exists());
         assert!(!pins.programs(&OLD).exists());
         assert!(!dir.join("new-1").exists());
-        assert!(dir.join("maps-2").exists());
+        assert!(dir.join("maps-3").exists());
     }
 
     #[test]

@@ -144,7 +144,9 @@ pub struct Record {
     pub hash_algo: u32,
     /// 0, or why there is no digest, as a negative errno: what the kernel's hash function answered; `-EBADMSG` for a
     /// digest other than SHA-256 (`hash_algo` tells which); `-ENODEV` for something that is no regular file; `-EFBIG`
-    /// above [`HASH_LIMIT`]; `-ENOSPC` when too many modules were loaded at once; `-EFAULT` for an unreadable buffer.
+    /// above [`HASH_LIMIT`]; `-ENOSPC` when too many modules were loaded at once; `-EFAULT` for an unreadable buffer. In
+    /// tier 3 also `-ESTALE` for a file that was gone or replaced before it could be opened, `-EOPNOTSUPP` for a buffer, `-EPERM` on
+    /// FUSE.
     pub hash_error: i32,
     /// Process (thread group) id.
     pub pid: u32,

@@ -13,7 +13,7 @@ use aya_ebpf::maps::{HashMap, LruHashMap};
 use aya_ebpf::programs::ProbeContext;
 
 use crate::file::{describe, inode_of, is_known};
-use crate::kernel::{layout, read};
+use crate::kernel::{bounded, layout, read};
 use crate::path::names;
 use crate::send::{begin, send};
 
@@ -29,19 +29,15 @@ const PROT_EXEC: u64 = 4;
 /// `VM_EXEC` (include/linux/mm.h).
 const VM_EXEC: u64 = 4;
 
-/// `mprotect` that makes a mapping executable which was not.
+/// `mprotect` that makes a mapping of a file executable which was not.
 #[kprobe(function = "security_file_mprotect")]
 pub fn protect(ctx: ProbeContext) -> u32 {
-    let (Some(layout), Some(vma), Some(prot)) = (layout(), ctx.arg::<u64>(0), ctx.arg::<u64>(2)) else {
-        return 0;
-    };
-    if prot & PROT_EXEC == 0 || read::<u64>(vma, layout.vma_flags) & VM_EXEC != 0 {
-        return 0;
-    }
-    let file: u64 = read(vma, layout.vma_file);
-    if file == 0 {
-        anonymous(&ctx, layout);
-    } else if let Some(record) = begin(kind::PROTECT) {
+    if let (Some(layout), Some(vma), Some(prot)) = (layout(), ctx.arg::<u64>(0), ctx.arg::<u64>(2))
+        && becomes_executable(layout, vma, prot)
+        && let file = read::<u64>(vma, layout.vma_file)
+        && file != 0
+        && let Some(record) = begin(kind::PROTECT)
+    {
         // SAFETY: a map value of this CPU.
         unsafe {
             describe(layout, inode_of(layout, file), &raw mut (*record).file);
@@ -56,20 +52,66 @@ pub fn protect(ctx: ProbeContext) -> u32 {
     0
 }
 
-/// Memory that is executable and has no file: one record for each run of a program.
-#[inline(always)]
-pub fn anonymous(ctx: &impl EbpfContext, layout: &Layout) {
-    let process = bpf_get_current_pid_tgid() >> 32;
-    let memory: u64 = read(current(), layout.task_mm);
-    // SAFETY: one aligned word, which is only compared.
-    if unsafe { TOLD.get(process) }.is_some_and(|told| *told == memory) {
-        return;
+/// The same for memory without a file. A probe of its own, since one with both paths in it would be too long.
+#[kprobe(function = "security_file_mprotect")]
+pub fn protect_memory(ctx: ProbeContext) -> u32 {
+    if let (Some(layout), Some(vma), Some(prot)) = (layout(), ctx.arg::<u64>(0), ctx.arg::<u64>(2))
+        && becomes_executable(layout, vma, prot)
+        && read::<u64>(vma, layout.vma_file) == 0
+        && let Some(what) = Executable::of(layout, 0)
+    {
+        what.tell(&ctx, layout);
     }
-    if let Some(record) = begin(kind::ANONYMOUS) {
+    0
+}
+
+#[inline(always)]
+fn becomes_executable(layout: &Layout, vma: u64, prot: u64) -> bool {
+    prot & PROT_EXEC != 0 && read::<u64>(vma, layout.vma_flags) & VM_EXEC == 0
+}
+
+/// Memory that is, or becomes, executable.
+pub struct Executable {
+    /// [`kind::MAPPING`] or [`kind::ANONYMOUS`].
+    kind: u32,
+    /// Its `struct file`; without one, that of the program.
+    file: u64,
+}
+
+impl Executable {
+    /// A mapping of `file`, or memory without one. Nothing = that was told before.
+    #[inline(always)]
+    pub fn of(layout: &Layout, file: u64) -> Option<Self> {
+        let (kind, file) = if file == 0 {
+            let memory: u64 = read(current(), layout.task_mm);
+            // SAFETY: one aligned word, which is only compared.
+            if unsafe { TOLD.get(process()) }.is_some_and(|told| *told == memory) {
+                return None;
+            }
+            (kind::ANONYMOUS, read(memory, layout.memory_program))
+        } else {
+            (kind::MAPPING, file)
+        };
+        // Hidden from the compiler, which would write all that follows out once for each kind.
+        let kind = bounded::<0xff>(kind as u64) as u32;
+        Some(Self { kind, file })
+    }
+
+    /// Told, unless it is a mapping in a known state; without a file once for each run of a program.
+    #[inline(always)]
+    pub fn tell(&self, ctx: &impl EbpfContext, layout: &Layout) {
+        let Some(record) = begin(self.kind) else { return };
         // SAFETY: a map value of this CPU.
-        unsafe { describe(layout, own_program(layout), &raw mut (*record).file) };
-        if send(ctx, layout, record) {
-            let _ = TOLD.insert(process, memory, 0);
+        unsafe {
+            describe(layout, inode_of(layout, self.file), &raw mut (*record).file);
+            if self.kind == kind::MAPPING && is_known(&(*record).file, 0) {
+                return;
+            }
+            names(layout, self.file, record);
+        }
+        if send(ctx, layout, record) && self.kind == kind::ANONYMOUS {
+            let memory: u64 = read(current(), layout.task_mm);
+            let _ = TOLD.insert(process(), memory, 0);
         }
     }
 }
@@ -138,7 +180,7 @@ impl Deed {
             return None;
         };
         // The agent opens disks.
-        let is_agent = (bpf_get_current_pid_tgid() >> 32) as u32 == layout.agent;
+        let is_agent = process() == layout.agent as u64;
         (!is_agent).then(|| Self {
             kind,
             device: device as u64,
@@ -152,6 +194,11 @@ impl Deed {
 fn own_program(layout: &Layout) -> u64 {
     let memory: u64 = read(current(), layout.task_mm);
     inode_of(layout, read(memory, layout.memory_program))
+}
+
+#[inline(always)]
+fn process() -> u64 {
+    bpf_get_current_pid_tgid() >> 32
 }
 
 #[inline(always)]

@@ -34,7 +34,8 @@ pub unsafe fn describe(layout: &Layout, inode: u64, out: *mut File) {
         read_into(&raw mut (*out).size, inode, layout.inode_size);
         read_into(&raw mut (*out).version, inode, layout.inode_version);
         read_into(&raw mut (*out).ctime_sec, inode, layout.inode_ctime_sec);
-        read_into(&raw mut (*out).ctime_nsec, inode, layout.inode_ctime_nsec);
+        // Since 6.13 the highest bit says whether somebody has asked for the time (I_CTIME_QUERIED).
+        (*out).ctime_nsec = read::<u32>(inode, layout.inode_ctime_nsec) & !(1 << 31);
         read_into(&raw mut (*out).generation, inode, layout.inode_generation);
         read_into(&raw mut (*out).links, inode, layout.inode_nlink);
         read_into(&raw mut (*out).writers, inode, layout.inode_writecount);

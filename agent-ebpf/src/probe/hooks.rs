@@ -5,7 +5,7 @@ use assay_ebpf::probe_record::{Layout, flags};
 use aya_ebpf::macros::kprobe;
 use aya_ebpf::programs::ProbeContext;
 
-use crate::deeds::anonymous;
+use crate::deeds::Executable;
 use crate::file::{asked, describe, inode_of, is_known};
 use crate::kernel::{is_id, layout, read};
 use crate::path::names;
@@ -18,7 +18,7 @@ pub fn program(ctx: ProbeContext) -> u32 {
         let named: u64 = read(bprm, layout.bprm_filename);
         let interpreter: u64 = read(bprm, layout.bprm_interp);
         let how = if named == interpreter { 0 } else { flags::INTERPRETER };
-        load(&ctx, layout, read(bprm, layout.bprm_file), kind::PROGRAM, how);
+        load(&ctx, layout, read(bprm, layout.bprm_file), how);
     }
     0
 }
@@ -30,13 +30,11 @@ pub fn mapping(ctx: ProbeContext) -> u32 {
     if let (Some(layout), Some(file), Some(prot)) = (layout(), ctx.arg::<u64>(0), ctx.arg::<u64>(1))
         && prot & PROT_EXEC != 0
     {
-        if file == 0 {
-            anonymous(&ctx, layout);
-        } else if let Some(answer) = asked() {
+        if let Some(answer) = asked() {
             // SAFETY: a map value.
             unsafe { describe(layout, inode_of(layout, file), answer) };
-        } else {
-            load(&ctx, layout, file, kind::MAPPING, 0);
+        } else if let Some(what) = Executable::of(layout, file) {
+            what.tell(&ctx, layout);
         }
     }
     0
@@ -81,8 +79,8 @@ pub fn load_data(ctx: ProbeContext) -> u32 {
 
 /// A file that is about to run: told, unless its state is known.
 #[inline(always)]
-fn load(ctx: &ProbeContext, layout: &Layout, file: u64, kind: u32, how: u32) {
-    let Some(record) = begin(kind) else { return };
+fn load(ctx: &ProbeContext, layout: &Layout, file: u64, how: u32) {
+    let Some(record) = begin(kind::PROGRAM) else { return };
     // SAFETY: a map value of this CPU.
     unsafe {
         describe(layout, inode_of(layout, file), &raw mut (*record).file);

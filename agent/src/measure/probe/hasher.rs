@@ -159,7 +159,7 @@ fn hashable(job: &Job) -> Result<(&Facts, &File), Errno> {
         return Err(Errno::ENODEV);
     }
     if facts.magic == FUSE {
-        return Err(Errno::EOPNOTSUPP);
+        return Err(Errno::EPERM);
     }
     if facts.size > USER_HASH_LIMIT {
         return Err(Errno::EFBIG);
@@ -242,7 +242,7 @@ mod tests {
             hashable(&job).map(drop).unwrap_err()
         };
         assert_eq!(refused(|facts| facts.mode = 0o020_666), Errno::ENODEV);
-        assert_eq!(refused(|facts| facts.magic = FUSE), Errno::EOPNOTSUPP);
+        assert_eq!(refused(|facts| facts.magic = FUSE), Errno::EPERM);
         assert_eq!(refused(|facts| facts.size = USER_HASH_LIMIT + 1), Errno::EFBIG);
         assert_eq!(refused(|facts| facts.size = USER_HASH_LIMIT), Errno::ESTALE);
     }

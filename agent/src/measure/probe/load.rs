@@ -20,10 +20,11 @@ use super::version;
 use crate::measure::kernel::{KernelError, OBJECT_LIMIT, kernel_dev, read_limited};
 
 /// The probes of the object and the functions that they go to.
-const PROBES: [(&str, &str); 6] = [
+const PROBES: [(&str, &str); 7] = [
     ("program", "security_bprm_check"),
     ("mapping", "security_mmap_file"),
     ("protect", "security_file_mprotect"),
+    ("protect_memory", "security_file_mprotect"),
     ("opened", "security_file_open"),
     ("read_file", "security_kernel_post_read_file"),
     ("load_data", "security_kernel_load_data"),

@@ -147,7 +147,7 @@ fn marks(sighting: &Sighting, facts: &Facts) -> u32 {
     marks
 }
 
-/// The path as the kernel would show it, its length, and whether it is not all of it. What has no file has no path.
+/// The path as the kernel would show it, its length, and whether it is not all of it.
 fn path(sighting: &Sighting) -> ([u8; PATH_MAX], u32, bool) {
     let mut bytes = sighting.path.as_os_str().as_bytes().to_vec();
     if about(sighting).links == 0 {
@@ -159,8 +159,7 @@ fn path(sighting: &Sighting) -> ([u8; PATH_MAX], u32, bool) {
     for (out, byte) in path.iter_mut().zip(&bytes) {
         *out = *byte;
     }
-    let has_path = sighting.file.is_some() && sighting.kind != kind::ANONYMOUS;
-    let cut = has_path && !(sighting.whole && fits);
+    let cut = sighting.file.is_some() && !(sighting.whole && fits);
     (path, u32::try_from(bytes.len()).unwrap_or(0), cut)
 }
 
@@ -275,9 +274,12 @@ pub mod tests {
             (b"/dev/xen/privcmd".as_slice(), flags::USER_HASH)
         );
         assert_eq!(made.digest, [7; 32]);
-        (deed.kind, deed.size, deed.path, deed.whole) = (kind::ANONYMOUS, 0, "".into(), false);
+        (deed.kind, deed.size, deed.path) = (kind::ANONYMOUS, 0, "/usr/bin/perl".into());
         let made = record(&deed, Ok(content()));
-        assert_eq!((made.path_len, made.flags), (0, flags::USER_HASH));
+        assert_eq!(
+            (made.path(), made.flags),
+            (b"/usr/bin/perl".as_slice(), flags::USER_HASH)
+        );
     }
 
     #[test]

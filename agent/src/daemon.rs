@@ -24,6 +24,7 @@ use crate::measure::hold::HoldSettings;
 use crate::measure::kernel::{GateError, GateSettings, KernelError};
 use crate::measure::probe::ProbeError;
 use crate::measure::source::EventSource;
+use crate::measure::trouble::FailureNote;
 use crate::measure::{Approval, Control, MeasureError, Measurer, Settings, host};
 use crate::memory;
 use crate::serve::{ServeError, Server};
@@ -242,7 +243,12 @@ pub async fn run_with(config: &Config, parts: Parts) -> Result<(), DaemonError> 
     notify(&[(sd::STATE_STOPPING, "1")]);
     match result {
         Ok(()) => measuring.stop().await,
-        Err(error) => Err(error),
+        Err(error) => {
+            if let DaemonError::Tpm(error) = &error {
+                FailureNote::new(&config.run_dir, tpm.log().boot_id()).leave(error);
+            }
+            Err(error)
+        }
     }
 }
 
@@ -408,6 +414,7 @@ fn status(config: &Config, (tier, blind): (u8, String), tpm: tpm::Handle, contro
             log_head: log.head,
             lost: control.lost(),
             no_room: control.no_room(),
+            log_full: control.log_full(),
             ek_sha256: Sha256Digest::of(&identity.ek_public),
             tpm_manufacturer: identity.manufacturer.clone(),
             tpm_firmware: identity.firmware.clone(),

@@ -101,8 +101,10 @@ fn tpm_daemon_stops_in_order_on_sigterm_and_ends_when_a_part_does() {
     let error = daemon.join().unwrap().unwrap_err();
     assert!(matches!(error, DaemonError::Tpm(_)), "{error}");
     drop((proxy, tpm));
+    let note = std::fs::read_to_string(dir.path().join("tpm-failed")).unwrap();
+    assert!(note.contains("did not answer"), "for the next agent: {note}");
 
-    // So does a log that can no longer be written.
+    // A log that is full ends nothing; a kernel side that breaks does.
     let tpm = open_for(swtpm.tcti(), Duration::from_secs(20)).unwrap();
     let dir = tempfile::tempdir().unwrap();
     let mut parts = Parts {
@@ -121,6 +123,14 @@ fn tpm_daemon_stops_in_order_on_sigterm_and_ends_when_a_part_does() {
     });
     wait_for("the local socket", || status(dir.path()).is_some());
     filler.push(10..20_000);
+    wait_for("the log to be full", || {
+        status(dir.path()).is_some_and(|status| status["log_full"] == true)
+    });
+    filler.lose(1);
+    wait_for("the loss", || {
+        status(dir.path()).is_some_and(|status| status["lost"] == 1)
+    });
+    filler.fail();
     let error = daemon.join().unwrap().unwrap_err();
     assert!(matches!(error, DaemonError::Measure(_)), "{error}");
 }

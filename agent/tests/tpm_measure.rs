@@ -11,13 +11,16 @@ mod common;
 
 use std::time::Duration;
 
-use assay_agent::measure::{MeasureError, Measurer};
+use assay_agent::measure::{MeasureError, Measurer, Settings};
 use assay_ebpf::seq;
-use assay_evidence::event::{Event, Violation};
+use assay_evidence::event::{Event, Notice, Violation};
 use assay_evidence::replay::ReplayedLog;
 use assay_tests::Swtpm;
 use assay_tests::proxy::{CC_PCR_EXTEND, TpmProxy};
 use common::{Queue, Running, attest, names, open, open_boot, seqs, settings, wait_for};
+
+/// `TPM_RC_FAILURE` (TPM 2.0 Part 2, 6.6.3): commands are not accepted.
+const TPM_RC_FAILURE: u32 = 0x101;
 
 #[tokio::test]
 async fn tpm_log_and_pcr_agree_through_start_events_and_stop() {
@@ -218,7 +221,11 @@ async fn tpm_nothing_is_missing_or_doubled_after_a_crash() {
     running.settle(&queue);
     let log = attest(&tpm).await.unwrap();
     assert_eq!(seqs(&log), (0..22).collect::<Vec<_>>());
-    assert!(!names(&log).contains(&"violation"));
+    let said = tpm_failures(&log);
+    assert!(
+        matches!(&said[..], [text] if text.contains("TPM2_PCR_Extend")),
+        "{said:?}"
+    );
     running.stop().unwrap();
 }
 
@@ -250,22 +257,152 @@ async fn tpm_a_shortened_log_is_a_violation_and_never_replays() {
 }
 
 #[tokio::test]
-async fn tpm_a_full_log_spoils_the_pcr_and_ends_measuring() {
+async fn tpm_a_full_log_says_so_and_quotes_go_on() {
     let (swtpm, dir, queue) = (Swtpm::start().unwrap(), tempfile::tempdir().unwrap(), Queue::default());
     let tpm = open(swtpm.tcti());
-    let mut settings = settings(dir.path(), true);
-    settings.log_max_bytes = 1 << 20;
-    let running = Running::start(settings, &queue, &tpm);
-    attest(&tpm).await.unwrap();
+    let small = |fresh_hooks| Settings {
+        log_max_bytes: 1 << 20,
+        ..settings(dir.path(), fresh_hooks)
+    };
+    let full = Event::Violation(Violation::LogFull { max_bytes: 1 << 20 });
+    let running = Running::start(small(true), &queue, &tpm);
     queue.push(0..20_000);
-    let error = running.end().unwrap_err();
-    assert!(matches!(error, MeasureError::LogFull { .. }), "{error}");
-    let text = error.to_string();
+    wait_for("the log to be full", || running.control.log_full());
+    running.settle_log();
+    let log = attest(&tpm).await.unwrap();
+    let logged = seqs(&log);
+    assert!(logged.len() > 1000 && logged.iter().copied().eq(0..logged.len() as u64));
+    assert_eq!(log.events().last().map(|(_, event)| event), Some(&full));
+    // What comes now stays where it is, and what the kernel loses is shown.
+    let before = tpm.log().snapshot();
+    queue.push(20_000..40_000);
+    queue.lose(5);
+    wait_for("the loss to be seen", || running.control.lost() == 5);
+    assert!(!queue.is_empty());
+    attest(&tpm).await.unwrap();
+    assert_eq!(tpm.log().snapshot(), before);
+    running.stop().unwrap();
+
+    // A successor states that it started, and nothing else; how many of them find room is limited.
+    let running = Running::start(small(false), &queue, &tpm);
+    assert!(running.control.log_full());
+    running.settle_log();
+    let log = attest(&tpm).await.unwrap();
+    assert_eq!(seqs(&log), logged);
+    assert_eq!(names(&log)[names(&log).len() - 2..], ["violation", "agent-start"]);
+    running.stop().unwrap();
+    let refused = loop {
+        match Measurer::open(small(false), Box::new(queue.clone()), tpm.clone()) {
+            Ok(measurer) => drop(measurer),
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(refused, MeasureError::LogFull { .. }), "{refused}");
+    let text = refused.to_string();
     assert!(text.contains("log.cel") && text.contains("log_max_mib"), "{text}");
-    assert!(
-        attest(&tpm).await.is_err(),
-        "a log that stopped must not look like a quiet one"
-    );
+    assert!(std::fs::metadata(dir.path().join("log.cel")).unwrap().len() <= 1 << 20);
+    attest(&tpm).await.unwrap();
+
+    // With more room all that waited comes, and what the log said stays said.
+    let running = Running::start(settings(dir.path(), false), &queue, &tpm);
+    running.settle(&queue);
+    let log = attest(&tpm).await.unwrap();
+    assert_eq!(seqs(&log), (0..40_000).collect::<Vec<_>>());
+    let violations: Vec<&Event> = log
+        .events()
+        .map(|(_, event)| event)
+        .filter(|event| matches!(event, Event::Violation(_)))
+        .collect();
+    assert_eq!(violations, [&full, &Event::Violation(Violation::Lost { count: 5 })]);
+    running.stop().unwrap();
+}
+
+#[tokio::test]
+async fn tpm_a_slow_extend_is_told_of_in_the_next_record() {
+    let swtpm = Swtpm::start().unwrap();
+    let proxy = TpmProxy::start(&swtpm).unwrap();
+    let (dir, queue) = (tempfile::tempdir().unwrap(), Queue::default());
+    let tpm = open(proxy.tcti());
+    let running = Running::start(settings(dir.path(), true), &queue, &tpm);
+    proxy.only(Some(CC_PCR_EXTEND));
+    proxy.delay(Duration::from_millis(1200));
+    let before = tpm.log().snapshot();
+    queue.push([0]);
+    running.settle(&queue);
+    wait_for("the slow extend", || tpm.log().snapshot() != before);
+    proxy.delay(Duration::ZERO);
+    // Not a record for its own sake: that would be slow, too, and so on for ever.
+    running.settle(&queue);
+    assert!(slow(&attest(&tpm).await.unwrap()).is_empty());
+    queue.push([1]);
+    running.settle(&queue);
+    let told = slow(&attest(&tpm).await.unwrap());
+    assert!(matches!(told[..], [millis] if millis >= 1200), "{told:?}");
+    running.stop().unwrap();
+}
+
+/// How slow the log says that the TPM was.
+fn slow(log: &ReplayedLog) -> Vec<u64> {
+    log.events()
+        .filter_map(|(_, event)| match event {
+            Event::Notice(Notice::TpmSlow { millis }) => Some(*millis),
+            _ => None,
+        })
+        .collect()
+}
+
+/// A driver's time-out and a TPM's error, before and after the TPM has carried the extend out.
+#[tokio::test]
+async fn tpm_a_failed_extend_is_tried_again_if_it_did_not_happen() {
+    let swtpm = Swtpm::start().unwrap();
+    let proxy = TpmProxy::start(&swtpm).unwrap();
+    let (dir, queue) = (tempfile::tempdir().unwrap(), Queue::default());
+    let tpm = open(proxy.tcti());
+    let running = Running::start(settings(dir.path(), true), &queue, &tpm);
+    proxy.only(Some(CC_PCR_EXTEND));
+    let faults: [&dyn Fn(); 4] = [
+        &|| proxy.fail_next(2, TPM_RC_FAILURE),
+        &|| proxy.hang_up_next(1, false),
+        &|| proxy.hang_up_next(2, false),
+        &|| proxy.hang_up_next(1, true),
+    ];
+    for (seq, fault) in (0..).zip(faults) {
+        let (before, extends) = (tpm.log().snapshot(), proxy.count(CC_PCR_EXTEND));
+        fault();
+        queue.push([seq]);
+        wait_for("the extend", || tpm.log().snapshot() != before);
+        running.settle(&queue);
+        let log = attest(&tpm).await.unwrap();
+        assert_eq!(seqs(&log), (0..=seq).collect::<Vec<_>>());
+        assert!(!names(&log).contains(&"violation"));
+        let tries = if seq == 3 { 1 } else { 2 };
+        assert!(proxy.count(CC_PCR_EXTEND) - extends >= tries);
+    }
+
+    // Three times in a row is no accident: the agent ends, and the next one says why.
+    proxy.fail_next(3, TPM_RC_FAILURE);
+    queue.push([4]);
+    assert!(matches!(running.end(), Err(MeasureError::Tpm(_))));
+    let running = Running::start(settings(dir.path(), false), &queue, &tpm);
+    running.settle(&queue);
+    let log = attest(&tpm).await.unwrap();
+    assert_eq!(seqs(&log), (0..5).collect::<Vec<_>>());
+    assert_eq!(tpm_failures(&log).len(), 1);
+    running.stop().unwrap();
+    let running = Running::start(settings(dir.path(), false), &queue, &tpm);
+    assert_eq!(tpm_failures(&attest(&tpm).await.unwrap()).len(), 1, "told once");
+    running.stop().unwrap();
+}
+
+/// What the log says of a TPM that failed; it has no other violation.
+fn tpm_failures(log: &ReplayedLog) -> Vec<String> {
+    log.events()
+        .filter_map(|(_, event)| match event {
+            Event::Violation(Violation::TpmFailed { detail }) => Some(detail.clone()),
+            Event::Violation(other) => panic!("{other}"),
+            _ => None,
+        })
+        .collect()
 }
 
 #[tokio::test]

@@ -112,6 +112,7 @@ fn status(tpm: &Handle, log: &LogView) -> Status {
         log_head: snapshot.head,
         lost: 0,
         no_room: 0,
+        log_full: false,
         ek_sha256: Sha256Digest::of(&tpm.identity().ek_public),
         tpm_manufacturer: tpm.identity().manufacturer.clone(),
         tpm_firmware: tpm.identity().firmware.clone(),

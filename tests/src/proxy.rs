@@ -23,6 +23,8 @@ const MAX_MESSAGE: usize = 16 * 1024;
 struct Faults {
     /// Commands still to be answered with an error: (how many, the response code).
     errors: (u32, u32),
+    /// Commands whose answer never comes since the connection ends: (how many, the TPM gets them).
+    hangups: (u32, bool),
     hang: bool,
     delay: Duration,
     /// Faults touch only this command code; `None`: each command.
@@ -91,6 +93,12 @@ impl TpmProxy {
     /// The next `count` commands are not passed on but answered with `response_code`.
     pub fn fail_next(&self, count: u32, response_code: u32) {
         self.set(|faults| faults.errors = (count, response_code));
+    }
+
+    /// The next `count` commands end their connection instead of being answered, as a driver's time-out does. `passed_on`:
+    /// the TPM has carried them out.
+    pub fn hang_up_next(&self, count: u32, passed_on: bool) {
+        self.set(|faults| faults.hangups = (count, passed_on));
     }
 
     /// Commands are taken and not answered, until [`TpmProxy::resume`].
@@ -166,6 +174,10 @@ fn serve(mut client: TcpStream, upstream: u16, shared: &Shared) -> std::io::Resu
         let code = command.get(6..10).map_or(0, be_u32);
         match decide(shared, code) {
             Decision::Hangup => return Ok(()),
+            Decision::HangupAfter => {
+                tpm.write_all(&command)?;
+                return read_message(&mut tpm).map(drop);
+            }
             Decision::Answer(response_code) => {
                 let mut response = vec![0x80, 0x01, 0, 0, 0, 10];
                 response.extend_from_slice(&response_code.to_be_bytes());
@@ -184,6 +196,7 @@ enum Decision {
     Pass(Duration),
     Answer(u32),
     Hangup,
+    HangupAfter,
 }
 
 fn decide(shared: &Shared, code: u32) -> Decision {
@@ -202,6 +215,15 @@ fn decide(shared: &Shared, code: u32) -> Decision {
     if count > 0 {
         faults.errors = (count.saturating_sub(1), response_code);
         return Decision::Answer(response_code);
+    }
+    let (count, passed_on) = faults.hangups;
+    if count > 0 {
+        faults.hangups = (count.saturating_sub(1), passed_on);
+        return if passed_on {
+            Decision::HangupAfter
+        } else {
+            Decision::Hangup
+        };
     }
     Decision::Pass(faults.delay)
 }

@@ -222,7 +222,7 @@ fn vm_kernel_records_that_found_no_room_are_counted_in_the_log() -> Result<(), H
 }
 
 /// Programs that each of the loops below runs, each of them new to the kernel programs.
-const EACH: usize = 150;
+const EACH: usize = 40;
 
 #[test]
 fn vm_kernel_each_cpu_numbers_its_records_without_a_gap() -> Result<(), HarnessError> {

@@ -28,6 +28,10 @@ fn lines(status: &Status) -> Vec<(&'static str, String)> {
     if !status.blind.is_empty() {
         lines.push(("blind", status.blind.clone()));
     }
+    if status.log_full {
+        let text = "nothing more is recorded: raise [measure] log_max_mib in agent.toml and restart the host";
+        lines.push(("log full", text.to_owned()));
+    }
     if status.no_room > 0 {
         let text = format!("{} loads, since the kernel's queue was full", status.no_room);
         lines.push(("refused", text));

@@ -2,8 +2,9 @@
 
 use std::io::{PipeReader, PipeWriter, Read as _, Write as _};
 use std::os::fd::{AsFd as _, BorrowedFd};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, mpsc};
+use std::time::Duration;
 
 use assay_evidence::digest::Sha256Digest;
 use assay_evidence::event::Event;
@@ -13,8 +14,8 @@ use crate::tpm::TpmError;
 
 /// What the loop is told.
 pub(super) enum Message {
-    /// The record in flight is in the PCR, or not.
-    Extended(Result<(), TpmError>),
+    /// The record in flight is in the PCR, and how long that took, or it is not.
+    Extended(Result<Duration, TpmError>),
     /// The inventory is taken.
     Inventory(Result<Vec<Event>, MeasureError>),
     /// From now on these digests are approved.
@@ -42,6 +43,7 @@ pub struct Control {
     beats: Arc<AtomicU64>,
     lost: Arc<AtomicU64>,
     no_room: Arc<AtomicU64>,
+    log_full: Arc<AtomicBool>,
 }
 
 /// The loop's end.
@@ -59,6 +61,7 @@ pub(super) fn channel() -> std::io::Result<(Control, Mailbox)> {
         beats: Arc::default(),
         lost: Arc::default(),
         no_room: Arc::default(),
+        log_full: Arc::default(),
     };
     Ok((control, Mailbox { messages, woken }))
 }
@@ -92,6 +95,12 @@ impl Control {
         self.no_room.load(Ordering::Relaxed)
     }
 
+    /// The log has reached its limit: nothing is recorded any more.
+    #[must_use]
+    pub fn log_full(&self) -> bool {
+        self.log_full.load(Ordering::Relaxed)
+    }
+
     pub(super) fn beat(&self) {
         self.beats.fetch_add(1, Ordering::Relaxed);
     }
@@ -102,6 +111,10 @@ impl Control {
 
     pub(super) fn set_no_room(&self, count: u64) {
         self.no_room.store(count, Ordering::Relaxed);
+    }
+
+    pub(super) fn set_log_full(&self) {
+        self.log_full.store(true, Ordering::Relaxed);
     }
 
     pub(super) fn send(&self, message: Message) {

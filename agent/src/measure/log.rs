@@ -15,6 +15,28 @@ use crate::log_view::Advance;
 /// File name in the run folder.
 pub const NAME: &str = "log.cel";
 
+/// What a record is for: near the log's limit, room is kept for what is more important.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Room {
+    /// Events.
+    Batch,
+    /// An agent's start: a few of them fit after the last batch.
+    Start,
+    /// That the log is full.
+    Last,
+}
+
+impl Room {
+    /// Bytes before the limit that are not for this.
+    const fn kept(self) -> u64 {
+        match self {
+            Self::Batch => 64 * 1024,
+            Self::Start => 4 * 1024,
+            Self::Last => 0,
+        }
+    }
+}
+
 /// The log, open for appending.
 #[derive(Debug)]
 pub struct LogWriter {
@@ -65,16 +87,16 @@ impl LogWriter {
         })
     }
 
-    /// Appends a record of these events. It is in the log now, and must be extended before anything else is appended.
+    /// Appends a record of these events, if there is room of this kind. It is in the log now, and must be extended before anything else is appended.
     ///
     /// # Errors
     /// [`MeasureError::LogFull`], [`MeasureError::File`]: the log is as before. [`MeasureError::Record`]: the events make no
     /// record.
-    pub fn append(&mut self, events: &[Event]) -> Result<(Record, Advance), MeasureError> {
+    pub(super) fn append(&mut self, events: &[Event], room: Room) -> Result<(Record, Advance), MeasureError> {
         let record = Record::build(self.head.records(), self.pcr, events, &self.banks)?;
         let bytes = record.encode();
         let end = self.end + bytes.len() as u64;
-        if end > self.max_bytes {
+        if end > self.max_bytes.saturating_sub(room.kept()) {
             return Err(MeasureError::LogFull {
                 path: self.path.clone(),
                 max_bytes: self.max_bytes,
@@ -99,6 +121,11 @@ impl LogWriter {
                 head: head.value(),
             },
         ))
+    }
+
+    /// Its limit in bytes.
+    pub(super) const fn max_bytes(&self) -> u64 {
+        self.max_bytes
     }
 
     /// A second descriptor of the file, for readers.
@@ -128,7 +155,7 @@ mod tests {
             pcr: 13,
             banks,
         };
-        let error = log.append(&[Event::Ready]).unwrap_err();
+        let error = log.append(&[Event::Ready], Room::Batch).unwrap_err();
         let text = error.to_string();
         assert!(matches!(error, MeasureError::File { .. }), "{text}");
         assert!(
@@ -139,21 +166,31 @@ mod tests {
     }
 
     #[test]
-    fn records_are_appended_until_the_limit() {
+    fn records_are_appended_until_the_limit_and_room_is_kept_for_the_last() {
+        const MAX: u64 = 65 * 1024;
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(NAME);
         let position = Position {
             end: 0,
             head: Head::new(),
         };
-        let mut log = LogWriter::open(&path, 250, position, 13, vec![Algorithm::Sha256]).unwrap();
-        let (first, advance) = log.append(&[Event::Ready]).unwrap();
+        let mut log = LogWriter::open(&path, MAX, position, 13, vec![Algorithm::Sha256]).unwrap();
+        let (first, advance) = log.append(&[Event::Ready], Room::Batch).unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), first.encode());
         assert_eq!(advance.end, first.encode().len() as u64);
-        let full = std::iter::from_fn(|| Some(log.append(&[Event::Ready])))
-            .find_map(Result::err)
-            .unwrap();
-        assert!(matches!(full, MeasureError::LogFull { max_bytes: 250, .. }));
-        assert!(std::fs::metadata(&path).unwrap().len() <= 250);
+        for (room, limit) in [
+            (Room::Batch, 1024),
+            (Room::Batch, 1024),
+            (Room::Start, 61 * 1024),
+            (Room::Batch, 61 * 1024),
+            (Room::Last, MAX),
+        ] {
+            let full = std::iter::from_fn(|| Some(log.append(&[Event::Ready], room)))
+                .find_map(Result::err)
+                .unwrap();
+            assert!(matches!(full, MeasureError::LogFull { max_bytes: MAX, .. }));
+            let length = std::fs::metadata(&path).unwrap().len();
+            assert!((limit - 250..=limit).contains(&length), "{room:?}: {length}");
+        }
     }
 }

@@ -14,10 +14,11 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::control::{self, Control, Mailbox, Message};
 use super::journal::Journal;
-use super::log::{self, LogWriter};
+use super::log::{self, LogWriter, Room};
 use super::recovery::{self, Recovered, Said};
 use super::sequence::{Gap, Sequence};
 use super::source::{EventSource, Refusal, SourceError};
+use super::trouble::{FailureNote, Slowest};
 use super::{BROKEN, MeasureError, complete, host, inventory};
 use crate::tpm::{self, TpmError};
 
@@ -86,6 +87,10 @@ pub struct Measurer {
     lost_reported: u64,
     lost_seen: u64,
     inventory: Inventory,
+    /// The log has said that it is full: what comes stays in the kernel, the journal and `pending`.
+    full: bool,
+    slowest: Slowest,
+    note: FailureNote,
     stopping: Stopping,
     mailbox: Mailbox,
     control: Control,
@@ -153,13 +158,21 @@ impl Measurer {
             lost_reported: recovered.said.lost,
             lost_seen: 0,
             inventory: Inventory::Running,
+            full: false,
+            slowest: Slowest::default(),
+            note: FailureNote::new(run_dir, &settings.boot_id),
             stopping: Stopping::No,
             mailbox,
             control,
             _lock: lock,
         };
-        measurer.begin(&settings, recovered, journaled)?;
-        Ok(measurer)
+        match measurer.begin(&settings, recovered, journaled) {
+            Ok(()) => Ok(measurer),
+            Err(error) => {
+                measurer.leave_note(&error);
+                Err(error)
+            }
+        }
     }
 
     /// A handle to stop the loop and to see that it lives.
@@ -175,6 +188,7 @@ impl Measurer {
     pub fn run(mut self, mut ready: impl FnMut()) -> Result<(), MeasureError> {
         let result = self.turn_until_stopped(&mut ready);
         if let Err(error) = &result {
+            self.leave_note(error);
             self.mark_broken(error);
         }
         result
@@ -197,6 +211,7 @@ impl Measurer {
             seqs,
             last,
             gaps,
+            full,
             ..
         } = recovered.said;
         let start = host::agent_start(settings, recovered.pcr_start, last)?;
@@ -212,8 +227,13 @@ impl Measurer {
             let detail = "the kernel programs of the earlier agent were gone when this one started".to_owned();
             first.push(Event::Violation(Violation::HooksMissing { detail }));
         }
-        let (record, advance) = self.log.append(&first)?;
+        if let Some(detail) = self.note.find() {
+            tracing::warn!(detail, "an earlier agent ended because the TPM failed");
+            first.push(Event::Violation(Violation::TpmFailed { detail }));
+        }
+        let (record, advance) = self.log.append(&first, Room::Start)?;
         self.tpm.extend_blocking(record.digests, Some(advance))?;
+        self.note.clear();
 
         self.known = seqs;
         for event in journaled {
@@ -228,7 +248,13 @@ impl Measurer {
         } else {
             self.sequence = Sequence::after(&self.known, &gaps, Instant::now());
         }
-        if ready && !settings.fresh_hooks {
+        if full.is_some_and(|limit| limit >= self.log.max_bytes()) {
+            self.stand_still()?;
+            self.inventory = Inventory::Done;
+            if ready {
+                self.source.ready()?;
+            }
+        } else if ready && !settings.fresh_hooks {
             self.pending.push_back(Event::Ready);
             self.inventory = Inventory::Queued;
         } else {
@@ -248,9 +274,12 @@ impl Measurer {
     }
 
     fn turn_until_stopped(&mut self, ready: &mut impl FnMut()) -> Result<(), MeasureError> {
+        if self.full {
+            ready();
+        }
         loop {
             self.control.beat();
-            if self.ticked.elapsed() > OWN_FILES && matches!(self.inventory, Inventory::Done) {
+            if self.ticked.elapsed() > OWN_FILES && matches!(self.inventory, Inventory::Done) && !self.full {
                 self.source.tick()?;
                 self.ticked = Instant::now();
             }
@@ -274,7 +303,7 @@ impl Measurer {
     fn handle(&mut self, message: Message, ready: &mut impl FnMut()) -> Result<(), MeasureError> {
         match message {
             Message::Extended(result) => {
-                result?;
+                self.slowest.took(result?);
                 let landed = self.in_flight.take().map(|flight| flight.events).unwrap_or_default();
                 self.source.landed(&mut landed.iter().filter_map(Event::code))?;
                 let open: Vec<&Event> = self.pending.iter().filter(|event| is_journaled(event)).collect();
@@ -283,12 +312,16 @@ impl Measurer {
                     self.inventory = Inventory::Done;
                     self.source.ready()?;
                     ready();
+                } else if self.full && !matches!(self.inventory, Inventory::Done) {
+                    // It will never be complete; what the log has to say, quotes shall say.
+                    self.inventory = Inventory::Done;
+                    ready();
                 }
                 if landed.contains(&Event::AgentStop) {
                     self.stopping = Stopping::Said;
                 }
             }
-            Message::Inventory(_) if self.stopping != Stopping::No => {}
+            Message::Inventory(_) if self.stopping != Stopping::No || self.full => {}
             Message::Inventory(events) => {
                 let events = events?;
                 tracing::info!(files = events.len(), "inventory complete");
@@ -299,7 +332,7 @@ impl Measurer {
             Message::Approve(approval) => {
                 self.source
                     .approve(&mut approval.digests.iter().map(|digest| *digest.as_bytes()))?;
-                if self.stopping == Stopping::No {
+                if self.stopping == Stopping::No && !self.full {
                     self.pending.push_back(Event::Notice(Notice::ListInForce {
                         serial: approval.serial,
                         digest: approval.list,
@@ -307,6 +340,7 @@ impl Measurer {
                     }));
                 }
             }
+            Message::Stop if self.full => self.stopping = Stopping::Asked,
             Message::Stop => {
                 if self.stopping == Stopping::No {
                     // The last chance for what a successor needs: it comes before AGENT_STOP.
@@ -323,7 +357,7 @@ impl Measurer {
     fn take_events(&mut self) -> Result<bool, MeasureError> {
         let room = MAX_PENDING.saturating_sub(self.pending.len()).min(READ_AT_ONCE);
         // AGENT_STOP is the last event: what comes after it stays in the kernel for the next agent.
-        if room == 0 || self.stopping != Stopping::No {
+        if room == 0 || self.full || self.stopping != Stopping::No {
             return Ok(false);
         }
         if self.taken > MOST_REPEATED {
@@ -385,6 +419,11 @@ impl Measurer {
             return Ok(());
         }
         let lost = self.source.lost()?;
+        self.control.set_lost(lost);
+        self.control.set_no_room(self.source.refused_for_room()?);
+        if self.full {
+            return Ok(());
+        }
         if lost < self.lost_seen {
             // The programs were replaced: their counter began anew.
             self.lost_reported = 0;
@@ -398,8 +437,6 @@ impl Measurer {
             self.pending.push_back(Event::Violation(Violation::Lost { count }));
             self.lost_reported = lost;
         }
-        self.control.set_lost(lost);
-        self.control.set_no_room(self.source.refused_for_room()?);
         Ok(())
     }
 
@@ -407,6 +444,7 @@ impl Measurer {
     fn report_gaps(&mut self) {
         // As with losses, AGENT_STOP is the last word: the next agent misses them, too.
         while self.stopping == Stopping::No
+            && !self.full
             && let Some(Gap { expected, found }) = self.sequence.overdue(Instant::now())
         {
             tracing::error!(
@@ -419,8 +457,11 @@ impl Measurer {
         }
     }
 
-    /// True when AGENT_STOP is in log and PCR.
+    /// True when AGENT_STOP is in log and PCR, or a full log has said its last word.
     fn stop_if_asked(&mut self) -> bool {
+        if self.full {
+            return self.stopping != Stopping::No && self.in_flight.is_none();
+        }
         if self.stopping == Stopping::Asked {
             self.pending.push_back(Event::AgentStop);
             self.stopping = Stopping::Queued;
@@ -430,22 +471,48 @@ impl Measurer {
 
     /// If the TPM is free and something waits: one record, one extend.
     fn next_batch(&mut self) -> Result<(), MeasureError> {
-        if self.in_flight.is_some() || self.pending.is_empty() {
+        if self.in_flight.is_some() || self.pending.is_empty() || self.full {
             return Ok(());
+        }
+        // With something to say anyway: a record of its own would be one more slow extend to tell of.
+        if let Some(millis) = self.slowest.tell(Instant::now()) {
+            self.pending.push_front(Event::Notice(Notice::TpmSlow { millis }));
         }
         let mut events: Vec<Event> = self.pending.iter().take(MAX_EVENTS).cloned().collect();
         events.truncate(cel::batch_len(&events));
-        let (record, advance) = self.log.append(&events)?;
+        let (record, advance) = match self.log.append(&events, Room::Batch) {
+            Err(MeasureError::LogFull { max_bytes, .. }) => {
+                self.stand_still()?;
+                events = vec![Event::Violation(Violation::LogFull { max_bytes })];
+                self.log.append(&events, Room::Last)?
+            }
+            appended => appended?,
+        };
         let control = self.control.clone();
         self.tpm.extend(record.digests, Some(advance), move |result| {
             control.send(Message::Extended(result))
         })?;
-        self.pending.drain(..events.len());
+        if !self.full {
+            self.pending.drain(..events.len());
+        }
         self.in_flight = Some(Flight {
             events,
             since: Instant::now(),
         });
         Ok(())
+    }
+
+    /// The log takes no more events: none is taken from the kernel, where new code finds no room in time, which hold and enforce
+    /// refuse. Quotes go on, and say why.
+    fn stand_still(&mut self) -> Result<(), MeasureError> {
+        tracing::error!(
+            max_bytes = self.log.max_bytes(),
+            "the runtime log is full: nothing more is recorded, and no verifier trusts this boot any more; raise [measure] log_max_mib in \
+             agent.toml and restart the host"
+        );
+        self.full = true;
+        self.control.set_log_full();
+        Ok(self.source.full()?)
     }
 
     fn check_flight(&self) -> Result<(), MeasureError> {
@@ -463,7 +530,7 @@ impl Measurer {
     fn wait(&mut self) -> Result<(), MeasureError> {
         let readable = {
             let wake = PollFd::new(self.mailbox.as_fd(), PollFlags::POLLIN);
-            let full = self.pending.len() >= MAX_PENDING || self.stopping != Stopping::No;
+            let full = self.full || self.pending.len() >= MAX_PENDING || self.stopping != Stopping::No;
             let (mut fds, tick) = match self.source.as_fd() {
                 Some(fd) if !full => (vec![wake, PollFd::new(fd, PollFlags::POLLIN)], TICK),
                 Some(_) => (vec![wake], TICK),
@@ -482,7 +549,14 @@ impl Measurer {
         Ok(())
     }
 
-    /// Rule 5 of the module: a log that cannot go on must not look like one that has nothing to say.
+    /// So that the next agent can say what this one cannot.
+    fn leave_note(&self, error: &MeasureError) {
+        if let MeasureError::Tpm(error) = error {
+            self.note.leave(error);
+        }
+    }
+
+    /// Rule 6 of the module: a log that cannot go on must not look like one that has nothing to say.
     fn mark_broken(&self, error: &MeasureError) {
         if matches!(error, MeasureError::Tpm(_)) {
             // The TPM itself is what failed, and a record that is in the log but not in the PCR shows it.

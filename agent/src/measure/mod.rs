@@ -8,7 +8,8 @@
 //!    equals the log, or the log without its last record, and [`recovery`] knows which; anything else is a violation.
 //! 4. What the kernel could not deliver is counted there and said here, as a violation in the next record; so is a number
 //!    that the kernel gave out and that never came.
-//! 5. When the log cannot be written, silence would look clean. So the PCR is extended with [`BROKEN`], which no log
+//! 5. When the log is full, it says so in a last record for which room was kept; nothing is taken from the kernel any more.
+//! 6. When the log cannot be written, silence would look clean. So the PCR is extended with [`BROKEN`], which no log
 //!    explains: every later quote of this boot fails to replay, and the agent ends with an error.
 
 pub mod complete;
@@ -27,6 +28,7 @@ pub mod probe;
 pub mod recovery;
 mod sequence;
 pub mod source;
+pub mod trouble;
 
 use std::path::{Path, PathBuf};
 

@@ -54,6 +54,8 @@ pub struct Said {
     pub gaps: Vec<Gap>,
     /// Lost records that were reported.
     pub lost: u64,
+    /// The limit that the log reached, if it did.
+    pub full: Option<u64>,
 }
 
 /// Looks at the run folder's log, given the boot and the PCR as they are now.
@@ -210,6 +212,7 @@ impl Said {
                 self.lost = 0;
             }
             Event::Violation(Violation::Lost { count }) => self.lost = self.lost.saturating_add(*count),
+            Event::Violation(Violation::LogFull { max_bytes }) => self.full = Some(*max_bytes),
             Event::Inventory(_) | Event::Violation(_) | Event::AgentStop | Event::Notice(_) => {}
         }
     }
@@ -412,7 +415,8 @@ mod tests {
                 seqs: HashSet::new(),
                 last: None,
                 gaps: Vec::new(),
-                lost: 3
+                lost: 3,
+                full: None
             }
         );
     }

@@ -38,7 +38,9 @@ pub(super) struct Quoted {
 
 /// The TPM behind one TCTI.
 pub(super) struct Device {
-    context: Context,
+    /// Nothing only while [`Device::reconnect`] is at work, or after it failed.
+    context: Option<Context>,
+    tcti: String,
     patience: Duration,
     banks: Vec<HashingAlgorithm>,
     /// The two halves of PCRs 0 to 15, and all of them.
@@ -49,17 +51,11 @@ pub(super) struct Device {
 impl Device {
     /// Connects and asks which PCR banks are active.
     pub(super) fn open(tcti: &str, patience: Duration) -> Result<Self, TpmError> {
-        let name = TctiNameConf::from_str(tcti).map_err(|source| TpmError::BadTcti {
-            tcti: tcti.to_owned(),
-            source,
-        })?;
-        let context = Context::new(name).map_err(|source| TpmError::Absent {
-            tcti: tcti.to_owned(),
-            source,
-        })?;
+        let context = connect(tcti)?;
         let halves = [sha256_selection(0..8)?, sha256_selection(8..16)?];
         let mut device = Self {
-            context,
+            context: Some(context),
+            tcti: tcti.to_owned(),
             patience,
             banks: Vec::new(),
             halves,
@@ -72,6 +68,16 @@ impl Device {
         Ok(device)
     }
 
+    /// Connects anew. After a driver's error tpm2-tss takes no more commands on a connection.
+    ///
+    /// Keys that were named through the old connection are unknown to the new one.
+    pub(super) fn reconnect(&mut self) -> Result<(), TpmError> {
+        // First the old one goes: some TPM devices take one connection at a time.
+        drop(self.context.take());
+        self.context = Some(connect(&self.tcti)?);
+        Ok(())
+    }
+
     /// Runs one command, again while the TPM says that it is busy.
     pub(super) fn run<T>(
         &mut self,
@@ -81,7 +87,8 @@ impl Device {
         let started = Instant::now();
         let mut pause = FIRST_PAUSE;
         loop {
-            match command(&mut self.context) {
+            let context = self.context.as_mut().ok_or(TpmError::Stopped)?;
+            match command(context) {
                 Ok(answer) => return Ok(answer),
                 Err(source) if !is_busy(source) => return Err(TpmError::Refused { operation, source }),
                 Err(source) if started.elapsed() + pause > self.patience => {
@@ -301,6 +308,17 @@ impl Device {
             .map(tss_esapi::structures::PcrSelection::hashing_algorithm)
             .collect())
     }
+}
+
+fn connect(tcti: &str) -> Result<Context, TpmError> {
+    let name = TctiNameConf::from_str(tcti).map_err(|source| TpmError::BadTcti {
+        tcti: tcti.to_owned(),
+        source,
+    })?;
+    Context::new(name).map_err(|source| TpmError::Absent {
+        tcti: tcti.to_owned(),
+        source,
+    })
 }
 
 fn marshal(operation: &'static str, attest: &Attest, signature: &Signature) -> Result<(Vec<u8>, Vec<u8>), TpmError> {

@@ -46,6 +46,23 @@ pub(super) fn set_up(device: &mut Device, ak_handle: u32) -> Result<Keys, TpmErr
     identify(device, ek, &ek_public, ak_handle)
 }
 
+/// The same keys through a new connection.
+///
+/// # Errors
+/// [`TpmError::ForeignKey`] when another key is there now, and any other.
+pub(super) fn find_again(device: &mut Device, keys: &mut Keys, ak_handle: u32) -> Result<(), TpmError> {
+    let foreign = |handle| TpmError::ForeignKey { handle };
+    let (ak, public) = persistent_key(device, ak_handle)?.ok_or_else(|| foreign(ak_handle))?;
+    if marshal_public(&public)? != keys.identity.ak_public {
+        return Err(foreign(ak_handle));
+    }
+    if let Endorsement::Persistent(ek) = &mut keys.ek {
+        *ek = persistent_key(device, EK_HANDLE)?.ok_or_else(|| foreign(EK_HANDLE))?.0;
+    }
+    keys.ak = ak;
+    Ok(())
+}
+
 fn identify(device: &mut Device, ek: Endorsement, ek_public: &Public, ak_handle: u32) -> Result<Keys, TpmError> {
     let (ak, ak_public) = attestation_key(device, ak_handle)?;
     let manufacturer = device.property(PropertyTag::Manufacturer)?.to_be_bytes();

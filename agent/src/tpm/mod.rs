@@ -168,6 +168,9 @@ impl Handle {
 
     /// Extends the log's PCR in all active banks, then moves the log view forward, as one step.
     ///
+    /// An extend that the TPM or its driver answers with an error is asked for again, at most twice, if the PCR shows that it
+    /// did not happen; if the PCR shows that it did, the error is none.
+    ///
     /// Only `measure` calls this. It waits for a release key's hold to end, if there is one.
     ///
     /// # Errors
@@ -175,11 +178,12 @@ impl Handle {
     pub fn extend_blocking(&self, digests: BankDigests, advance: Option<Advance>) -> Result<(), TpmError> {
         let limit = self.extend_limit();
         self.ask_blocking(Line::Extend, "TPM2_PCR_Extend", limit, move |owner| {
-            owner.extend(&digests, advance)
+            owner.extend(&digests, advance).map(drop)
         })
     }
 
-    /// As [`Handle::extend_blocking`], but returns at once; `done` is called on the TPM thread with the result.
+    /// As [`Handle::extend_blocking`], but returns at once; `done` is called on the TPM thread with the result: how long
+    /// the TPM took, waiting for a turn not included.
     ///
     /// # Errors
     /// [`TpmError::Stopped`] when it cannot even be queued; `done` is not called then.
@@ -187,7 +191,7 @@ impl Handle {
         &self,
         digests: BankDigests,
         advance: Option<Advance>,
-        done: impl FnOnce(Result<(), TpmError>) + Send + 'static,
+        done: impl FnOnce(Result<Duration, TpmError>) + Send + 'static,
     ) -> Result<(), TpmError> {
         self.0.queue.push(
             Line::Extend,

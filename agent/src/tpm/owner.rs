@@ -1,7 +1,7 @@
 //! The thread that owns the TPM, and what it can do.
 
 use std::sync::mpsc::SyncSender;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use zeroize::Zeroizing;
 
@@ -11,6 +11,13 @@ use super::queue::{Next, Queue};
 use super::release::{ReleaseKey, ReleasePublic};
 use super::{BankDigests, Identity, QuoteOut, RELEASE_HOLD, ReleaseEvidence, TpmConfig, TpmError, Work};
 use crate::log_view::{Advance, LogView, Snapshot};
+use crate::measure::measurer::chain;
+
+/// How often an extend is asked for again when it is certain that the failed one did nothing,
+const EXTEND_ATTEMPTS: u32 = 3;
+
+/// and how long the TPM and its driver are left alone before.
+const EXTEND_PAUSE: Duration = Duration::from_millis(100);
 
 /// What the thread says while it starts.
 pub(super) enum Stage {
@@ -27,6 +34,9 @@ pub(super) struct Owner {
     device: Device,
     keys: Keys,
     pcr: u8,
+    ak_handle: u32,
+    /// The log's PCR as it must be, once it was read: nobody else extends it.
+    shown: Option<BankDigests>,
     log: LogView,
     release: Option<Held>,
     releases: u64,
@@ -65,6 +75,20 @@ pub(super) fn run(config: &TpmConfig, log: LogView, queue: &Queue<Work>, stages:
     }
 }
 
+/// What a PCR that shows `before` shows after this extend; nothing when a bank is missing.
+fn extended(before: &BankDigests, digests: &BankDigests) -> Option<BankDigests> {
+    let digest = |wanted| {
+        digests
+            .iter()
+            .find(|(bank, _)| *bank == wanted)
+            .map(|(_, digest)| digest)
+    };
+    before
+        .iter()
+        .map(|(bank, value)| Some((*bank, bank.extend(value, digest(*bank)?))))
+        .collect()
+}
+
 impl Owner {
     fn open(config: &TpmConfig, log: LogView, stages: &SyncSender<Stage>) -> Result<Self, TpmError> {
         device::pcr_handle(config.pcr)?;
@@ -75,22 +99,75 @@ impl Owner {
             device,
             keys,
             pcr: config.pcr,
+            ak_handle: config.ak_handle,
+            shown: None,
             log,
             release: None,
             releases: 0,
         })
     }
 
-    pub(super) fn extend(&mut self, digests: &BankDigests, advance: Option<Advance>) -> Result<(), TpmError> {
-        self.device.extend(self.pcr, digests)?;
+    /// Returns how long the TPM took.
+    pub(super) fn extend(&mut self, digests: &BankDigests, advance: Option<Advance>) -> Result<Duration, TpmError> {
+        let began = Instant::now();
+        let after = self.shown.as_ref().and_then(|before| extended(before, digests));
+        let mut attempt = 1;
+        while let Err(error) = self.device.extend(self.pcr, digests) {
+            let happened = match (&error, &after) {
+                (TpmError::Refused { .. }, Some(after)) if attempt < EXTEND_ATTEMPTS => self.has_happened(after),
+                _ => None,
+            };
+            match happened {
+                Some(true) => {
+                    tracing::warn!(error = %chain(&error), "an extend came back as failed and has happened");
+                    break;
+                }
+                Some(false) => {
+                    tracing::warn!(error = %chain(&error), attempt, "an extend has failed and not happened: tried again");
+                    attempt += 1;
+                }
+                None => return Err(error),
+            }
+        }
+        self.shown = after;
         if let Some(advance) = advance {
             self.log.advance(advance);
         }
-        Ok(())
+        Ok(began.elapsed())
+    }
+
+    /// Whether a failed extend has reached the PCR, which then shows `after`. `None` = nobody can tell.
+    fn has_happened(&mut self, after: &BankDigests) -> Option<bool> {
+        std::thread::sleep(EXTEND_PAUSE);
+        let found = match self.device.read_pcr(self.pcr) {
+            Ok(found) => found,
+            Err(error) => {
+                tracing::debug!(error = %chain(&error), "the connection to the TPM is made anew");
+                let again = self.reconnect().and_then(|()| self.device.read_pcr(self.pcr));
+                again
+                    .inspect_err(
+                        |error| tracing::warn!(error = %chain(error), "the PCR cannot be read after a failed extend"),
+                    )
+                    .ok()?
+            }
+        };
+        match found == *after {
+            true => Some(true),
+            false => (self.shown.as_ref() == Some(&found)).then_some(false),
+        }
+    }
+
+    fn reconnect(&mut self) -> Result<(), TpmError> {
+        // A release key ends with the connection that made it.
+        self.release = None;
+        self.device.reconnect()?;
+        keys::find_again(&mut self.device, &mut self.keys, self.ak_handle)
     }
 
     pub(super) fn read_log_pcr(&mut self) -> Result<BankDigests, TpmError> {
-        self.device.read_pcr(self.pcr)
+        let found = self.device.read_pcr(self.pcr)?;
+        self.shown = Some(found.clone());
+        Ok(found)
     }
 
     pub(super) fn ping(&mut self) -> Result<(), TpmError> {

@@ -40,6 +40,9 @@ pub struct Status {
     /// Loads that were refused because the queue had no room for their record (hold, enforce); none of them ran.
     #[serde(default)]
     pub no_room: u64,
+    /// The log has reached its limit: nothing is recorded any more.
+    #[serde(default)]
+    pub log_full: bool,
     /// SHA-256 of the endorsement key's TPMT_PUBLIC: what `host add --ek-sha256` wants.
     pub ek_sha256: Sha256Digest,
     /// The TPM's maker.

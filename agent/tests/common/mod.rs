@@ -65,6 +65,7 @@ pub struct Queue(Arc<Mutex<Queued>>);
 #[derive(Default)]
 struct Queued {
     records: VecDeque<Record>,
+    fails: bool,
     lost: u64,
     no_room: u64,
     /// As if the kernel had numbered so many, by CPU.
@@ -78,6 +79,11 @@ impl Queue {
 
     pub fn lose(&self, count: u64) {
         self.0.lock().unwrap().lost += count;
+    }
+
+    /// The kernel side breaks.
+    pub fn fail(&self) {
+        self.0.lock().unwrap().fails = true;
     }
 
     pub fn refuse_for_room(&self, count: u64) {
@@ -107,7 +113,11 @@ impl EventSource for Queue {
     }
 
     fn lost(&mut self) -> Result<u64, SourceError> {
-        Ok(self.0.lock().unwrap().lost)
+        let queued = self.0.lock().unwrap();
+        if queued.fails {
+            return Err(SourceError::Refused("the kernel side is broken".into()));
+        }
+        Ok(queued.lost)
     }
 
     fn numbered(&mut self) -> Result<Vec<u64>, SourceError> {
@@ -195,6 +205,11 @@ impl Running {
         // Two turns later what was taken has been batched; then wait for the log to stand still.
         let beats = self.control.beats();
         wait_for("the loop to turn", || self.control.beats() > beats + 2);
+        self.settle_log();
+    }
+
+    /// Waits until the log stands still.
+    pub fn settle_log(&self) {
         let mut last = self.tpm.log().snapshot();
         wait_for("the log to stand still", || {
             std::thread::sleep(Duration::from_millis(150));

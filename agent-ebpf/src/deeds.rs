@@ -7,16 +7,15 @@ use core::ffi::c_void;
 use assay_ebpf::{MAX_DEVICES, control, counter, flags, kind};
 use aya_ebpf::bindings::inode;
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
-use aya_ebpf::helpers::generated::{bpf_get_current_task_btf, bpf_probe_read_kernel};
+use aya_ebpf::helpers::generated::bpf_get_current_task_btf;
 use aya_ebpf::macros::{lsm, map};
 use aya_ebpf::maps::{HashMap, LruHashMap};
-use aya_ebpf::EbpfContext as _;
 use aya_ebpf::programs::LsmContext;
 
 use crate::file::{known_digest, marks_of, path_of};
 use crate::gate::{self, EPERM, order};
 use crate::guard;
-use crate::kernel::{Identity, layout, load};
+use crate::kernel::{Identity, first_is_null, layout, load};
 use crate::queue::{Facts, Outcome, count, submit};
 use crate::task;
 
@@ -77,11 +76,7 @@ pub fn protect(ctx: LsmContext) -> i32 {
 #[lsm(hook = "mmap_file")]
 pub fn anonymous_mapping(ctx: LsmContext) -> i32 {
     let prot: u64 = ctx.arg(2);
-    // As a number: the verifier takes the argument for a pointer that is never NULL, and drops what is done if it is.
-    let mut file = 1_u64;
-    // SAFETY: room for a u64, and the arguments begin with that one.
-    let read = unsafe { bpf_probe_read_kernel((&raw mut file).cast(), 8, ctx.as_ptr()) };
-    if read == 0 && file == 0 && prot & PROT_EXEC != 0 {
+    if prot & PROT_EXEC != 0 && first_is_null(&ctx) {
         anonymous()
     } else {
         0

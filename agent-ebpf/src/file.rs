@@ -13,7 +13,7 @@ use aya_ebpf::maps::LruHashMap;
 use aya_ebpf::programs::LsmContext;
 
 use crate::gate::{self, EAGAIN, EPERM, ETXTBSY};
-use crate::kernel::{Identity, State, begins_with, layout, load, mark, writers};
+use crate::kernel::{Identity, State, begins_with, first_is_null, layout, load, mark, writers};
 use crate::queue::{Facts, Outcome, count, submit};
 use crate::task;
 
@@ -82,7 +82,7 @@ pub fn mapping(ctx: LsmContext) -> i32 {
     const PROT_EXEC: u64 = 4;
     let file: *const c_void = ctx.arg(0);
     let prot: u64 = ctx.arg(2);
-    if file.is_null() || prot & PROT_EXEC == 0 {
+    if prot & PROT_EXEC == 0 || first_is_null(&ctx) {
         return 0;
     }
     // SAFETY: the hook's argument is a `struct file *`, and not NULL.

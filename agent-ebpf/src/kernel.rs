@@ -5,7 +5,9 @@ use core::ffi::c_void;
 use core::ptr::read_volatile;
 
 use assay_ebpf::{ABSENT, Layout};
+use aya_ebpf::EbpfContext as _;
 use aya_ebpf::helpers::generated::{bpf_get_smp_processor_id, bpf_probe_read_kernel};
+use aya_ebpf::programs::LsmContext;
 
 /// Filled in by the loader, then frozen: to the verifier its fields are constants.
 #[unsafe(no_mangle)]
@@ -132,6 +134,16 @@ pub unsafe fn writers(inode: *const c_void) -> i32 {
 #[inline(always)]
 pub fn is_id(given: u64, enumerator: u32) -> bool {
     enumerator != ABSENT && given as u32 == enumerator
+}
+
+/// Whether the hook's first argument is NULL, read as a number: the verifier of some kernels takes a pointer there for one
+/// that never is, and drops what is done if it is.
+#[inline(always)]
+pub fn first_is_null(ctx: &LsmContext) -> bool {
+    let mut first = 1_u64;
+    // SAFETY: room for a u64, and the arguments begin with that one.
+    let read = unsafe { bpf_probe_read_kernel((&raw mut first).cast(), 8, ctx.as_ptr()) };
+    read == 0 && first == 0
 }
 
 /// The same number, about which the verifier knows nothing any more. Where many conditions each add a mark, it would

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use assay_tests::HarnessError;
 use assay_tests::agent::{self, Agent};
+use assay_tests::guest::Guest;
 use assay_tests::verifier::{HostState, Verifier};
 use assay_tests::vm::{Image, Vm};
 
@@ -36,7 +37,13 @@ pub fn verifier_binary() -> PathBuf {
 
 /// Joined, enrolled and measured, but not judged yet.
 pub fn enrolled() -> Result<Stage, HarnessError> {
+    enrolled_with("")
+}
+
+/// The same, with this configuration.
+pub fn enrolled_with(settings: &str) -> Result<Stage, HarnessError> {
     let vm = machine()?;
+    configure(vm.guest(), settings)?;
     let verifier = Verifier::start(&verifier_binary())?;
     agent::join(vm.guest(), &verifier)?;
     let agent = Agent::start(vm.guest())?;
@@ -70,6 +77,42 @@ impl Stage {
     }
 }
 
+/// Writes the agent's configuration.
+pub fn configure(guest: &Guest, settings: &str) -> Result<(), HarnessError> {
+    guest.put("/etc/assay/agent.toml", 0o644, settings.as_bytes())
+}
+
+/// Ends the agent as a service manager does.
+pub fn stop(guest: &Guest, agent: &Agent) -> Result<(), HarnessError> {
+    guest.signal_from_init(agent.pid(), 15)?;
+    let ended = guest.wait(agent.pid(), PATIENCE)?;
+    assert_eq!(ended.code, Some(0), "{ended}\n{}", agent.journal());
+    Ok(())
+}
+
+/// Tries to run a program: 0 when it ran and was content, or else the error number of `execve`.
+pub fn try_run(guest: &Guest, path: &str) -> Result<i32, HarnessError> {
+    perl_on(guest, RUN, path)
+}
+
+/// Perl that runs a program, and prints the error number if it could not.
+pub const RUN: &str = "exec {'PATH'} 'PATH'; print $! + 0;";
+
+/// Runs a piece of Perl as [`perl`] does, with this path in the place of `PATH`. Perl is an interpreter whose arguments
+/// are measured: a path of its own on the command line would be its script.
+pub fn perl_on(guest: &Guest, code: &str, path: &str) -> Result<i32, HarnessError> {
+    perl(guest, &code.replace("PATH", path), &[])
+}
+
+/// Runs a piece of Perl that ends well and prints a number, or nothing for 0.
+pub fn perl(guest: &Guest, code: &str, arguments: &[&str]) -> Result<i32, HarnessError> {
+    let said = guest.run_ok(&[&["perl", "-e", code], arguments].concat())?;
+    Ok(said.trim().parse().unwrap_or_else(|_| {
+        assert!(said.trim().is_empty(), "{said}");
+        0
+    }))
+}
+
 /// PCR 13 (SHA-256) as tpm2-tools reads it, in lower-case hex.
 pub fn pcr13(vm: &Vm) -> Result<String, HarnessError> {
     let text = vm.guest().run_ok(&["tpm2", "pcrread", "sha256:13"])?;
@@ -81,7 +124,7 @@ pub fn pcr13(vm: &Vm) -> Result<String, HarnessError> {
 pub fn wait_log_matches_pcr(vm: &Vm, agent: &Agent) -> Result<(), HarnessError> {
     // tpm2 is itself measured when it runs for the first time; only then can both stand still.
     pcr13(vm)?;
-    assay_tests::guest::Guest::wait_for("the log's head and PCR 13 did not agree", PATIENCE, || {
+    Guest::wait_for("the log's head and PCR 13 did not agree", PATIENCE, || {
         let status = agent.status()?;
         let head = status
             .get("log_head")

@@ -62,8 +62,30 @@ impl Log {
         })
     }
 
+    /// As [`Log::settled`], where the TPM's device is closed to others: the kernel itself is asked for the PCR.
+    pub fn at_rest(guest: &Guest) -> Result<Self, HarnessError> {
+        Guest::wait_for("log and PCR 13 never agreed", PATIENCE, || {
+            let log = Self::read(guest, LOG)?;
+            Ok((guest.sysfs_pcr(13)? == log.pcr()).then_some(log))
+        })
+    }
+
+    /// The events of the records that had been extended when PCR 13 showed this.
+    pub fn extended_at(&self, pcr: &str) -> Vec<Event> {
+        let last = (1..=self.records.len()).find(|count| self.pcr_after(*count) == pcr);
+        let last = last.unwrap_or_else(|| panic!("PCR 13 showed {pcr}, which follows from no part of the log"));
+        self.records[..last]
+            .iter()
+            .flat_map(|record| record.events().expect("events that can be read"))
+            .collect()
+    }
+
     /// What PCR 13 (SHA-256) shows if this log is all that was extended, in hex.
     pub fn pcr(&self) -> String {
+        self.pcr_after(self.records.len())
+    }
+
+    fn pcr_after(&self, records: usize) -> String {
         let first = self.start();
         let mut value = first
             .pcr_start
@@ -72,7 +94,7 @@ impl Log {
             .expect("a SHA-256 bank")
             .1
             .clone();
-        for record in &self.records {
+        for record in self.records.iter().take(records) {
             value = Algorithm::Sha256.extend(&value, record.digest(Algorithm::Sha256).expect("a SHA-256 digest"));
         }
         value.iter().map(|byte| format!("{byte:02x}")).collect()
@@ -124,6 +146,11 @@ impl Log {
             .filter(|load| load.path == path)
             .map(short)
             .collect()
+    }
+
+    /// Every attempt on the agent of this kind.
+    pub fn attempts(&self, kind: LoadKind) -> usize {
+        self.loads().iter().filter(|load| load.kind == kind).count()
     }
 
     /// All violations.

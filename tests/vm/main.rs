@@ -2,11 +2,14 @@
 
 mod agent;
 mod common;
+mod deeds;
 mod disks;
+mod enforce;
 mod faults;
 mod harness;
 mod hold;
 mod kernel;
+mod load;
 mod log;
 mod matrix;
 mod probe_object;

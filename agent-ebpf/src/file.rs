@@ -13,6 +13,7 @@ use aya_ebpf::maps::LruHashMap;
 use aya_ebpf::programs::LsmContext;
 
 use crate::gate::{self, EAGAIN, EPERM, ETXTBSY};
+use crate::guard;
 use crate::kernel::{Identity, State, begins_with, first_is_null, layout, load, mark, writers};
 use crate::queue::{Facts, Outcome, count, submit};
 use crate::task;
@@ -71,7 +72,16 @@ pub fn program(ctx: LsmContext) -> i32 {
         // The kernel renames what it interprets only once it has found an interpreter for it.
         let renamed = load::<u64>(bprm, layout!(bprm_interp)) != load::<u64>(bprm, layout!(bprm_filename));
         let marks = mark(marks, renamed, flags::INTERPRETER);
-        measure(load(bprm, layout!(bprm_file)), Cause::load(kind::PROGRAM, marks))
+        let file: *const c_void = load(bprm, layout!(bprm_file));
+        let answer = measure(file, Cause::load(kind::PROGRAM, marks));
+        if answer != 0 {
+            return answer;
+        }
+        let inode: *const c_void = load(file, layout!(file_inode));
+        match known_digest(inode.cast_mut().cast::<inode>()) {
+            Some(digest) => guard::led(&digest),
+            None => 0,
+        }
     }
 }
 

@@ -58,11 +58,29 @@ pub fn trace(ctx: LsmContext) -> i32 {
     /// `PTRACE_MODE_ATTACH` (include/linux/ptrace.h).
     const ATTACH: u64 = 2;
     let target: *const c_void = ctx.arg(0);
-    // SAFETY: the hook's argument is a `struct task_struct *`.
-    if ctx.arg::<u64>(1) & ATTACH == 0 || !is_on() || unsafe { !task::is_agents(target) } || task::is_agent() {
+    if ctx.arg::<u64>(1) & ATTACH == 0 || !is_on() || task::is_agent() {
         return 0;
     }
-    refuse(kind::ATTEMPT_TRACE, 0)
+    // SAFETY: the hook's argument is a `struct task_struct *`.
+    if unsafe { task::is_agents(target) || may_take_over(&task::digest_of(target)) } {
+        refuse(kind::ATTEMPT_TRACE, 0)
+    } else {
+        0
+    }
+}
+
+/// A program that may take over is started by somebody who traces it from before its first instruction, and could tell it
+/// what to do with what only it may open. 0, or what to answer.
+#[inline(always)]
+pub fn led(program: &Outcome) -> i32 {
+    if !is_on() || !task::is_traced() || !may_take_over(program) {
+        return 0;
+    }
+    let mut facts = Facts::of_buffer(kind::ATTEMPT_TRACE, 0, *program);
+    facts.flags = flags::REFUSED;
+    count(counter::REFUSED);
+    submit(&facts, |_| 0);
+    -EPERM
 }
 
 /// Limits that would make the kernel end the agent.
@@ -140,9 +158,13 @@ fn asked(key: u64) -> i32 {
 /// The program of an agent that starts: it opens the pins before it has said that it is the agent now.
 #[inline(always)]
 fn is_heir() -> bool {
-    let own = task::own_digest();
-    // SAFETY: as above.
-    own.error == 0 && unsafe { HEIRS.get(&own.digest) }.is_some()
+    may_take_over(&task::own_digest())
+}
+
+#[inline(always)]
+fn may_take_over(program: &Outcome) -> bool {
+    // SAFETY: only whether it is there is looked at.
+    program.error == 0 && unsafe { HEIRS.get(&program.digest) }.is_some()
 }
 
 /// Removing a pin.

@@ -94,6 +94,8 @@ layout! {
     task_leader,
     /// `task_struct.start_boottime`
     task_start,
+    /// `task_struct.ptrace`: not 0 while somebody traces it
+    task_ptrace,
     /// `task_struct.mm`
     task_mm,
     /// `mm_struct.exe_file`

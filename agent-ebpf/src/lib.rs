@@ -105,8 +105,10 @@ pub mod flags {
     pub const NO_COUNTER: u32 = 1 << 12;
     /// The mapping has pages of its own: what became executable need not be what the file holds.
     pub const MODIFIED: u32 = 1 << 13;
+    /// The block device is not in use: nothing on it is mounted. The agent finds out, the kernel programs never set it.
+    pub const IDLE: u32 = 1 << 14;
     /// Every bit that has a meaning.
-    pub const ALL: u32 = (1 << 14) - 1;
+    pub const ALL: u32 = (1 << 15) - 1;
 }
 
 /// `HASH_ALGO_SHA256` of the kernel's `enum hash_algo` (include/uapi/linux/hash_info.h).

@@ -204,7 +204,7 @@ mod tests {
         assert!(refused(|r| r.kind = 0));
         assert!(refused(|r| r.kind = 17));
         assert!(refused(|r| r.kind = 39));
-        assert!(refused(|r| r.flags = 1 << 14));
+        assert!(refused(|r| r.flags = 1 << 15));
         assert!(refused(|r| r.hash_algo = 2));
         assert!(refused(|r| r.hash_error = -5));
         assert!(refused(|r| r.path_len = 512));

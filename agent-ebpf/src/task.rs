@@ -50,10 +50,19 @@ unsafe fn started_as_agent(task: *const c_void) -> bool {
 /// elsewhere the verifier does not follow the way from task to file.
 #[inline(always)]
 pub fn own_digest() -> Outcome {
+    // SAFETY: the helper's answer is the calling task, which the verifier tracks.
+    unsafe { digest_of(bpf_get_current_task_btf().cast()) }
+}
+
+/// The same for another task.
+///
+/// # Safety
+/// `task` is a `struct task_struct *` that the verifier tracks.
+#[inline(always)]
+pub unsafe fn digest_of(task: *const c_void) -> Outcome {
     const ENODATA: i32 = 61;
     // SAFETY: each step starts from a pointer that the verifier tracks, and is checked before it is followed.
     unsafe {
-        let task: *const c_void = bpf_get_current_task_btf().cast();
         let memory: *const c_void = load(task, layout!(task_mm));
         if memory.is_null() {
             return Outcome::failed(ENODATA);
@@ -65,4 +74,11 @@ pub fn own_digest() -> Outcome {
         let inode: *const c_void = load(file, layout!(file_inode));
         known_digest(inode.cast_mut().cast::<inode>()).unwrap_or(Outcome::failed(ENODATA))
     }
+}
+
+/// Whether somebody traces the calling task.
+#[inline(always)]
+pub fn is_traced() -> bool {
+    // SAFETY: the helper's answer is the calling task, which the verifier tracks.
+    unsafe { load::<u32>(bpf_get_current_task_btf().cast(), layout!(task_ptrace)) != 0 }
 }

@@ -58,11 +58,15 @@ fn vm_deeds_are_recorded_with_the_program_that_did_them() -> Result<(), HarnessE
     let free = guest.run_ok(&["readlink", "/root/loop"])?.trim().to_owned();
     assert_eq!(perl(guest, OPEN, &[&free])?, 0);
     assert_eq!(perl(guest, OPEN, &[disk])?, 0);
-    let devices = wait_for(&vm, LoadKind::BlockWrite, 1)?;
-    assert_eq!(
-        devices.iter().map(|record| record.path.as_str()).collect::<Vec<_>>(),
-        [disk],
-        "what nobody has mounted is nobody's"
+    Log::wait(guest, LOG, "the disk", |log| !log.of(disk).is_empty())?;
+    let (idle, devices): (Vec<_>, Vec<_>) = wait_for(&vm, LoadKind::BlockWrite, 2)?
+        .into_iter()
+        .partition(|record| record.flags & flags::IDLE != 0);
+    let paths = |records: &[Measurement]| records.iter().map(|record| record.path.clone()).collect::<Vec<_>>();
+    assert_eq!(paths(&devices), [disk]);
+    assert!(
+        paths(&idle).contains(&free),
+        "what nobody has mounted is marked: {idle:?}"
     );
     let anonymous = wait_for(&vm, LoadKind::Anonymous, 2)?;
     assert_eq!(anonymous.len(), 2, "{anonymous:?}");

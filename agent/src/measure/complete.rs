@@ -15,17 +15,18 @@ use super::{convert, inventory, mounts};
 /// Largest file that is hashed here, in bytes: measuring waits for it.
 const LIMIT: u64 = 1 << 30;
 
-/// The event for a record; nothing where the record says nothing: a block device that nobody has mounted.
+/// The event for a record, with what the agent can add. Nothing is left out, however little it says: its number would be
+/// missed.
 #[must_use]
-pub fn event(record: &Record) -> Option<Event> {
-    if record.kind == kind::BLOCK_WRITE && !mounts::is_in_use(record.dev) {
-        return None;
-    }
+pub fn event(record: &Record) -> Event {
     let mut event = convert::event(record);
     if let Event::Load(load) = &mut event {
         fill(load, record.hash_error);
+        if record.kind == kind::BLOCK_WRITE && !mounts::is_in_use(record.dev) {
+            load.flags |= flags::IDLE;
+        }
     }
-    Some(event)
+    event
 }
 
 fn fill(load: &mut Measurement, error: i32) {
@@ -130,7 +131,7 @@ mod tests {
 
     fn load(record: &Record) -> Measurement {
         match event(record) {
-            Some(Event::Load(load)) => load,
+            Event::Load(load) => load,
             other => panic!("{other:?}"),
         }
     }
@@ -161,9 +162,9 @@ mod tests {
     }
 
     #[test]
-    fn a_block_device_that_nobody_uses_says_nothing() {
+    fn a_block_device_that_nobody_uses_is_marked() {
         let mut record = record(kind::BLOCK_WRITE);
         record.dev = 0xfff << 20;
-        assert_eq!(event(&record), None);
+        assert_eq!(load(&record).flags & flags::IDLE, flags::IDLE);
     }
 }

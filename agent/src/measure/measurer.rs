@@ -380,10 +380,9 @@ impl Measurer {
             if known.remove(&record.seq) {
                 return Ok(());
             }
-            if let Some(event) = complete::event(record) {
-                journal.append(&event)?;
-                pending.push_back(event);
-            }
+            let event = complete::event(record);
+            journal.append(&event)?;
+            pending.push_back(event);
             sequence.saw(record.seq);
             Ok(())
         };

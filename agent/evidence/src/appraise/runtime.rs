@@ -46,7 +46,11 @@ impl<'a> Judge<'a> {
                     told.start(start);
                     self.agent(record, start);
                 }
-                Event::Inventory(code) | Event::Load(code) if did_not_run(code) => told.refused(record, code),
+                Event::Inventory(code) | Event::Load(code) if did_not_run(code) => {
+                    if code.flags & flags::REFUSED != 0 {
+                        told.refused(record, code);
+                    }
+                }
                 // Its load, if there is one, has a record of its own.
                 Event::Load(code) if code.flags & flags::AHEAD != 0 => {
                     let approved = code.digest.is_some_and(|digest| self.policy.allows(&digest));
@@ -188,10 +192,10 @@ const fn deed(kind: LoadKind) -> Option<Rule> {
     }
 }
 
-/// Whether the hook kept this from running. What hold refuses may run when it is tried again, which is a record of its own.
+/// Whether there is nothing to judge: the hook kept it from happening, or it was done to a disk that nobody uses. What hold refuses may run when it is tried again, which is a record of its own.
 /// An attempt on the agent was made though it failed.
 pub(crate) const fn did_not_run(code: &Measurement) -> bool {
-    code.flags & flags::REFUSED != 0 && !code.kind.is_attempt()
+    code.flags & (flags::REFUSED | flags::IDLE) != 0 && !code.kind.is_attempt()
 }
 
 impl<'a> Told<'a> {

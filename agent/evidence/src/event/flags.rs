@@ -31,15 +31,17 @@ pub const USER_HASH: u32 = 1 << 11;
 pub const NO_COUNTER: u32 = 1 << 12;
 /// The mapping has pages of its own: what became executable need not be what the file holds.
 pub const MODIFIED: u32 = 1 << 13;
+/// The block device is not in use: nothing on it is mounted.
+pub const IDLE: u32 = 1 << 14;
 /// Every bit that has a meaning.
-pub const ALL: u32 = (1 << 14) - 1;
+pub const ALL: u32 = (1 << 15) - 1;
 
 /// What tells an operator where code came from and what became of it: these stand in a failure's text. The others have
 /// rules of their own, or say how it was hashed.
 pub(crate) const TOLD: u32 = UNLINKED | MEMFD | TMPFS | OVERLAY | SCRIPT | INTERPRETER | AHEAD | REFUSED;
 
 /// Each bit with its name for people.
-const NAMES: [(u32, &str); 14] = [
+const NAMES: [(u32, &str); 15] = [
     (PATH_CUT, "path cut"),
     (UNLINKED, "deleted"),
     (NOT_HASHED, "not hashed"),
@@ -54,6 +56,7 @@ const NAMES: [(u32, &str); 14] = [
     (USER_HASH, "hashed by the agent"),
     (NO_COUNTER, "no change counter"),
     (MODIFIED, "modified in memory"),
+    (IDLE, "not in use"),
 ];
 
 /// The names of the bits that are set, lowest first: `memfd`, `tmpfs`, `refused`, … Bits without a meaning have none;
@@ -90,6 +93,7 @@ mod tests {
             (USER_HASH, kernel::USER_HASH),
             (NO_COUNTER, kernel::NO_COUNTER),
             (MODIFIED, kernel::MODIFIED),
+            (IDLE, kernel::IDLE),
             (ALL, kernel::ALL),
         ];
         for (ours, theirs) in pairs {
@@ -99,7 +103,7 @@ mod tests {
 
     #[test]
     fn every_bit_has_one_name() {
-        assert_eq!(flag_names(ALL).len(), 14);
+        assert_eq!(flag_names(ALL).len(), 15);
         assert_eq!(NAMES.iter().fold(0, |all, (bit, _)| all | bit), ALL);
         assert_eq!(flag_names(MEMFD | TMPFS), ["memfd", "tmpfs"]);
         assert!(flag_names(!ALL).is_empty());

@@ -56,6 +56,7 @@ pub fn resolve(btf: &Btf) -> Result<Layout, BtfError> {
         task_tgid: member("task_struct", "tgid")?,
         task_leader: member("task_struct", "group_leader")?,
         task_start: either("task_struct", &["start_boottime", "real_start_time"])?,
+        task_ptrace: member("task_struct", "ptrace")?,
         task_mm: member("task_struct", "mm")?,
         mm_exe_file: member("mm_struct", "exe_file")?,
         mm_arg_start: member("mm_struct", "arg_start")?,

@@ -159,7 +159,7 @@ fn reasons_read_well() {
     // Who did it is told from where the program was started, if that is in the log.
     let mut host = Host::measuring();
     let policy = captured(&host);
-    let mut jit = new(LoadKind::Anonymous, "", flags::REFUSED);
+    let mut jit = new(LoadKind::Anonymous, "", 0);
     jit.digest = Some(digest("/bin/true"));
     jit.comm = "j\nit".into();
     host.record(&[Event::Load(jit)]);
@@ -167,7 +167,7 @@ fn reasons_read_well() {
     assert_eq!(
         only(&appraisal).1,
         format!(
-            "program /bin/true {} (record 3, task j\\nit; refused) made memory executable that has no file",
+            "program /bin/true {} (record 3, task j\\nit) made memory executable that has no file",
             sum("/bin/true")
         )
     );

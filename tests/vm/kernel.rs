@@ -241,7 +241,9 @@ fn vm_kernel_each_cpu_numbers_its_records_without_a_gap() -> Result<(), HarnessE
             .loads()
             .into_iter()
             .filter(|load| load.path.starts_with("/root/many/"));
-        many.filter(|load| load.kind == LoadKind::Program).count() >= 4 * EACH
+        let count = many.filter(|load| load.kind == LoadKind::Program).count();
+        println!("{count} of {} records so far", 4 * EACH);
+        count >= 4 * EACH
     })?;
     let numbers = log.numbers();
     assert!(

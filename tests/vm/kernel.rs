@@ -222,7 +222,7 @@ fn vm_kernel_records_that_found_no_room_are_counted_in_the_log() -> Result<(), H
 }
 
 /// Programs that each of the loops below runs, each of them new to the kernel programs.
-const EACH: usize = 40;
+const EACH: usize = 150;
 
 #[test]
 fn vm_kernel_each_cpu_numbers_its_records_without_a_gap() -> Result<(), HarnessError> {
@@ -244,7 +244,8 @@ fn vm_kernel_each_cpu_numbers_its_records_without_a_gap() -> Result<(), HarnessE
         let count = many.filter(|load| load.kind == LoadKind::Program).count();
         println!("{count} of {} records so far", 4 * EACH);
         count >= 4 * EACH
-    })?;
+    })
+    .inspect_err(|_| println!("{}", agent.journal()))?;
     let numbers = log.numbers();
     assert!(
         numbers.len() > 1 && numbers.values().all(|cpu| cpu.len() > EACH / 4),

@@ -121,10 +121,12 @@ unsafe fn started(answer: i32) -> i32 {
 #[inline(always)]
 unsafe fn is_script(file: *const c_void) -> bool {
     const FMODE_READ: u32 = 1;
-    /// Set when `execve` opens it, which has a record of its own (include/linux/fs.h).
-    const FMODE_EXEC: u32 = 0x20;
+    /// `__FMODE_EXEC` in the flags: `execve` opens it, which has a record of its own (include/linux/fs.h).
+    const FOR_EXEC: u32 = 0x20;
     unsafe {
-        if load::<u32>(file, layout!(file_mode)) & (FMODE_READ | FMODE_EXEC) != FMODE_READ {
+        if load::<u32>(file, layout!(file_mode)) & FMODE_READ == 0
+            || load::<u32>(file, layout!(file_flags)) & FOR_EXEC != 0
+        {
             return false;
         }
         let inode: *const c_void = load(file, layout!(file_inode));

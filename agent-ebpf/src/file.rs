@@ -156,10 +156,16 @@ impl Cause {
         }
     }
 
+    /// Whether that answer is a refusal: somebody who waits for an extend is not refused by it.
+    #[inline(always)]
+    const fn is_refused(&self, answer: i32) -> bool {
+        answer < 0 && (!self.held || answer == -EPERM)
+    }
+
     /// What the log has of a state after a record of this.
     #[inline(always)]
     const fn said(&self, answer: i32) -> u32 {
-        if answer < 0 && !self.held {
+        if self.is_refused(answer) {
             said::REFUSED
         } else if self.flags & flags::AHEAD != 0 {
             0
@@ -172,7 +178,11 @@ impl Cause {
     /// itself comes, the gate must be asked, though the agent may have died in between.
     #[inline(always)]
     const fn epoch(&self, answer: i32, now: u32) -> u32 {
-        if answer < 0 && self.held { !now } else { now }
+        if answer < 0 && !self.is_refused(answer) {
+            !now
+        } else {
+            now
+        }
     }
 }
 
@@ -227,7 +237,7 @@ unsafe fn again(file: *const c_void, inode: *const c_void, known: *mut Entry, ca
             count(counter::CACHE_HIT);
             return answer;
         }
-        if answer < 0 && said & said::REFUSED != 0 && current && !cause.held {
+        if cause.is_refused(answer) && said & said::REFUSED != 0 && current {
             count(counter::REFUSED);
             return answer;
         }
@@ -325,7 +335,7 @@ fn tell(digest: &[u64; 4]) {
 /// As for [`measure`].
 #[inline(always)]
 unsafe fn record(file: *const c_void, mut facts: Facts, answer: i32, cause: Cause) -> bool {
-    let refused = answer < 0 && (!cause.held || answer == -EPERM);
+    let refused = cause.is_refused(answer);
     if refused {
         count(counter::REFUSED);
     }

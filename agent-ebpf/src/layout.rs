@@ -44,6 +44,8 @@ layout! {
     file_inode,
     /// `file.f_mode`
     file_mode,
+    /// `file.f_flags`
+    file_flags,
     /// `file.f_path`
     file_path,
     /// `inode.i_ino`

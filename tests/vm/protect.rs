@@ -44,7 +44,7 @@ const BIND: &str =
     r#"my ($from, $kind) = ("/root", "none"); print $! + 0 if syscall(165, $from, $ARGV[1], $kind, 4096, 0) == -1;"#;
 
 const PINS: &str = "/sys/fs/bpf/assay";
-const MAP: &str = "/sys/fs/bpf/assay/maps-2/CONTROL";
+const MAP: &str = "/sys/fs/bpf/assay/maps-3/CONTROL";
 
 /// All that is tried on an agent that lives: what, with which arguments behind the agent's id, and how it is recorded.
 const ATTEMPTS: [(&str, &[&str], LoadKind); 28] = [
@@ -62,7 +62,7 @@ const ATTEMPTS: [(&str, &[&str], LoadKind); 28] = [
     (OPEN, &["/dev/tpm0"], LoadKind::AttemptTpm),
     (PIN, &[MAP], LoadKind::AttemptBpf),
     (UNLINK, &[MAP], LoadKind::AttemptPin),
-    (RENAME, &[MAP, "/sys/fs/bpf/assay/maps-2/OTHER"], LoadKind::AttemptPin),
+    (RENAME, &[MAP, "/sys/fs/bpf/assay/maps-3/OTHER"], LoadKind::AttemptPin),
     (RENAME, &[PINS, "/sys/fs/bpf/other"], LoadKind::AttemptPin),
     (RMDIR, &["/sys/fs/bpf/assay/maps-2"], LoadKind::AttemptPin),
     (UNMOUNT, &["/sys/fs/bpf", "0"], LoadKind::AttemptPin),

@@ -30,6 +30,7 @@ pub fn resolve(btf: &Btf) -> Result<Layout, BtfError> {
         bprm_interp: member("linux_binprm", "interp")?,
         bprm_buf: member("linux_binprm", "buf")?,
         file_mode: member("file", "f_mode")?,
+        file_flags: member("file", "f_flags")?,
         file_inode: member("file", "f_inode")?,
         file_path: either("file", &["f_path", "__f_path"])?,
         inode_ino: member("inode", "i_ino")?,

@@ -116,10 +116,10 @@ fn vm_agent_starts_and_stops_in_order_and_tells_systemd() -> Result<(), HarnessE
         "{:?}",
         log.violations()
     );
-    let before = log.events[..stop]
+    let mut before = log.events[..stop]
         .iter()
         .filter_map(|event| if let Event::Load(load) = event { load.seq } else { None });
-    assert_eq!(log.starts()[1].predecessor, before.last());
+    assert_eq!(log.starts()[1].predecessor, before.next_back());
     log.assert_no_gap();
     Ok(())
 }

@@ -64,7 +64,7 @@ const ATTEMPTS: [(&str, &[&str], LoadKind); 28] = [
     (UNLINK, &[MAP], LoadKind::AttemptPin),
     (RENAME, &[MAP, "/sys/fs/bpf/assay/maps-3/OTHER"], LoadKind::AttemptPin),
     (RENAME, &[PINS, "/sys/fs/bpf/other"], LoadKind::AttemptPin),
-    (RMDIR, &["/sys/fs/bpf/assay/maps-2"], LoadKind::AttemptPin),
+    (RMDIR, &["/sys/fs/bpf/assay/maps-3"], LoadKind::AttemptPin),
     (UNMOUNT, &["/sys/fs/bpf", "0"], LoadKind::AttemptPin),
     (UNMOUNT, &["/sys/fs/bpf", "2"], LoadKind::AttemptPin),
     (MOUNT, &["/sys/fs/bpf"], LoadKind::AttemptPin),

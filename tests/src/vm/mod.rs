@@ -52,6 +52,9 @@ pub struct BootOptions {
     /// Each extend waits this long before the TPM gets it, and is counted: [`Vm::slow_tpm`]. `None`: no proxy before
     /// the TPM.
     pub extend_delay: Option<Duration>,
+    /// The machine's clock counts instructions, one a nanosecond, whatever this machine is busy with; emulated even
+    /// where hardware virtualisation works. Such a machine cannot be restored, only booted.
+    pub count_instructions: bool,
 }
 
 /// How to restore a machine; all else is as it was when it was saved.

@@ -87,7 +87,11 @@ pub(super) fn start_tpm(dir: &Path) -> Result<Child, HarnessError> {
 /// QEMU's arguments for the machine, `ports` of this machine leading to the helper's and the agent's.
 pub(super) fn configure(command: &mut Command, image: &Image, dir: &Path, options: &BootOptions, ports: (u16, u16)) {
     let file = |name: &str| dir.join(name).display().to_string();
-    command.args(Accelerator::detect().arguments());
+    if options.count_instructions {
+        command.args(["-accel", "tcg,thread=single", "-cpu", "max", "-icount", "shift=0"]);
+    } else {
+        command.args(Accelerator::detect().arguments());
+    }
     command.args(["-M", "q35", "-nographic", "-nodefaults"]);
     let (cpus, memory) = (options.cpus.unwrap_or(CPUS), options.memory_mib.unwrap_or(MEMORY));
     command.args(["-smp", &cpus.to_string(), "-m", &memory.to_string()]);

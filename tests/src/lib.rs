@@ -7,8 +7,10 @@
 pub mod agent;
 pub mod child;
 pub mod guest;
+pub mod load;
 pub mod proxy;
 pub mod swtpm;
+pub mod tiny;
 pub mod verifier;
 pub mod vm;
 pub mod wire;

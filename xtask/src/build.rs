@@ -3,6 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use assay_tests::vm::IMAGE_VARIABLE;
+
 use crate::run::{Error, cargo, io, loud, output};
 use crate::setup::{BpfCompiler, Tools};
 use crate::ui::note;
@@ -71,6 +73,17 @@ pub fn all(tools: &Tools, profile: Profile) -> Result<Built, Error> {
     programs(tools, profile, &packages, &["assay-guest", "assay-agent"])
 }
 
+/// Builds everything as shipped, and the benchmark's workload for its machines.
+pub fn for_bench(tools: &Tools) -> Result<Built, Error> {
+    let packages = ["-p", "assay-agent", "-p", "assay-tests"];
+    programs(
+        tools,
+        Profile::Release,
+        &packages,
+        &["assay-guest", "assay-agent", "assay-load"],
+    )
+}
+
 /// Builds what a machine without the agent needs.
 pub fn bare(tools: &Tools) -> Result<Built, Error> {
     programs(tools, Profile::Debug, &["-p", "assay-tests"], &["assay-guest"])
@@ -103,9 +116,16 @@ fn programs(
     })
 }
 
-/// Runs a benchmark, optimised.
-pub fn bench(name: &str) -> Result<(), Error> {
-    loud(cargo().args(["bench", "-p", "assay-tests", "--bench", name]))
+/// Runs a benchmark, optimised, with words of its own.
+pub fn bench(name: &str, words: &[String], image: Option<&Path>) -> Result<(), Error> {
+    let mut command = cargo();
+    command
+        .args(["bench", "-p", "assay-tests", "--bench", name, "--"])
+        .args(words);
+    if let Some(image) = image {
+        command.env(IMAGE_VARIABLE, image);
+    }
+    loud(&mut command)
 }
 
 /// Builds the kernel programs, unless their sources and their compiler are those of the object that is there.

@@ -67,11 +67,15 @@ enum Task {
         #[arg(long, requires = "script")]
         file: Vec<std::path::PathBuf>,
     },
-    /// Measure: `quote` gives the latency of quotes over mutual TLS, and the agent's memory
+    /// Measure: `quote` gives the latency of quotes over mutual TLS, and the agent's memory; `exec` what measuring adds
+    /// to starting programs, beside the kernel's IMA, in test machines
     Bench {
         /// Which benchmark
         #[arg(default_value = "quote")]
         name: String,
+        /// Words for the benchmark itself: `exec --help` names them
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        words: Vec<String>,
     },
     /// Show the whole story in a virtual machine: measured, trusted, given a disk key, then refused after a rogue load
     Demo,
@@ -80,6 +84,16 @@ enum Task {
 fn variant(name: &str) -> Result<Variant, String> {
     let found = Variant::ALL.into_iter().find(|variant| variant.name() == name);
     found.ok_or_else(|| format!("one of {}", Variant::ALL.map(Variant::name).join(", ")))
+}
+
+/// `cargo xtask bench`.
+fn bench(name: &str, words: &[String]) -> Result<(), run::Error> {
+    let tools = setup::install()?;
+    if name != "exec" {
+        return build::bench(name, words, None);
+    }
+    let image = image::prepare_bench(&build::for_bench(&tools)?)?;
+    build::bench(name, words, Some(&image))
 }
 
 fn main() -> ExitCode {
@@ -113,7 +127,7 @@ fn main() -> ExitCode {
             cmdline,
             ..
         } => image::console(build_only, bare, &kernel, cmdline),
-        Task::Bench { name } => setup::install().and_then(|_| build::bench(&name)),
+        Task::Bench { name, words } => bench(&name, &words),
         Task::Demo => demo::run(),
     };
     match result {

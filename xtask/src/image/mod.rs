@@ -109,6 +109,16 @@ pub fn prepare_saved(built: &Built) -> Result<(), Error> {
     save(&Image::read(&folder.join("vm.json"))?)
 }
 
+/// The default machine alone, saved, and described in a file of its own, which is given back: a benchmark's programs are
+/// not those of the tests.
+pub fn prepare_bench(built: &Built) -> Result<PathBuf, Error> {
+    let image = prepare(built)?;
+    let file = artifacts()?.join("vm-bench.json");
+    describe(&image, &file)?;
+    save(&image)?;
+    Ok(file)
+}
+
 fn describe(image: &Image, file: &Path) -> Result<(), Error> {
     let text = serde_json::to_vec_pretty(image).map_err(|error| Error::Io {
         action: "describe a test machine".to_owned(),

@@ -1,0 +1,71 @@
+//! Quantiles, and differences between machines that were measured in turns.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use crate::machine::State;
+
+/// One figure's raw data: for each state, one list of values a round, in nanoseconds.
+#[derive(Debug, Default, Clone, Serialize)]
+pub struct Series(BTreeMap<State, Vec<Vec<u64>>>);
+
+impl Series {
+    /// One more round of a state.
+    pub fn push(&mut self, state: State, round: Vec<u64>) {
+        self.0.entry(state).or_default().push(round);
+    }
+
+    /// The states that were measured.
+    pub fn states(&self) -> impl Iterator<Item = State> {
+        self.0.keys().copied()
+    }
+
+    /// The value that this share of all values of all rounds does not exceed; NaN where nothing was measured.
+    pub fn quantile(&self, state: State, share: f64) -> f64 {
+        let all = self.0.get(&state).into_iter().flatten().flatten();
+        quantile(all.map(|&ns| real(ns)).collect(), share)
+    }
+
+    /// Round by round, the median in `state` less that in `base`: what else this machine does meets both.
+    pub fn added(&self, state: State, base: State) -> Vec<f64> {
+        self.rounds(state, base).map(|(one, other)| one - other).collect()
+    }
+
+    /// Round by round, the median in `state` as a share of that in `base`.
+    pub fn ratio(&self, state: State, base: State) -> Vec<f64> {
+        self.rounds(state, base).map(|(one, other)| one / other).collect()
+    }
+
+    fn rounds(&self, state: State, base: State) -> impl Iterator<Item = (f64, f64)> {
+        let medians = |state| {
+            let rounds = self.0.get(&state).into_iter().flatten();
+            rounds.map(|round| quantile(round.iter().map(|&ns| real(ns)).collect(), 0.5))
+        };
+        medians(state).zip(medians(base))
+    }
+}
+
+/// The value that this share of the values does not exceed; NaN of none.
+pub fn quantile(mut values: Vec<f64>, share: f64) -> f64 {
+    values.sort_by(f64::total_cmp);
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        clippy::cast_precision_loss,
+        reason = "an index into some thousand values"
+    )]
+    let index = ((values.len() as f64 * share).ceil() as usize).saturating_sub(1);
+    values.get(index).copied().unwrap_or(f64::NAN)
+}
+
+/// The middle one.
+pub fn median(values: &[f64]) -> f64 {
+    quantile(values.to_vec(), 0.5)
+}
+
+/// A count or a time as a number to calculate with.
+#[expect(clippy::cast_precision_loss, reason = "nanoseconds of minutes, far below 2^53")]
+pub fn real(value: u64) -> f64 {
+    value as f64
+}

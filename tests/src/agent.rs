@@ -14,8 +14,9 @@ use crate::vm::Vm;
 
 /// Where the agent's journal goes in a guest.
 pub const LOG: &str = "/var/log/assay-agent.log";
-/// From its start to its first answer: it inventories every program that runs, under emulation.
-const START_TIMEOUT: Duration = Duration::from_secs(180);
+/// From its start to its first answer: the kernel checks its programs and it inventories whatever runs, under emulation and
+/// beside other machines.
+const START_TIMEOUT: Duration = Duration::from_secs(600);
 
 /// A running `assay-agent run` in a machine.
 #[derive(Debug, Clone)]
@@ -48,6 +49,15 @@ impl Agent {
                 });
             }
             std::thread::sleep(Duration::from_millis(200));
+        }
+    }
+
+    /// The same agent, after its machine was saved and restored.
+    #[must_use]
+    pub fn at(self, guest: &Guest) -> Self {
+        Self {
+            guest: guest.clone(),
+            pid: self.pid,
         }
     }
 
@@ -95,9 +105,17 @@ impl Agent {
     /// # Errors
     /// When the agent does not answer or the verifier refuses.
     pub fn enrol(&self, vm: &Vm, verifier: &Verifier, name: &str) -> Result<String, HarnessError> {
+        self.enrol_at(&vm.agent_address(), verifier, name)
+    }
+
+    /// The same, at an address that leads to the machine.
+    ///
+    /// # Errors
+    /// As [`Agent::enrol`].
+    pub fn enrol_at(&self, address: &str, verifier: &Verifier, name: &str) -> Result<String, HarnessError> {
         let status = self.status()?;
         let ek = status.get("ek_sha256").and_then(Value::as_str).unwrap_or_default();
-        verifier.run_ok(&["host", "add", name, &vm.agent_address(), "--ek-sha256", ek])
+        verifier.run_ok(&["host", "add", name, address, "--ek-sha256", ek])
     }
 }
 

@@ -3,6 +3,7 @@
 mod build;
 mod demo;
 mod image;
+mod matrix;
 mod run;
 mod setup;
 mod test;
@@ -37,11 +38,17 @@ enum Task {
     },
     /// Run the tests, all layers or the ones named
     Test {
-        /// unit, vectors, tpm, vm
+        /// unit, vectors, tpm, vm, attacks
         layers: Vec<test::Layer>,
         /// Run only the tests whose name contains this
         #[arg(long)]
         filter: Option<String>,
+        /// Afterwards, print the table of attacks, and compare it with agent/docs/attacks.md
+        #[arg(long)]
+        matrix: bool,
+        /// Write the table of attacks to agent/docs/attacks.md instead
+        #[arg(long, requires = "matrix")]
+        update: bool,
     },
     /// Boot a test machine and use its console (`exit` or Ctrl-A X switches it off)
     Vm {
@@ -111,7 +118,18 @@ fn main() -> ExitCode {
             )
             .map(drop)
         }),
-        Task::Test { layers, filter } => test::run(&layers, filter.as_deref()),
+        Task::Test {
+            layers,
+            filter,
+            matrix,
+            update,
+        } => test::run(&layers, filter.as_deref()).and_then(|()| {
+            if matrix {
+                test::show_matrix(&layers, filter.as_deref(), update)
+            } else {
+                Ok(())
+            }
+        }),
         Task::Vm {
             bare,
             kernel,

@@ -8,6 +8,7 @@ use clap::ValueEnum;
 
 use crate::build::{self, Built, Profile};
 use crate::image;
+use crate::matrix;
 use crate::run::{Error, cargo, in_path, lines};
 use crate::setup;
 use crate::ui::{heading, note, report};
@@ -27,9 +28,12 @@ pub enum Layer {
     Tpm,
     /// Needs QEMU: a machine for each test
     Vm,
+    /// Needs QEMU: every attack of the attack table
+    Attacks,
 }
 
 impl Layer {
+    /// What runs when no layer is named. The attacks are not among them yet: not all of them pass.
     const ALL: [Self; 4] = [Self::Unit, Self::Vectors, Self::Tpm, Self::Vm];
 
     fn name(self) -> &'static str {
@@ -38,7 +42,13 @@ impl Layer {
             Self::Vectors => "vectors",
             Self::Tpm => "tpm",
             Self::Vm => "vm",
+            Self::Attacks => "attacks",
         }
+    }
+
+    /// Whether its tests restore machines.
+    const fn has_machines(self) -> bool {
+        matches!(self, Self::Vm | Self::Attacks)
     }
 
     /// Why it cannot run here, if so.
@@ -54,7 +64,9 @@ impl Layer {
                 (!folder.is_dir()).then(|| "../shared/vectors is not there".to_owned())
             }
             Self::Tpm => lacks(&["swtpm", "swtpm_setup", "tpm2"]),
-            Self::Vm => lacks(&["swtpm", "swtpm_setup", "qemu-system-x86_64", "qemu-img", "mmdebstrap"]),
+            Self::Vm | Self::Attacks => {
+                lacks(&["swtpm", "swtpm_setup", "qemu-system-x86_64", "qemu-img", "mmdebstrap"])
+            }
         }
     }
 
@@ -65,6 +77,7 @@ impl Layer {
         command.arg("test");
         match self {
             Self::Vm => command.args(["-p", "assay-tests", "--test", "vm"]),
+            Self::Attacks => command.args(["-p", "assay-tests", "--test", "attacks"]),
             Self::Vectors => command.args(["-p", "assay-tests", "--test", "vectors"]),
             Self::Unit => command.args(["--workspace", "--no-fail-fast"]),
             // Without the examples in documentation: those are unit tests.
@@ -77,7 +90,7 @@ impl Layer {
             // libtest takes several filters as alternatives: a filter given stands alone.
             (Self::Tpm, Some(filter)) => command.arg(filter),
             (Self::Tpm, None) => command.arg("tpm_"),
-            (Self::Vm, filter) => command.args(["--test-threads", MACHINES]).args(filter),
+            (Self::Vm | Self::Attacks, filter) => command.args(["--test-threads", MACHINES]).args(filter),
         };
         command
     }
@@ -99,11 +112,10 @@ struct Outcome {
 
 /// Runs the layers named, or all.
 pub fn run(layers: &[Layer], filter: Option<&str>) -> Result<(), Error> {
-    let layers: BTreeSet<Layer> = if layers.is_empty() {
-        Layer::ALL.into()
-    } else {
-        layers.iter().copied().collect()
-    };
+    let layers = chosen(layers);
+    if layers.contains(&Layer::Attacks) && filter.is_none() {
+        matrix::clear()?;
+    }
     let built = prepare();
     if let Err(error) = &built {
         report(error);
@@ -116,7 +128,7 @@ pub fn run(layers: &[Layer], filter: Option<&str>) -> Result<(), Error> {
                 skipped: Some(why),
                 ..Outcome::default()
             },
-            (None, Err(_)) if layer == Layer::Vm => Outcome {
+            (None, Err(_)) if layer.has_machines() => Outcome {
                 skipped: Some("set-up or build failed, see above".to_owned()),
                 ..Outcome::default()
             },
@@ -130,6 +142,25 @@ pub fn run(layers: &[Layer], filter: Option<&str>) -> Result<(), Error> {
     summary(&outcomes)
 }
 
+/// What the attacks found, after [`run`]: printed, and compared with the document, or written to it.
+pub fn show_matrix(layers: &[Layer], filter: Option<&str>, update: bool) -> Result<(), Error> {
+    if chosen(layers).contains(&Layer::Attacks) {
+        matrix::show(filter.is_none(), update)
+    } else {
+        Err(Error::Missing(
+            "the attack table comes from the layer attacks".to_owned(),
+        ))
+    }
+}
+
+fn chosen(layers: &[Layer]) -> BTreeSet<Layer> {
+    if layers.is_empty() {
+        Layer::ALL.into()
+    } else {
+        layers.iter().copied().collect()
+    }
+}
+
 fn prepare() -> Result<Built, Error> {
     let tools = setup::install()?;
     build::all(&tools, Profile::Debug)
@@ -137,7 +168,7 @@ fn prepare() -> Result<Built, Error> {
 
 fn run_layer(layer: Layer, built: Option<&Built>, filter: Option<&str>) -> Result<Outcome, Error> {
     let start = Instant::now();
-    if let (Layer::Vm, Some(built)) = (layer, built) {
+    if let Some(built) = built.filter(|_| layer.has_machines()) {
         image::prepare_saved(built)?;
     }
     let mut outcome = Outcome::default();

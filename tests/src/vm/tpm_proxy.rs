@@ -5,13 +5,13 @@
 //! state included; only when a descriptor comes along does this proxy keep it, and passes on an end of a pair of its
 //! own, so that the commands come by here.
 
-use std::io::{IoSlice, IoSliceMut, Result, Write};
+use std::io::{IoSlice, IoSliceMut, Read as _, Result, Write};
 use std::net::Shutdown;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -23,10 +23,30 @@ use crate::proxy::{CC_PCR_EXTEND, be_u32, read_message};
 /// Read from the control socket at once; a saved state comes in pieces.
 const CHUNK: usize = 16 * 1024;
 
+/// `CMD_INIT` of swtpm's control channel (include/tpm_ioctl.h): what the reset line does to a TPM. Its answer is one word.
+const CMD_INIT: u32 = 2;
+/// What passes by is kept up to this many bytes.
+const MAX_TRAFFIC: usize = 16 << 20;
+
 #[derive(Debug, Default)]
 struct Shared {
     delay_us: AtomicU64,
     extends: AtomicU64,
+    /// Everything that went over the bus, both ways.
+    traffic: Mutex<Vec<u8>>,
+    /// swtpm's end of the control channel.
+    control: Mutex<Option<UnixStream>>,
+    /// Bytes of swtpm's next answer that are not for QEMU.
+    swallow: AtomicUsize,
+}
+
+impl Shared {
+    fn tap(&self, message: &[u8]) {
+        let mut traffic = self.traffic.lock().unwrap_or_else(PoisonError::into_inner);
+        if traffic.len() < MAX_TRAFFIC {
+            traffic.extend_from_slice(message);
+        }
+    }
 }
 
 /// The proxy of one machine; gone with it.
@@ -65,6 +85,40 @@ impl SlowTpm {
         self.shared.delay_us.store(delay, Ordering::SeqCst);
     }
 
+    /// Resets the TPM as its reset line would, and leaves the machine alone. It answers nothing until somebody starts it up.
+    ///
+    /// # Errors
+    /// When the control channel is not there (any more).
+    pub fn reset_tpm(&self) -> std::result::Result<(), HarnessError> {
+        let mut control = self.shared.control.lock().unwrap_or_else(PoisonError::into_inner);
+        let gone = || std::io::Error::from(std::io::ErrorKind::NotConnected);
+        self.shared.swallow.store(4, Ordering::SeqCst);
+        let command = [CMD_INIT.to_be_bytes(), [0; 4]];
+        control
+            .as_mut()
+            .ok_or_else(gone)
+            .and_then(|control| control.write_all(command.as_flattened()))
+            .map_err(HarnessError::io("reset the TPM"))?;
+        let start = std::time::Instant::now();
+        while self.shared.swallow.load(Ordering::SeqCst) > 0 {
+            if start.elapsed() > Duration::from_secs(60) {
+                return Err(HarnessError::io("reset the TPM")(std::io::ErrorKind::TimedOut.into()));
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Ok(())
+    }
+
+    /// What went over the bus since the machine was started or restored, commands and answers, up to 16 MiB: what a probe
+    /// on it would see.
+    pub fn traffic(&self) -> Vec<u8> {
+        self.shared
+            .traffic
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
     /// How many extends have succeeded since the machine was started or restored, whoever made them.
     pub fn extends(&self) -> u64 {
         self.shared.extends.load(Ordering::SeqCst)
@@ -80,10 +134,11 @@ impl Drop for SlowTpm {
 
 /// Passes the control channel both ways until either end closes.
 fn control(qemu: &UnixStream, mut tpm: UnixStream, shared: &Arc<Shared>) -> Result<()> {
-    let (mut from, mut to) = (tpm.try_clone()?, qemu.try_clone()?);
+    let (from, to, own) = (tpm.try_clone()?, qemu.try_clone()?, Arc::clone(shared));
+    *shared.control.lock().unwrap_or_else(PoisonError::into_inner) = Some(tpm.try_clone()?);
     std::thread::spawn(move || {
         // Either end closing is the normal end of this copy.
-        let _ = std::io::copy(&mut from, &mut to);
+        let _ = answers(from, &to, &own);
         let _ = to.shutdown(Shutdown::Both);
     });
     let mut buffer = vec![0; CHUNK];
@@ -103,6 +158,21 @@ fn control(qemu: &UnixStream, mut tpm: UnixStream, shared: &Arc<Shared>) -> Resu
                 send(&tpm, bytes, &there)?;
             }
         }
+    }
+}
+
+/// swtpm's answers on the control channel, less those that are this proxy's.
+fn answers(mut from: UnixStream, mut to: &UnixStream, shared: &Shared) -> Result<()> {
+    let mut buffer = vec![0; CHUNK];
+    loop {
+        let length = from.read(&mut buffer)?;
+        let bytes = buffer.get(..length).unwrap_or_default();
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        let own = shared.swallow.load(Ordering::SeqCst).min(length);
+        shared.swallow.fetch_sub(own, Ordering::SeqCst);
+        to.write_all(bytes.get(own..).unwrap_or_default())?;
     }
 }
 
@@ -151,12 +221,14 @@ fn send(to: &UnixStream, bytes: &[u8], descriptor: &UnixStream) -> Result<()> {
 fn serve(mut qemu: UnixStream, mut tpm: UnixStream, shared: &Shared) -> Result<()> {
     loop {
         let command = read_message(&mut qemu)?;
+        shared.tap(&command);
         let extend = command.get(6..10).map_or(0, be_u32) == CC_PCR_EXTEND;
         if extend {
             std::thread::sleep(Duration::from_micros(shared.delay_us.load(Ordering::SeqCst)));
         }
         tpm.write_all(&command)?;
         let answer = read_message(&mut tpm)?;
+        shared.tap(&answer);
         if extend && answer.get(6..10).is_some_and(|code| be_u32(code) == 0) {
             shared.extends.fetch_add(1, Ordering::SeqCst);
         }

@@ -1,0 +1,460 @@
+//! Rows about the agent: its life, its kernel programs, its queue, its TPM and its disk.
+
+use std::time::Duration;
+
+use assay_ebpf::flags;
+use assay_evidence::event::{Event, LoadKind, Mode, Violation};
+use assay_tests::HarnessError;
+use assay_tests::agent::Agent;
+use assay_tests::guest::Guest;
+use assay_tests::vm::{RestoreOptions, Vm};
+
+use crate::common::PATIENCE;
+use crate::loads::{TOOLS, perl_with};
+use crate::log::Log;
+use crate::payload::{EXIT, Payload, digest, tiny};
+use crate::row::{Column, MODES, Outcome, Row};
+use crate::scene::{EAGAIN, EPERM, Hook, Scene, about, count, image};
+
+/// A try on the agent.
+struct Attempt {
+    name: &'static str,
+    /// A Perl script; its first argument is the agent's process. Exits with 0 if it went through, with 100 and the errno if not.
+    script: &'static str,
+    kind: LoadKind,
+    /// Words of the verdict.
+    reason: &'static str,
+}
+
+/// `EACCES`: what the kernel makes of a refusal to look at a process.
+const EACCES: i32 = 13;
+
+/// Each is refused and recorded, and no policy allows it unasked.
+fn play_attempts(row: &mut Row, scene: &Scene, mode: Mode, attempts: &[Attempt]) -> Result<(), HarnessError> {
+    for attempt in attempts {
+        let name = format!("{}, {mode}", attempt.name);
+        let before = count(&scene.log()?, attempt.kind);
+        let pid = scene.stage.agent.pid().to_string();
+        let ended = perl_with(scene.guest(), attempt.script, &[&pid])?;
+        let hook = Hook::of(&ended, 0)?;
+        assert!(
+            matches!(hook, Hook::Refused(EPERM | EACCES)),
+            "{name}: {hook:?} {ended}"
+        );
+        let log = scene.wait_log(&name, |log| count(log, attempt.kind) > before)?;
+        let record = log
+            .loads()
+            .into_iter()
+            .rfind(|load| load.kind == attempt.kind)
+            .expect("just counted");
+        assert!(record.flags & flags::REFUSED != 0, "{name}: {record:?}");
+        let perl = digest(&scene.guest().get("/usr/bin/perl")?);
+        assert_eq!(
+            record.digest.map(|digest| digest.to_string()),
+            Some(perl),
+            "{name}: {record:?}"
+        );
+        scene.distrusted_for(attempt.reason)?;
+        row.set(Column::Assay(mode), attempt.name, Outcome::Refused);
+    }
+    // It lives, and measures.
+    let path = format!("/root/after-{mode}");
+    let program = Payload::Tiny.make(scene.guest())?;
+    scene.guest().put(&path, 0o755, &program)?;
+    Hook::run(scene.guest(), &[&path], EXIT)?;
+    scene.wait_log("a program after the attempts", |log| {
+        !about(log, &digest(&program)).is_empty()
+    })?;
+    Ok(())
+}
+
+const ON_ITS_LIFE: [Attempt; 9] = [
+    Attempt {
+        name: "SIGKILL",
+        script: "kill(9, $ARGV[0]) or exit(100 + $!);",
+        kind: LoadKind::AttemptSignal,
+        reason: "by a signal",
+    },
+    Attempt {
+        name: "SIGSTOP",
+        script: "kill(19, $ARGV[0]) or exit(100 + $!);",
+        kind: LoadKind::AttemptSignal,
+        reason: "by a signal",
+    },
+    Attempt {
+        name: "SIGTERM from others than systemd",
+        script: "kill(15, $ARGV[0]) or exit(100 + $!);",
+        kind: LoadKind::AttemptSignal,
+        reason: "by a signal",
+    },
+    Attempt {
+        name: "ptrace",
+        // PTRACE_ATTACH
+        script: "syscall(101, 16, $ARGV[0] + 0, 0, 0) == 0 or exit(100 + $!);",
+        kind: LoadKind::AttemptTrace,
+        reason: "debug the agent",
+    },
+    Attempt {
+        name: "/proc/PID/mem",
+        script: r#"open(my $memory, "+<", "/proc/$ARGV[0]/mem") or exit(100 + $!);"#,
+        kind: LoadKind::AttemptTrace,
+        reason: "debug the agent",
+    },
+    Attempt {
+        name: "pidfd_getfd",
+        script: "my $p = syscall(434, $ARGV[0] + 0, 0); syscall(438, $p, 3, 0) >= 0 or exit(100 + $!);",
+        kind: LoadKind::AttemptTrace,
+        reason: "debug the agent",
+    },
+    Attempt {
+        name: "out-of-memory killer",
+        script: r#"open(my $f, ">", "/proc/$ARGV[0]/oom_score_adj") or exit(100 + $!);"#,
+        kind: LoadKind::AttemptLimit,
+        reason: "limits or scheduling",
+    },
+    Attempt {
+        name: "resource limits",
+        script: r#"my $limit = pack("QQ", 1, 1); syscall(302, $ARGV[0] + 0, 0, $limit, 0) == 0 or exit(100 + $!);"#,
+        kind: LoadKind::AttemptLimit,
+        reason: "limits or scheduling",
+    },
+    Attempt {
+        name: "cgroup freezer",
+        script: r#"open(my $f, ">", "/sys/fs/cgroup/own/cgroup.freeze") or exit(100 + $!);"#,
+        kind: LoadKind::AttemptFreeze,
+        reason: "control group",
+    },
+];
+
+/// Puts the agent into a control group of its own, as systemd does.
+fn into_own_group(scene: &Scene) -> Result<(), HarnessError> {
+    let pid = scene.stage.agent.pid();
+    let script = format!("mkdir -p /sys/fs/cgroup/own; echo {pid} > /sys/fs/cgroup/own/cgroup.procs");
+    scene.guest().script(&script)?;
+    Guest::wait_for("the agent did not notice its control group", PATIENCE, || {
+        let journal = scene.stage.agent.journal();
+        let last = journal
+            .lines()
+            .rfind(|line| line.contains("control group") || line.contains("ready"));
+        Ok(last.filter(|line| line.contains("/own")).map(drop))
+    })
+}
+
+#[test]
+fn attack_03_the_agent_killed_stopped_or_traced() -> Result<(), HarnessError> {
+    let mut row = Row::new(
+        3,
+        "root kills or stops the agent (SIGKILL, SIGSTOP, cgroup freeze, ptrace, OOM)",
+    );
+    let mut scene = Scene::set("", TOOLS)?;
+    for &mode in MODES {
+        scene.enter(mode)?;
+        if mode == Mode::Observe {
+            unprotected(&mut row, &mut scene)?;
+            continue;
+        }
+        into_own_group(&scene)?;
+        play_attempts(&mut row, &scene, mode, &ON_ITS_LIFE)?;
+        frozen_group(&mut row, &scene, mode)?;
+        // Not even process 1 may do more than ask.
+        let refused = scene.guest().signal_from_init(scene.stage.agent.pid(), 9);
+        assert!(refused.is_err_and(|error| error.to_string().contains("not permitted")));
+        gone(&scene, mode)?;
+    }
+    row.set(Column::Ima, "", Outcome::OutOfScope);
+    row.note("in observe nothing is refused: the kernel programs go on, and what ran meanwhile is in the log of the next agent. With the agent gone (systemd may ask it to stop), hold and enforce let run what is known and nothing else. IMA has no agent");
+    row.done();
+    Ok(())
+}
+
+/// A control group that is frozen already, into which the agent is moved.
+fn frozen_group(row: &mut Row, scene: &Scene, mode: Mode) -> Result<(), HarnessError> {
+    let script = r#"mkdir("/sys/fs/cgroup/trap"); open(my $f, ">", "/sys/fs/cgroup/trap/cgroup.freeze") or die; syswrite($f, "1") or die;
+        open(my $p, ">", "/sys/fs/cgroup/trap/cgroup.procs") or exit(100 + $!); syswrite($p, $ARGV[0]) or exit(100 + $!);"#;
+    let pid = scene.stage.agent.pid().to_string();
+    let ended = perl_with(scene.guest(), script, &[&pid])?;
+    let outcome = attempted(Hook::of(&ended, 0)?);
+    // The test goes on with an agent that lives.
+    scene.guest().put("/sys/fs/cgroup/trap/cgroup.freeze", 0o644, b"0")?;
+    row.set(Column::Assay(mode), "moved into a frozen control group", outcome);
+    Ok(())
+}
+
+/// What came of a try that leaves no record if it goes through.
+fn attempted(hook: Hook) -> Outcome {
+    match hook {
+        Hook::Passed => Outcome::Unseen,
+        Hook::Refused(errno) => {
+            assert!(matches!(errno, EPERM | EACCES), "{hook:?}");
+            Outcome::Refused
+        }
+    }
+}
+
+/// The agent has stopped in an orderly way: what is known runs, nothing else does.
+fn gone(scene: &Scene, mode: Mode) -> Result<(), HarnessError> {
+    let guest = scene.guest();
+    let program = Payload::Tiny.make(guest)?;
+    let path = format!("/root/gone-{mode}");
+    guest.put(&path, 0o755, &program)?;
+    scene.stop()?;
+    let errno = if mode == Mode::Enforce { EPERM } else { EAGAIN };
+    assert_eq!(Hook::run(guest, &[&path], EXIT)?, Hook::Refused(errno), "{mode}");
+    assert_eq!(Hook::run(guest, &["/usr/bin/true"], 0)?, Hook::Passed, "{mode}");
+    let agent = Agent::start(guest)?;
+    let log = scene.wait_log("what was refused meanwhile", |log| {
+        !about(log, &digest(&program)).is_empty()
+    })?;
+    assert!(log.events.contains(&Event::AgentStop));
+    // The next `enter` stops it again.
+    assert!(agent.pid() > 0);
+    Ok(())
+}
+
+/// Without protection it dies; the kernel programs do not.
+fn unprotected(row: &mut Row, scene: &mut Scene) -> Result<(), HarnessError> {
+    for (name, signal) in [("SIGSTOP", 19), ("SIGKILL", 9)] {
+        let guest = scene.guest();
+        guest.signal(scene.stage.agent.pid(), signal)?;
+        let program = Payload::Tiny.make(guest)?;
+        let path = format!("/root/unprotected-{signal}");
+        guest.put(&path, 0o755, &program)?;
+        assert_eq!(Hook::run(guest, &[&path], EXIT)?, Hook::Passed, "{name}");
+        if signal == 9 {
+            guest.wait(scene.stage.agent.pid(), PATIENCE)?;
+            scene.stage.agent = Agent::start(scene.guest())?;
+        } else {
+            guest.signal(scene.stage.agent.pid(), 18)?;
+        }
+        let log = scene.wait_log(&path, |log| !about(log, &digest(&program)).is_empty())?;
+        log.assert_no_gap();
+        scene.distrusted_for(&digest(&program))?;
+        row.set(Column::Assay(Mode::Observe), name, Outcome::Recorded);
+    }
+    Ok(())
+}
+
+/// Each bpf() command that gives a descriptor by number, tried on all numbers: at least one is refused, and nothing but
+/// the agent's has such an answer.
+const BY_NUMBER: &str = r#"my $refused = 0; for my $id (1..400) { my $attr = pack("L x124", $id);
+    my $fd = syscall(321, COMMAND, $attr, 128); $refused ||= $!{EPERM} if $fd < 0; syscall(3, $fd) if $fd >= 0; } exit($refused ? 101 : 0);"#;
+
+const ON_ITS_PROGRAMS: [Attempt; 8] = [
+    Attempt {
+        name: "unlinking a pin",
+        script: r#"my ($pin) = glob("/sys/fs/bpf/assay/programs-*/mapping"); unlink($pin) or exit(100 + $!);"#,
+        kind: LoadKind::AttemptPin,
+        reason: "pinned",
+    },
+    Attempt {
+        name: "renaming a folder with pins",
+        script: r#"my ($maps) = glob("/sys/fs/bpf/assay/maps-*"); rename($maps, "/sys/fs/bpf/gone") or exit(100 + $!);"#,
+        kind: LoadKind::AttemptPin,
+        reason: "pinned",
+    },
+    Attempt {
+        name: "unmounting the pins",
+        // MNT_DETACH
+        script: r#"my $place = "/sys/fs/bpf"; syscall(166, $place, 2) == 0 or exit(100 + $!);"#,
+        kind: LoadKind::AttemptPin,
+        reason: "pinned",
+    },
+    Attempt {
+        name: "mounting over the pins",
+        script: r#"my ($place, $type) = ("/sys/fs/bpf/assay", "tmpfs"); syscall(165, $type, $place, $type, 0, 0) == 0 or exit(100 + $!);"#,
+        kind: LoadKind::AttemptPin,
+        reason: "pinned",
+    },
+    Attempt {
+        name: "opening a pinned map",
+        script: r#"my ($pin) = glob("/sys/fs/bpf/assay/maps-*/EXTENDED"); my $attr = pack("QLL x112", unpack("Q", pack("p", $pin)), 0, 0);
+            syscall(321, 7, $attr, 128) >= 0 or exit(100 + $!);"#,
+        kind: LoadKind::AttemptBpf,
+        reason: "kernel programs or maps",
+    },
+    Attempt {
+        name: "a map by its number",
+        script: "COMMAND 14",
+        kind: LoadKind::AttemptBpf,
+        reason: "kernel programs or maps",
+    },
+    Attempt {
+        name: "a program by its number",
+        script: "COMMAND 13",
+        kind: LoadKind::AttemptBpf,
+        reason: "kernel programs or maps",
+    },
+    Attempt {
+        name: "a link by its number",
+        script: "COMMAND 30",
+        kind: LoadKind::AttemptBpf,
+        reason: "kernel programs or maps",
+    },
+];
+
+#[test]
+fn attack_04_detaching_or_replacing_the_kernel_programs() -> Result<(), HarnessError> {
+    let mut row = Row::new(
+        4,
+        "detaching, unpinning or replacing the kernel programs, rewriting their maps",
+    );
+    let mut scene = Scene::set("", TOOLS)?;
+    for &mode in MODES {
+        scene.enter(mode)?;
+        if mode != Mode::Observe {
+            play_attempts(&mut row, &scene, mode, &on_programs())?;
+            under_a_debugger(&mut row, &scene, mode)?;
+            continue;
+        }
+        // Nothing is refused here; the next start finds out.
+        let [unpin, ..] = &ON_ITS_PROGRAMS;
+        let ended = perl_with(scene.guest(), unpin.script, &["0"])?;
+        assert_eq!(Hook::of(&ended, 0)?, Hook::Passed, "{ended}");
+        scene.stop()?;
+        scene.stage.agent = Agent::start(scene.guest())?;
+        scene.wait_log("that a program was missing", |log| {
+            log.violations()
+                .iter()
+                .any(|violation| matches!(violation, Violation::HooksMissing { .. }))
+        })?;
+        scene.distrusted_for("kernel programs were missing")?;
+        row.set(Column::Assay(mode), "", Outcome::Recorded);
+    }
+    row.set(Column::Ima, "", Outcome::OutOfScope);
+    row.note("IMA has no parts that could be detached; root can change its policy on kernels that allow it. Against code in the kernel neither stands");
+    row.done();
+    Ok(())
+}
+
+fn on_programs() -> Vec<Attempt> {
+    ON_ITS_PROGRAMS
+        .into_iter()
+        .map(|attempt| match attempt.script.strip_prefix("COMMAND ") {
+            None => attempt,
+            Some(number) => Attempt {
+                script: BY_NUMBER.replace("COMMAND", number).leak(),
+                ..attempt
+            },
+        })
+        .collect()
+}
+
+/// The agent's own program, started by the attacker under a debugger: it has the digest that may open pins and TPM, and the
+/// attacker's instructions.
+const DEBUGGED: &str = r#"
+    my $pid = fork(); if (!$pid) { syscall(101, 0, 0, 0, 0); exec("/usr/bin/assay-agent", "status"); exit(99); }
+    waitpid($pid, 0); my $regs = "\0" x 216; syscall(101, 12, $pid, 0, $regs) == 0 or exit(100 + $!);
+    my @r = unpack("Q27", $regs); my ($rip, $rsp) = ($r[16], $r[19] - 4096);
+    my $path = "/dev/tpmrm0\0\0\0\0\0"; for my $i (0, 8) { syscall(101, 5, $pid, $rsp + $i, unpack("Q", substr($path, $i, 8))) == 0 or exit(100 + $!); }
+    syscall(101, 4, $pid, $rip, unpack("Q", "\x0f\x05\xcc\x90\x90\x90\x90\x90")) == 0 or exit(100 + $!);
+    $r[10] = 2; $r[15] = 0xffffffffffffffff; $r[14] = $rsp; $r[13] = 2; $r[12] = 0;
+    $regs = pack("Q27", @r); syscall(101, 13, $pid, 0, $regs) == 0 or exit(100 + $!);
+    syscall(101, 7, $pid, 0, 0); waitpid($pid, 0); $regs = "\0" x 216; syscall(101, 12, $pid, 0, $regs);
+    my ($answer) = (unpack("q27", $regs))[10]; kill(9, $pid); waitpid($pid, 0);
+    exit($answer >= 0 ? 0 : 100 - $answer);"#;
+
+fn under_a_debugger(row: &mut Row, scene: &Scene, mode: Mode) -> Result<(), HarnessError> {
+    let ended = perl_with(scene.guest(), DEBUGGED, &[])?;
+    let outcome = attempted(Hook::of(&ended, 0)?);
+    row.set(Column::Assay(mode), "a second agent under a debugger", outcome);
+    Ok(())
+}
+
+/// More records than the queue holds.
+const FLOOD: u32 = 7000;
+/// Maps a file that somebody has open for writing, over and over: each time is a record.
+const MAPPINGS: &str = r#"open(my $f, "+<", "/root/flood") or die;
+    for (1..$ARGV[0]) { my $at = syscall(9, 0, 4096, 5, 2, fileno($f), 0); syscall(11, $at, 4096) if $at > 0; }"#;
+
+#[test]
+fn attack_05_the_queue_overflows() -> Result<(), HarnessError> {
+    let mut row = Row::new(5, "map or ring overflow, event dropping");
+    let rehearsal = format!("{TOOLS}; /root/base || true");
+    let mut scene = Scene::set_after("", &rehearsal, |guest| {
+        guest.put("/root/flood", 0o600, b"a small file")?;
+        guest.put("/root/base", 0o755, &tiny(EXIT, "approved"))
+    })?;
+    for &mode in MODES {
+        scene.enter(mode)?;
+        // Nobody reads the queue.
+        if mode == Mode::Observe {
+            scene.guest().signal(scene.stage.agent.pid(), 9)?;
+            scene.guest().wait(scene.stage.agent.pid(), PATIENCE)?;
+        } else {
+            scene.stop()?;
+        }
+        let guest = scene.guest();
+        let ended = perl_with(guest, MAPPINGS, &[&FLOOD.to_string()])?;
+        assert!(ended.ok(), "{ended}");
+        // Approved and extended, but another file: its load would be a record.
+        let copy = format!("/root/copy-{mode}");
+        guest.put(&copy, 0o755, &tiny(EXIT, "approved"))?;
+        let hook = Hook::run(guest, &[&copy], EXIT)?;
+        scene.stage.agent = Agent::start(scene.guest())?;
+        if mode == Mode::Observe {
+            assert_eq!(hook, Hook::Passed);
+            scene.wait_log("the loss", |log| !losses(log).is_empty())?;
+            scene.distrusted_for("were lost in the kernel")?;
+            row.set(Column::Assay(mode), "", Outcome::Recorded);
+        } else {
+            assert_eq!(hook, Hook::Refused(EAGAIN), "{mode}: what finds no room must not run");
+            // What was refused for want of room is no loss: nothing ran that is not in the log.
+            let log = scene.settled()?;
+            assert!(losses(&log).is_empty(), "{mode}: {:?}", log.violations());
+            row.set(Column::Assay(mode), "", Outcome::Refused);
+        }
+    }
+    row.set(Column::Ima, "", Outcome::OutOfScope);
+    row.note("in observe what finds no room is counted, and the count is a violation in the log. IMA has no queue: it makes whoever loads wait");
+    row.done();
+    Ok(())
+}
+
+fn losses(log: &Log) -> Vec<&Violation> {
+    let lost = |violation: &&Violation| matches!(violation, Violation::Lost { .. });
+    log.violations().into_iter().filter(lost).collect()
+}
+
+/// New programs that are started at once.
+const NEW: usize = 64;
+
+#[test]
+fn attack_29_a_flood_of_new_programs() -> Result<(), HarnessError> {
+    let mut row = Row::new(29, "denial of service by many new programs, with a slow TPM");
+    let delay = Duration::from_millis(20);
+    let vm = Vm::restore_with(
+        &image()?,
+        &RestoreOptions {
+            extend_delay: Some(delay),
+        },
+    )?;
+    let mut scene = Scene::set_in(vm, "", TOOLS)?;
+    for &mode in MODES.iter().filter(|mode| **mode != Mode::Enforce) {
+        let mut digests = Vec::new();
+        for number in 0..NEW {
+            let program = Payload::Tiny.make(scene.guest())?;
+            scene
+                .guest()
+                .put(&format!("/root/flood-{mode}-{number}"), 0o755, &program)?;
+            digests.push(digest(&program));
+        }
+        scene.enter(mode)?;
+        let before = scene.stage.vm.extends().expect("counted");
+        let script = format!("for i in $(seq 0 {}); do /root/flood-{mode}-$i & done; wait", NEW - 1);
+        scene.guest().script(&script)?;
+        let log = scene.settled()?;
+        for digest in &digests {
+            assert!(!about(&log, digest).is_empty(), "{mode}");
+        }
+        let extends = scene.stage.vm.extends().expect("counted") - before;
+        assert!(
+            extends < NEW as u64 / 2,
+            "{mode}: {extends} extends for {NEW} programs that came together"
+        );
+        row.set(Column::Assay(mode), "", Outcome::Detected);
+    }
+    row.set(Column::Assay(Mode::Enforce), "", Outcome::Refused);
+    row.set(Column::Ima, "", Outcome::OutOfScope);
+    row.done();
+    Ok(())
+}

@@ -92,7 +92,8 @@ pub fn mapping(ctx: LsmContext) -> i32 {
     const PROT_EXEC: u64 = 4;
     let file: *const c_void = ctx.arg(0);
     let prot: u64 = ctx.arg(2);
-    if prot & PROT_EXEC == 0 || first_is_null(&ctx) {
+    // Newer verifiers want to see the pointer checked, and older ones take it for one that never is NULL.
+    if prot & PROT_EXEC == 0 || first_is_null(&ctx) || file.is_null() {
         return 0;
     }
     // SAFETY: the hook's argument is a `struct file *`, and not NULL.

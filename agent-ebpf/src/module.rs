@@ -48,7 +48,7 @@ static NO_HINT: Hint = Hint {
 pub fn module_path(ctx: LsmContext) -> i32 {
     let file: *const c_void = ctx.arg(0);
     let id: u64 = ctx.arg(1);
-    if kind_of(id) != 0 && !first_is_null(&ctx) {
+    if kind_of(id) != 0 && !first_is_null(&ctx) && !file.is_null() {
         // SAFETY: the hook's argument is a `struct file *`, and not NULL.
         unsafe { remember(file) };
     }
@@ -67,7 +67,7 @@ pub fn module_file(ctx: LsmContext) -> i32 {
         return 0;
     }
     let mut facts = Facts::of_buffer(kind, size, sha256::hash(buffer, size));
-    if first_is_null(&ctx) {
+    if first_is_null(&ctx) || file.is_null() {
         return gated(&mut facts, |_, _| -1);
     }
     // SAFETY: the hook's argument is a `struct file *`, and not NULL.

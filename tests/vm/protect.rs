@@ -187,38 +187,6 @@ fn vm_protect_maps_programs_and_links_are_not_given_by_number_either() -> Result
 }
 
 #[test]
-fn vm_protect_a_successor_takes_over_and_whoever_takes_its_name_does_not() -> Result<(), HarnessError> {
-    let vm = machine()?;
-    let guest = vm.guest();
-    configure(guest, HOLD)?;
-    let agent = Agent::start(guest)?;
-    perl(guest, "", &[])?;
-    stop(guest, &agent)?;
-    // With nobody there it is as well protected.
-    assert_eq!(perl(guest, PIN, &["", MAP])?, EPERM);
-    assert_eq!(perl(guest, UNLINK, &["", MAP])?, EPERM);
-    assert_eq!(perl(guest, OPEN, &["", "/dev/tpmrm0"])?, EPERM);
-    // Another program under the agent's name; its content is known, so it runs.
-    guest.script("mv /usr/bin/assay-agent /root/aside; cp /usr/bin/perl /usr/bin/assay-agent")?;
-    let said = guest.run_ok(&["assay-agent", "-e", PIN, "", MAP])?;
-    guest.script("mv /root/aside /usr/bin/assay-agent")?;
-    assert_eq!(said, EPERM.to_string());
-
-    let _agent = Agent::start(guest)?;
-    Log::wait(guest, LOG, "the attempts", |log| {
-        log.attempts(LoadKind::AttemptBpf) == 2 && log.attempts(LoadKind::AttemptPin) == 1
-    })?;
-    let log = Log::at_rest(guest)?;
-    assert_eq!(log.starts().len(), 2);
-    assert_eq!(log.attempts(LoadKind::AttemptTpm), 1);
-    log.assert_no_gap();
-    assert!(log.violations().is_empty(), "{:?}", log.violations());
-    put_new_program(&vm, "/root/new")?;
-    assert_eq!(try_run(guest, "/root/new")?, 0);
-    Ok(())
-}
-
-#[test]
 fn vm_protect_is_off_in_observe_unless_it_is_asked_for() -> Result<(), HarnessError> {
     let vm = machine()?;
     let guest = vm.guest();

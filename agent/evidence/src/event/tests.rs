@@ -134,8 +134,8 @@ fn flags_without_a_meaning_are_refused_both_ways() {
         .windows(4)
         .position(|four| four == flags::ALL.to_be_bytes())
         .unwrap();
-    bytes[at + 2] |= 0x40;
-    assert_eq!(decode(&bytes), Err(EventError::Flags(1 << 14)));
+    bytes[at + 2] |= 0x80;
+    assert_eq!(decode(&bytes), Err(EventError::Flags(1 << 15)));
     odd.flags |= 1 << 31;
     assert_eq!(encode(&Event::Load(odd)), Err(EventError::Flags(1 << 31)));
 }

@@ -66,7 +66,8 @@ impl State {
                 change: load::<u64>(inode, layout!(inode_version)) >> 1,
                 size: load(inode, layout!(inode_size)),
                 ctime_sec: load(inode, layout!(inode_ctime_sec)),
-                ctime_nsec: load(inode, layout!(inode_ctime_nsec)),
+                // From Linux 6.13 the highest bit only says that somebody asked for the time (I_CTIME_QUERIED).
+                ctime_nsec: load::<u32>(inode, layout!(inode_ctime_nsec)) & !(1 << 31),
                 generation: load(inode, layout!(inode_generation)),
             }
         }

@@ -16,7 +16,7 @@ use procfs::ProcError;
 use procfs::process::{MMPermissions, MMapPath, MemoryMap, Process};
 use ring::digest::{Context, SHA256};
 
-use super::MeasureError;
+use super::{MeasureError, kernel};
 
 /// Bytes hashed at a time.
 const CHUNK: usize = 64 * 1024;
@@ -217,11 +217,7 @@ fn is_gone(error: &std::io::Error) -> bool {
 fn fill(measurement: &mut Measurement, file: &File, metadata: &std::fs::Metadata) {
     measurement.ino = metadata.st_ino();
     if measurement.dev == 0 {
-        let dev = metadata.st_dev();
-        // dev_t as glibc packs it (gnu_dev_major(3)).
-        let major = ((dev >> 8) & 0xfff) | ((dev >> 32) & !0xfff);
-        let minor = (dev & 0xff) | ((dev >> 12) & !0xff);
-        measurement.dev = kernel_dev(u32::try_from(major).unwrap_or(0), u32::try_from(minor).unwrap_or(0));
+        measurement.dev = kernel::kernel_dev(metadata.st_dev());
     }
     measurement.fs_magic = nix::sys::statfs::fstatfs(file).map_or(0, |fs| fs.filesystem_type().0.cast_unsigned());
     match hash(file) {

@@ -28,18 +28,17 @@ pub(super) use self::btf::Btf;
 pub use self::btf::BtfError;
 pub use self::error::KernelError;
 pub use self::gate::{GateError, GateSettings, OWN_LIBRARY, OWN_PROGRAM};
+pub(super) use self::guard::kernel_dev;
 pub(super) use self::load::{BTF_LIMIT, OBJECT_LIMIT, read_limited};
 pub use self::orders::{Answers, Key, Orders};
 pub use self::preflight::Preflight;
 pub(super) use self::preflight::lockdown_state;
-
-pub(super) use self::guard::kernel_dev;
+pub(super) use self::skipped::Skipped;
 
 use self::gate::Gate;
 use self::load::{EITHER, Object, PROGRAMS, SILENT};
 use self::orders::{open, open_counters};
 use self::pins::{COUNTERS, EVENTS, Pins, SEQUENCE};
-use self::skipped::Skipped;
 use super::source::{EventSource, Refusal, SourceError};
 
 /// Where the running programs came from.

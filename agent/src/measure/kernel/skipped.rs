@@ -1,10 +1,11 @@
 //! Runs of a program that the kernel left out.
 //!
 //! Before Linux 6.2 an LSM program is not started on a CPU where it runs already, in another task that sleeps in it: while
-//! one file is hashed, another load passes unseen. The kernel counts these, and what it counts is a loss.
+//! one file is hashed, another load passes unseen. A kprobe's program is not started on a CPU where a task was interrupted in
+//! bpf(2), which kernels that preempt do. The kernel counts these (kprobes from 6.7 on), and what it counts is a loss.
 
 use std::fs;
-use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -18,7 +19,7 @@ const PAUSE: Duration = Duration::from_millis(250);
 
 /// The running programs' counters of skipped runs.
 pub struct Skipped {
-    programs: Vec<ProgramFd>,
+    programs: Vec<OwnedFd>,
     count: u64,
     looked: Option<Instant>,
 }
@@ -44,14 +45,25 @@ impl Skipped {
         for info in loaded_programs() {
             let info: ProgramInfo = info.map_err(failed)?;
             if wanted.contains(&info.id()) {
-                programs.push(info.fd().map_err(failed)?);
+                programs.push(Self::another(&info.fd().map_err(failed)?)?);
             }
         }
-        Ok(Self {
+        Ok(Self::of(programs))
+    }
+
+    /// A descriptor to keep.
+    pub fn another(program: &ProgramFd) -> Result<OwnedFd, KernelError> {
+        let failed = KernelError::file("open once more", Path::new("(a running program)"));
+        program.as_fd().try_clone_to_owned().map_err(failed)
+    }
+
+    /// Those of these programs.
+    pub const fn of(programs: Vec<OwnedFd>) -> Self {
+        Self {
             programs,
             count: 0,
             looked: None,
-        })
+        }
     }
 
     /// Skipped runs of all programs since they were loaded, as of a moment ago.
@@ -61,7 +73,7 @@ impl Skipped {
         }
         let mut count = 0_u64;
         for program in &self.programs {
-            let path = PathBuf::from(format!("/proc/self/fdinfo/{}", program.as_fd().as_raw_fd()));
+            let path = PathBuf::from(format!("/proc/self/fdinfo/{}", program.as_raw_fd()));
             count = count.saturating_add(read(&path)?);
         }
         (self.count, self.looked) = (count, Some(Instant::now()));
@@ -74,7 +86,7 @@ fn read(path: &Path) -> Result<u64, KernelError> {
     Ok(recursion_misses(&text))
 }
 
-/// From a program's fdinfo. Kernels without the line (before 5.12) are too old for these programs.
+/// From a program's fdinfo. Kernels before 5.12 don't say.
 fn recursion_misses(text: &str) -> u64 {
     let value = text.lines().find_map(|line| line.strip_prefix("recursion_misses:"));
     value.and_then(|value| value.trim().parse().ok()).unwrap_or(0)

@@ -5,6 +5,8 @@
 
 use std::num::NonZeroUsize;
 use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use assay_ebpf::probe_record::{FILE_SIZE, File};
 use aya::maps::{HashMap, MapData};
@@ -16,6 +18,19 @@ use super::load::map_error;
 
 /// The map's name.
 pub const ASKED: &str = "ASKED";
+
+/// A kernel that takes the processor from a task in the middle of bpf(2) runs no probe on that processor until the task goes
+/// on. Whoever waits lets it.
+const TRIES: u32 = 200;
+const PAUSE: Duration = Duration::from_millis(5);
+
+/// Questions that got no answer: the kernel counts them among the runs that it skipped, and nothing of the host's is lost.
+static IN_VAIN: AtomicU64 = AtomicU64::new(0);
+
+/// How many questions got no answer so far.
+pub fn in_vain() -> u64 {
+    IN_VAIN.load(Ordering::Relaxed)
+}
 
 /// Asks on behalf of one thread.
 pub struct Asker {
@@ -35,14 +50,25 @@ impl Asker {
     /// What file this is, and how it is right now.
     ///
     /// # Errors
-    /// [`ProbeError::Silent`] when no probe answers.
+    /// [`ProbeError::Silent`] when no probe answers for a second.
     pub fn ask(&mut self, file: impl AsFd) -> Result<File, ProbeError> {
+        for _ in 0..TRIES {
+            if let Some(answer) = self.ask_once(&file)? {
+                return Ok(answer);
+            }
+            IN_VAIN.fetch_add(1, Ordering::Relaxed);
+            std::thread::sleep(PAUSE);
+        }
+        Err(ProbeError::Silent)
+    }
+
+    fn ask_once(&mut self, file: impl AsFd) -> Result<Option<File>, ProbeError> {
         self.answers
             .insert(self.thread, [0; FILE_SIZE], 0)
             .map_err(map_error(ASKED))?;
         map_once(file);
         let answer = self.answers.get(&self.thread, 0).map_err(map_error(ASKED))?;
-        File::read(&answer).ok_or(ProbeError::Silent)
+        Ok(File::read(&answer))
     }
 }
 

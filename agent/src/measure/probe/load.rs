@@ -17,7 +17,7 @@ use super::ProbeError;
 use super::ask::ASKED;
 use super::hasher::SEEN;
 use super::version;
-use crate::measure::kernel::{KernelError, OBJECT_LIMIT, kernel_dev, read_limited};
+use crate::measure::kernel::{KernelError, OBJECT_LIMIT, Skipped, kernel_dev, read_limited};
 
 /// The probes of the object and the functions that they go to.
 const PROBES: [(&str, &str); 7] = [
@@ -162,6 +162,20 @@ impl Loaded {
                 .map_err(|error| attach_error(name, function, error))?;
         }
         Ok(())
+    }
+
+    /// The counters of skipped runs.
+    pub fn skipped(&mut self) -> Result<Skipped, KernelError> {
+        let mut programs = Vec::with_capacity(PROBES.len());
+        for (name, _) in PROBES {
+            let fd = self.probe(name)?.fd().map_err(|error| KernelError::Program {
+                program: name,
+                step: "looked at",
+                source: Box::new(error),
+            });
+            programs.push(Skipped::another(fd?)?);
+        }
+        Ok(Skipped::of(programs))
     }
 
     /// Another handle on the counters.

@@ -38,6 +38,7 @@ use self::hasher::Hasher;
 use self::load::{Counters, Loaded};
 use self::reader::Reader;
 use self::shared::{Pace, Shared};
+use super::kernel::Skipped;
 use super::source::{EventSource, Refusal, SourceError};
 
 /// What tier 3 cannot see, for the log's first record.
@@ -54,6 +55,7 @@ pub struct Probe {
     shared: Arc<Shared>,
     ready: UnixStream,
     counters: Counters,
+    skipped: Skipped,
     reading: Pace,
     hashing: Pace,
     object_digest: [u8; 32],
@@ -83,6 +85,7 @@ impl Probe {
         Ok(Self {
             ready,
             counters: loaded.counters()?,
+            skipped: loaded.skipped()?,
             reading: Pace::default(),
             hashing: Pace::default(),
             object_digest: *loaded.digest(),
@@ -120,7 +123,13 @@ impl EventSource for Probe {
 
     fn lost(&mut self) -> Result<u64, SourceError> {
         self.check_pace()?;
-        Ok(self.counters.lost()?.saturating_add(self.shared.gaps()))
+        // In this order: a question in vain was counted as skipped before it is known to be in vain.
+        let skipped = self.skipped.count()?.saturating_sub(ask::in_vain());
+        Ok(self
+            .counters
+            .lost()?
+            .saturating_add(self.shared.gaps())
+            .saturating_add(skipped))
     }
 
     fn as_fd(&self) -> Option<BorrowedFd<'_>> {

@@ -159,7 +159,7 @@ fn attack_03_the_agent_killed_stopped_or_traced() -> Result<(), HarnessError> {
         // Not even process 1 may do more than ask.
         let refused = scene.guest().signal_from_init(scene.stage.agent.pid(), 9);
         assert!(refused.is_err_and(|error| error.to_string().contains("not permitted")));
-        gone(&scene, mode)?;
+        gone(&mut scene, mode)?;
     }
     row.set(Column::Ima, "", Outcome::OutOfScope);
     row.note("in observe nothing is refused: the kernel programs go on, and what ran meanwhile is in the log of the next agent. With the agent gone (systemd may ask it to stop), hold and enforce let run what is known and nothing else. IMA has no agent");
@@ -192,7 +192,7 @@ fn attempted(hook: Hook) -> Outcome {
 }
 
 /// The agent has stopped in an orderly way: what is known runs, nothing else does.
-fn gone(scene: &Scene, mode: Mode) -> Result<(), HarnessError> {
+fn gone(scene: &mut Scene, mode: Mode) -> Result<(), HarnessError> {
     let guest = scene.guest();
     let program = Payload::Tiny.make(guest)?;
     let path = format!("/root/gone-{mode}");
@@ -201,13 +201,11 @@ fn gone(scene: &Scene, mode: Mode) -> Result<(), HarnessError> {
     let errno = if mode == Mode::Enforce { EPERM } else { EAGAIN };
     assert_eq!(Hook::run(guest, &[&path], EXIT)?, Hook::Refused(errno), "{mode}");
     assert_eq!(Hook::run(guest, &["/usr/bin/true"], 0)?, Hook::Passed, "{mode}");
-    let agent = Agent::start(guest)?;
+    scene.stage.agent = Agent::start(scene.guest())?;
     let log = scene.wait_log("what was refused meanwhile", |log| {
         !about(log, &digest(&program)).is_empty()
     })?;
     assert!(log.events.contains(&Event::AgentStop));
-    // The next `enter` stops it again.
-    assert!(agent.pid() > 0);
     Ok(())
 }
 
@@ -342,8 +340,8 @@ fn on_programs() -> Vec<Attempt> {
 /// The agent's own program, started by the attacker under a debugger: it has the digest that may open pins and TPM, and the
 /// attacker's instructions.
 const DEBUGGED: &str = r#"
-    my $pid = fork(); if (!$pid) { syscall(101, 0, 0, 0, 0); exec("/usr/bin/assay-agent", "status"); exit(99); }
-    waitpid($pid, 0); my $regs = "\0" x 216; syscall(101, 12, $pid, 0, $regs) == 0 or exit(100 + $!);
+    my $pid = fork(); if (!$pid) { syscall(101, 0, 0, 0, 0); exec("/usr/bin/assay-agent", "status"); exit(100 + $!); }
+    waitpid($pid, 0); exit($? >> 8) if ($? & 255) == 0; my $regs = "\0" x 216; syscall(101, 12, $pid, 0, $regs) == 0 or exit(100 + $!);
     my @r = unpack("Q27", $regs); my ($rip, $rsp) = ($r[16], $r[19] - 4096);
     my $path = "/dev/tpmrm0\0\0\0\0\0"; for my $i (0, 8) { syscall(101, 5, $pid, $rsp + $i, unpack("Q", substr($path, $i, 8))) == 0 or exit(100 + $!); }
     syscall(101, 4, $pid, $rip, unpack("Q", "\x0f\x05\xcc\x90\x90\x90\x90\x90")) == 0 or exit(100 + $!);
@@ -354,9 +352,13 @@ const DEBUGGED: &str = r#"
     exit($answer >= 0 ? 0 : 100 - $answer);"#;
 
 fn under_a_debugger(row: &mut Row, scene: &Scene, mode: Mode) -> Result<(), HarnessError> {
+    let before = count(&scene.log()?, LoadKind::AttemptTrace);
     let ended = perl_with(scene.guest(), DEBUGGED, &[])?;
-    let outcome = attempted(Hook::of(&ended, 0)?);
-    row.set(Column::Assay(mode), "a second agent under a debugger", outcome);
+    assert_eq!(Hook::of(&ended, 0)?, Hook::Refused(EPERM), "{mode}: {ended}");
+    scene.wait_log("an agent under a debugger", |log| {
+        count(log, LoadKind::AttemptTrace) > before
+    })?;
+    row.set(Column::Assay(mode), "a second agent under a debugger", Outcome::Refused);
     Ok(())
 }
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 use assay_evidence::event::{LoadKind, Mode, Violation};
 use assay_tests::HarnessError;
 use assay_tests::agent::{self, Agent};
+use assay_tests::guest::Guest;
 use assay_tests::vm::{Image, RestoreOptions, Variant, Vm};
 use assay_verifier::keystore::{FileKeyStore, KeySource as _};
 
@@ -153,6 +154,13 @@ fn attack_32_memory_attacks() -> Result<(), HarnessError> {
 /// Longer than Linux waits for a TPM.
 const DEAD: Duration = Duration::from_secs(10);
 
+/// Starts the agent over and over, as systemd does, until the TPM has got over what it was asked before.
+fn restart(guest: &Guest) -> Result<Agent, HarnessError> {
+    Guest::wait_for("no agent finds the TPM in order again", PATIENCE, || {
+        Ok(Agent::start(guest).ok())
+    })
+}
+
 #[test]
 fn attack_30_the_tpm_stalls_or_is_gone() -> Result<(), HarnessError> {
     let mut row = Row::new(30, "TPM stall, TPM gone");
@@ -207,7 +215,7 @@ fn attack_30_the_tpm_stalls_or_is_gone() -> Result<(), HarnessError> {
         scene.stage.wait("no longer trusted", |host| host.state != "trusted")?;
         row.set(Column::Assay(mode), "gone", outcome);
         delay(&scene, Duration::ZERO);
-        scene.stage.agent = Agent::start(scene.guest())?;
+        scene.stage.agent = restart(scene.guest())?;
         scene.wait_log("what was tried meanwhile", |log| !about(log, &dead.1).is_empty())?;
     }
     let vm = Vm::restore_with(&Image::load()?.booted(Variant::ImaTcb), &options)?;
@@ -233,11 +241,11 @@ fn attack_30_the_tpm_stalls_or_is_gone() -> Result<(), HarnessError> {
 #[test]
 fn attack_31_no_room_for_the_log() -> Result<(), HarnessError> {
     let mut row = Row::new(31, "log folder or disk full");
-    let mut scene = Scene::set_after("", TOOLS, |guest| {
-        guest
-            .script("mkdir -p /run/assay; mount -t tmpfs -o size=2m tmpfs /run/assay")
-            .map(drop)
-    })?;
+    // No agent has measured here before: its log would be gone.
+    let vm = Vm::restore(&Image::load()?)?;
+    vm.guest()
+        .script("mkdir -p /run/assay; mount -t tmpfs -o size=2m tmpfs /run/assay")?;
+    let mut scene = Scene::set_in(vm, "", TOOLS)?;
     for &mode in MODES {
         scene.enter(mode)?;
         let guest = scene.guest();

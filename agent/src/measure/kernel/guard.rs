@@ -140,19 +140,33 @@ impl Guard {
                 "the agent was moved to another control group"
             );
         }
-        for mount in CGROUP_MOUNTS.map(Path::new) {
-            for group in Path::new(own.trim_start_matches('/')).ancestors() {
-                let folder = mount.join(group);
-                if let Ok(metadata) = std::fs::metadata(folder.join("cgroup.procs")).and(std::fs::metadata(&folder)) {
-                    self.cgroups
-                        .insert(metadata.st_ino(), 1, 0)
-                        .map_err(map_error(CGROUPS))?;
-                }
-            }
+        let groups = folders_of(own);
+        // First those that are new: between the two, more is guarded than must be.
+        for group in &groups {
+            self.cgroups.insert(group, 1, 0).map_err(map_error(CGROUPS))?;
+        }
+        let guarded: Vec<u64> = self.cgroups.keys().filter_map(Result::ok).collect();
+        for left in guarded.iter().filter(|group| !groups.contains(group)) {
+            self.cgroups.remove(left).map_err(map_error(CGROUPS))?;
         }
         own.clone_into(&mut self.cgroup);
         Ok(())
     }
+}
+
+/// The numbers of the folders of this control group and of those above it.
+fn folders_of(group: &str) -> HashSet<u64> {
+    let mut numbers = HashSet::new();
+    for mount in CGROUP_MOUNTS.map(Path::new) {
+        for group in Path::new(group.trim_start_matches('/')).ancestors() {
+            let folder = mount.join(group);
+            // Not every folder of this name is one of a control group.
+            if let Ok(metadata) = std::fs::metadata(folder.join("cgroup.procs")).and(std::fs::metadata(&folder)) {
+                numbers.insert(metadata.st_ino());
+            }
+        }
+    }
+    numbers
 }
 
 /// Every map that these programs use, pinned or not: what they note in the others decides as well.

@@ -14,8 +14,8 @@ use aya::programs::{ProgramFd, ProgramInfo, loaded_programs};
 
 use super::KernelError;
 
-/// Often enough for a look at each tick of the measuring loop, and not at each of its turns.
-const PAUSE: Duration = Duration::from_millis(250);
+/// A look reads a file of each program, which must not be what an idle agent does most.
+const PAUSE: Duration = Duration::from_secs(2);
 
 /// The running programs' counters of skipped runs.
 pub struct Skipped {

@@ -14,7 +14,7 @@ use aya_ebpf::programs::LsmContext;
 
 use crate::gate::{self, EAGAIN, EPERM, ETXTBSY};
 use crate::guard;
-use crate::kernel::{Identity, State, begins_with, first_is_null, layout, load, mark, writers};
+use crate::kernel::{Identity, State, begins_with, first_is_null, is_watched, layout, load, mark, writers};
 use crate::queue::{Facts, Outcome, count, submit};
 use crate::task;
 
@@ -40,6 +40,37 @@ mod said {
     pub const REFUSED: u32 = 2;
     /// Nothing: the agent hashes it just now (tier 2).
     pub const PENDING: u32 = 4;
+    /// Not the log's but the entry's: an equal state is equal content. Without it the digest alone says what is new.
+    pub const SURE: u32 = 8;
+}
+
+/// How a file was when its hash was begun. The kernel moves cookie and time before it changes the content, and the cookie
+/// only if somebody has asked for it: a writer who is at work then could end between the hash and the look afterwards.
+#[derive(Clone, Copy)]
+struct Begin {
+    state: State,
+    /// Somebody had it open for writing.
+    busy: bool,
+    /// Nobody had, and whoever has it from now on moves the state, or nobody can.
+    quiet: bool,
+}
+
+impl Begin {
+    /// # Safety
+    /// `inode` is a `struct inode *` that the verifier tracks.
+    #[inline(always)]
+    unsafe fn now(inode: *const c_void, alone: bool) -> Self {
+        unsafe {
+            // First the writers: one who comes later moves the state that is read next, or is seen afterwards.
+            let writers = writers(inode);
+            let watched = is_watched(inode);
+            Self {
+                state: State::of(inode),
+                busy: writers > 0,
+                quiet: writers < 0 || writers == 0 && (alone || watched),
+            }
+        }
+    }
 }
 
 #[btf_map]
@@ -58,6 +89,8 @@ struct Cause {
     pid: u32,
     /// Somebody else waits for the extend, and the load itself comes later.
     held: bool,
+    /// See [`request::ALONE`].
+    alone: bool,
 }
 
 /// Once for a program, once more for each `#!` interpreter: `bprm->file` is the one that is looked at. By now the
@@ -123,6 +156,7 @@ pub fn asked(ctx: LsmContext) -> i32 {
         flags: (argument >> 32) as u32 & flags::ALL,
         pid: argument as u32,
         held: true,
+        alone: argument & request::ALONE != 0,
     };
     // SAFETY: the hook's argument is a `struct file *`.
     unsafe {
@@ -154,6 +188,7 @@ impl Cause {
             flags,
             pid: 0,
             held: false,
+            alone: false,
         }
     }
 
@@ -195,20 +230,23 @@ impl Cause {
 unsafe fn measure(file: *const c_void, cause: Cause) -> i32 {
     unsafe {
         let inode: *const c_void = load(file, layout!(file_inode));
-        let state = State::of(inode);
+        let mut begin = Begin::now(inode, cause.alone);
         let known = CACHE.get_ptr_mut(inode.cast_mut().cast::<inode>());
         if !known.is_null()
-            && (*known).said & said::PENDING == 0
-            && (*known).state == state
-            && writers(inode) <= 0
-            && Identity::of(inode).counts
+            && (*known).said & (said::PENDING | said::SURE) == said::SURE
+            && (*known).state == begin.state
+            && !begin.busy
         {
             return again(file, inode, known, cause);
         }
         let identity = Identity::of(inode);
-        let hash = hash(file, &identity, state.size);
-        // bpf_ima_file_hash asks for the change cookie before it reads, and from then on every change moves it.
-        settle(file, inode, known, state, hash, cause)
+        let mut hash = hash(file, &identity, begin.state.size);
+        if !begin.quiet && !begin.busy && hash.error == 0 {
+            // bpf_ima_file_hash asks for the change cookie before it reads, and from then on every change moves it.
+            begin = Begin::now(inode, cause.alone);
+            hash = self::hash(file, &identity, begin.state.size);
+        }
+        settle(file, inode, known, begin, hash, cause)
     }
 }
 
@@ -267,14 +305,18 @@ unsafe fn settle(
     file: *const c_void,
     inode: *const c_void,
     known: *mut Entry,
-    before: State,
+    begin: Begin,
     hash: Outcome,
     cause: Cause,
 ) -> i32 {
     unsafe {
+        // First the writers: one who has ended by now has moved the state.
+        let busy = begin.busy || writers(inode) > 0;
         let after = State::of(inode);
         let identity = Identity::of(inode);
-        let unstable = after != before || writers(inode) > 0;
+        let unstable = busy || after != begin.state;
+        let sure = begin.quiet && (is_watched(inode) || cause.flags & flags::USER_HASH != 0 && identity.counts);
+        let sure = mark(0, sure, said::SURE);
         let unlinked = identity.links == 0;
         let answer = if !gate::closed() {
             0
@@ -285,15 +327,21 @@ unsafe fn settle(
         } else {
             gate::answer(&hash.digest, !cause.held)
         };
+        if cause.held && answer == -ETXTBSY {
+            // Nothing to tell: nobody has loaded it, and whoever does is looked at with writers kept out.
+            return answer;
+        }
         let epoch = gate::order(control::EPOCH) as u32;
         let heard = !known.is_null()
-            && !identity.counts
-            && (*known).said & said::LOADED != 0
+            && (*known).said & (said::LOADED | said::SURE) == said::LOADED
             && (*known).epoch == epoch
             && (*known).digest == hash.digest;
         if heard && answer == 0 && !unstable && hash.error == 0 && cause.flags & flags::AHEAD == 0 {
             // No counter tells whether it changed, but the digest does.
             count(counter::CACHE_HIT);
+            if sure != 0 {
+                remember(inode, known, after, &hash.digest, said::LOADED | sure, epoch);
+            }
             return 0;
         }
         if cause.held {
@@ -302,24 +350,40 @@ unsafe fn settle(
         let marks = mark(cause.flags | place(file, &identity), unstable, flags::UNSTABLE);
         let facts = Facts::of_file(inode, cause.kind, marks, hash, cause.pid);
         let queued = record(file, facts, answer, cause);
-        if !known.is_null() {
-            let _ = CACHE.delete(inode.cast_mut().cast::<inode>());
-        }
         // Only what is in the queue counts as measured. A memfd or deleted file never does: it can be written through
         // a mapping that moves neither cookie nor time.
         if queued && hash.error == 0 && !unstable && !unlinked {
-            let mut entry = Entry {
-                state: after,
-                digest: hash.digest,
-                said: cause.said(answer),
-                epoch: cause.epoch(answer, epoch),
-            };
-            let _ = CACHE.get_or_insert_ptr_mut(inode.cast_mut().cast::<inode>(), Some(&mut entry));
+            let said = cause.said(answer) | sure;
+            remember(inode, known, after, &hash.digest, said, cause.epoch(answer, epoch));
+        } else if !known.is_null() {
+            let _ = CACHE.delete(inode.cast_mut().cast::<inode>());
         }
         if cause.held && queued && hash.error != 0 {
             return request::NOT_HASHED;
         }
         gate::unless_lost(answer, queued)
+    }
+}
+
+/// Makes the inode's entry, in the place of `known` if that is one.
+///
+/// # Safety
+/// As for [`settle`].
+#[inline(always)]
+unsafe fn remember(inode: *const c_void, known: *mut Entry, state: State, digest: &[u64; 4], said: u32, epoch: u32) {
+    let inode = inode.cast_mut().cast::<inode>();
+    let mut entry = Entry {
+        state,
+        digest: *digest,
+        said,
+        epoch,
+    };
+    // SAFETY: the inode is one that the verifier tracks.
+    unsafe {
+        if !known.is_null() {
+            let _ = CACHE.delete(inode);
+        }
+        let _ = CACHE.get_or_insert_ptr_mut(inode, Some(&mut entry));
     }
 }
 
@@ -398,9 +462,15 @@ unsafe fn finish(file: *const c_void, mut cause: Cause) -> i32 {
                 request::UNSTABLE
             };
         }
-        let before = (*known).state;
+        // Nobody asks for the cookie here. That a change moved neither cookie nor time is what tier 2 cannot see, unless
+        // nobody could make one.
+        let begin = Begin {
+            state: (*known).state,
+            busy: false,
+            quiet: true,
+        };
         cause.flags |= flags::USER_HASH;
-        reply(settle(file, inode, known, before, Outcome::of(digest), cause))
+        reply(settle(file, inode, known, begin, Outcome::of(digest), cause))
     }
 }
 

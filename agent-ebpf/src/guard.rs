@@ -7,11 +7,11 @@ use core::ffi::c_void;
 use assay_ebpf::{MAX_CGROUPS, MAX_FOLDERS, MAX_GUARDED, MAX_HEIRS, control, counter, flags, guarded, kind};
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use aya_ebpf::helpers::generated::bpf_probe_read_kernel;
-use aya_ebpf::macros::{lsm, map};
+use aya_ebpf::macros::{btf_tracepoint, lsm, map};
 use aya_ebpf::maps::HashMap;
-use aya_ebpf::programs::LsmContext;
+use aya_ebpf::programs::{BtfTracePointContext, LsmContext};
 
-use crate::gate::{EPERM, order};
+use crate::gate::{EPERM, closed, order};
 use crate::kernel::{begins_with, layout, load};
 use crate::queue::{Facts, Outcome, count, submit};
 use crate::task;
@@ -81,6 +81,25 @@ pub fn led(program: &Outcome) -> i32 {
     count(counter::REFUSED);
     submit(&facts, |_| 0);
     -EPERM
+}
+
+/// The agent is moved to another control group, which can be a frozen one. No hook could refuse it, and this one is not
+/// told who does it by digest (inode storage is for security hooks): the agent finds out, once it runs again.
+#[btf_tracepoint(function = "cgroup_attach_task")]
+pub fn moved(ctx: BtfTracePointContext) -> i32 {
+    const EOPNOTSUPP: i32 = 95;
+    let task: *const c_void = ctx.arg(2);
+    let from_init = bpf_get_current_pid_tgid() >> 32 == 1;
+    // SAFETY: the tracepoint's argument is a `struct task_struct *`.
+    if !is_on() || from_init || unsafe { !task::is_agents(task) } || task::is_agent() {
+        return 0;
+    }
+    let facts = Facts::of_buffer(kind::ATTEMPT_FREEZE, 0, Outcome::failed(EOPNOTSUPP));
+    if !submit(&facts, |_| 0) && closed() {
+        // Nobody refused it for want of room.
+        count(counter::LOST);
+    }
+    0
 }
 
 /// Limits that would make the kernel end the agent.

@@ -131,6 +131,23 @@ pub unsafe fn writers(inode: *const c_void) -> i32 {
     unsafe { load(inode, layout!(inode_writecount)) }
 }
 
+/// Whether the next change of the inode is sure to move its [`State`]: somebody has asked for the change cookie, or (from
+/// Linux 6.13 on) for the change time, since the last one. A change that nobody could tell from the last is not counted.
+///
+/// # Safety
+/// As for [`State::of`].
+#[inline(always)]
+pub unsafe fn is_watched(inode: *const c_void) -> bool {
+    /// `I_VERSION_QUERIED` (include/linux/iversion.h).
+    const COOKIE_ASKED: u64 = 1;
+    /// `I_CTIME_QUERIED` (include/linux/fs.h).
+    const TIME_ASKED: u32 = 1 << 31;
+    unsafe {
+        load::<u32>(inode, layout!(inode_ctime_nsec)) & TIME_ASKED != 0
+            || load::<u64>(inode, layout!(inode_version)) & COOKIE_ASKED != 0 && Identity::of(inode).counts
+    }
+}
+
 /// Whether an id that a hook was given is this enumerator. Ids arrive with rubbish in their upper half on old kernels.
 #[inline(always)]
 pub fn is_id(given: u64, enumerator: u32) -> bool {

@@ -59,6 +59,9 @@ pub mod request {
     /// [`BEGIN`] is remembered: hash, then [`FINISH`].
     pub const HASH_IT: i32 = -11; // EAGAIN
 
+    /// In the argument: nobody can open the file for writing until the answer is there (the agent has a lease on it).
+    pub const ALONE: u64 = 1 << 56;
+
     /// For whom: process id, kind (below 256) and flags of the record.
     #[must_use]
     pub const fn argument(pid: u32, kind: u32, flags: u32) -> u64 {

@@ -306,8 +306,9 @@ fn attack_33_programs_that_the_kernel_starts() -> Result<(), HarnessError> {
     let prepare =
         "printf '\\377\\377\\377\\377' > /root/unknown; printf MAGIC > /root/misc; chmod 755 /root/unknown /root/misc
         modprobe binfmt_misc; mount -t binfmt_misc b /proc/sys/fs/binfmt_misc";
-    // What no loader knows is a program, too: it must be approved for the kernel to look for a module that loads it.
-    let rehearsal = format!("{TOOLS}; {prepare}; touch /root/x; rm -f /root/ran; /root/unknown || true");
+    // What no loader knows is a program, too: it must be approved for the kernel to look for one.
+    let rehearsal =
+        format!("{TOOLS}; {prepare}; touch /root/x; rm -f /root/ran; /root/unknown || true; /root/misc || true");
     let mut scene = Scene::set("", &rehearsal)?;
     // Nobody waits for it: it leaves a file.
     let helper = Way {

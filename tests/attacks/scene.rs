@@ -169,16 +169,29 @@ impl Scene {
 
     /// The verdict that a good host gets, with all that the log has by now; gives the verdict's notes.
     pub fn still_trusted(&self) -> Result<Vec<String>, HarnessError> {
+        let host = self.judged()?;
+        assert_eq!(host.get("state"), Some(&json!("trusted")), "{host}");
+        assert_eq!(host.get("reasons"), Some(&json!([])), "{host}");
+        Ok(texts(&host, "notes"))
+    }
+
+    /// The verdict with all that the log has by now, when it has no reason without this in it; gives the verdict's notes.
+    pub fn distrusted_alone_for(&self, needle: &str) -> Result<Vec<String>, HarnessError> {
+        let host = self.judged()?;
+        let reasons = texts(&host, "reasons");
+        assert!(!reasons.is_empty(), "{host}");
+        assert!(reasons.iter().all(|reason| reason.contains(needle)), "{host}");
+        Ok(texts(&host, "notes"))
+    }
+
+    /// The verdict, once the verifier has seen all that the log has by now.
+    fn judged(&self) -> Result<Value, HarnessError> {
         let records = self.settled()?.records.len() as u64;
-        let host = Guest::wait_for("the verifier never saw the whole log", PATIENCE, || {
+        Guest::wait_for("the verifier never saw the whole log", PATIENCE, || {
             let host = self.verdict()?;
             let seen = host.get("records").and_then(Value::as_u64).unwrap_or_default();
             Ok((seen >= records).then_some(host))
-        })?;
-        let member = |name: &str| host.get(name).cloned().unwrap_or_default();
-        assert_eq!(member("state"), "trusted", "{host}");
-        assert_eq!(member("reasons"), json!([]), "{host}");
-        Ok(serde_json::from_value(member("notes")).expect("a list of texts"))
+        })
     }
 
     /// All that the verifier says of the host.
@@ -186,6 +199,11 @@ impl Scene {
         let text = self.stage.verifier.run_ok(&["host", "show", HOST, "--json"])?;
         Ok(serde_json::from_str(&text).expect("JSON"))
     }
+}
+
+/// A member of a verdict that is a list of texts.
+fn texts(host: &Value, member: &str) -> Vec<String> {
+    serde_json::from_value(host.get(member).cloned().unwrap_or_default()).expect("a list of texts")
 }
 
 /// The verifier's database, and the policy in it.

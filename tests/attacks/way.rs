@@ -38,6 +38,8 @@ pub struct Way {
     pub seen: bool,
     /// Whether IMA's log has it.
     pub ima: bool,
+    /// Words of the verdict on what is done to have it loaded, if that is a reason in itself, in every mode.
+    pub deed: Option<&'static str>,
 }
 
 impl Way {
@@ -55,6 +57,7 @@ impl Way {
             passes: false,
             seen: true,
             ima: true,
+            deed: None,
         }
     }
 
@@ -109,7 +112,8 @@ pub fn play_with(row: &mut Row, scene: &mut Scene, ways: &[Way], prepare: &str) 
                 seen.push(digest);
             }
         }
-        judged(scene, mode, &seen)?;
+        let deed = ways.iter().find_map(|way| way.deed);
+        judged(scene, mode, &seen, deed)?;
     }
     play_ima(row, ways, prepare)
 }
@@ -186,9 +190,12 @@ fn play(scene: &Scene, way: &Way, mode: Mode, path: &str, digest: &str) -> Resul
 
 /// What was refused for good is no reason to distrust the host, and is told all the same; everything else is a reason, each
 /// for itself.
-fn judged(scene: &Scene, mode: Mode, digests: &[String]) -> Result<(), HarnessError> {
+fn judged(scene: &Scene, mode: Mode, digests: &[String], deed: Option<&str>) -> Result<(), HarnessError> {
     if mode == Mode::Enforce {
-        let notes = scene.still_trusted()?;
+        let notes = match deed {
+            Some(deed) => scene.distrusted_alone_for(deed)?,
+            None => scene.still_trusted()?,
+        };
         for digest in digests {
             assert!(
                 notes.iter().any(|note| note.contains(digest)),

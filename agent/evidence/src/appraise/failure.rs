@@ -311,7 +311,7 @@ const fn attempted(kind: LoadKind) -> &'static str {
         LoadKind::AttemptTpm => "open the TPM",
         LoadKind::AttemptBpf => "get at the agent's kernel programs or maps",
         LoadKind::AttemptPin => "remove or cover what the agent pinned",
-        LoadKind::AttemptFreeze => "freeze or kill the agent's control group",
+        LoadKind::AttemptFreeze => "freeze, kill or change the agent's control group",
         LoadKind::AttemptLimit => "change the agent's limits or scheduling",
         _ => "get at the agent",
     }

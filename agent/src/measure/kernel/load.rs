@@ -5,7 +5,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use aya::programs::links::FdLink;
-use aya::programs::{Lsm, ProgramError};
+use aya::programs::{Program, ProgramError};
 use aya::{Ebpf, EbpfLoader};
 use sha2::{Digest, Sha256};
 
@@ -16,7 +16,7 @@ use super::pins::{MAPS, Pins};
 
 /// The programs of the object and the hooks they go to, in the order in which they are attached: the one that tells a
 /// module's path comes before the one that needs it.
-pub const PROGRAMS: [(&str, &str); 23] = [
+pub const PROGRAMS: [(&str, &str); 24] = [
     ("program", "bprm_check_security"),
     ("mapping", "mmap_file"),
     ("module_path", "kernel_read_file"),
@@ -29,6 +29,7 @@ pub const PROGRAMS: [(&str, &str); 23] = [
     ("opened", "file_open"),
     ("signal", "task_kill"),
     ("trace", "ptrace_access_check"),
+    ("moved", "cgroup_attach_task"),
     ("limit", "task_setrlimit"),
     ("schedule", "task_setscheduler"),
     ("map_asked", "bpf_map"),
@@ -100,28 +101,8 @@ impl Object {
         let mut ebpf = self.load(&btf, &words, pins)?;
         let mut links = Vec::new();
         for (name, hook) in wanted {
-            let program: &mut Lsm = ebpf
-                .program_mut(name)
-                .and_then(|program| program.try_into().ok())
-                .ok_or_else(|| KernelError::NoProgram {
-                    path: self.path.clone(),
-                    program: name,
-                })?;
-            program
-                .load(hook, &btf)
-                .map_err(|error| KernelError::load(name, error))?;
-            let failed = |step| {
-                move |error: ProgramError| KernelError::Program {
-                    program: name,
-                    step,
-                    source: Box::new(error),
-                }
-            };
-            let id = program.attach().map_err(failed("attached"))?;
-            let link: FdLink = program
-                .take_link(id)
-                .map_err(failed("detached from the loader"))?
-                .into();
+            let program = ebpf.program_mut(name).ok_or_else(|| self.lacks(name))?;
+            let link = self.start(program, name, hook, &btf)?;
             let path = folder.join(name);
             let pinned = link.pin(&path).map_err(|error| KernelError::Link {
                 path,
@@ -131,6 +112,45 @@ impl Object {
             links.push(pinned.into());
         }
         Ok(links)
+    }
+
+    /// Loads and attaches one: to a hook for security modules, or to a tracepoint.
+    fn start(
+        &self,
+        program: &mut Program,
+        name: &'static str,
+        hook: &str,
+        btf: &aya::Btf,
+    ) -> Result<FdLink, KernelError> {
+        let failed = |step| {
+            move |error: ProgramError| KernelError::Program {
+                program: name,
+                step,
+                source: Box::new(error),
+            }
+        };
+        let (attached, detached) = (failed("attached"), failed("detached from the loader"));
+        let refused = |error| KernelError::load(name, error);
+        match program {
+            Program::Lsm(program) => {
+                program.load(hook, btf).map_err(refused)?;
+                let id = program.attach().map_err(attached)?;
+                program.take_link(id).map(FdLink::from).map_err(detached)
+            }
+            Program::BtfTracePoint(program) => {
+                program.load(hook, btf).map_err(refused)?;
+                let id = program.attach().map_err(attached)?;
+                program.take_link(id).map(FdLink::from).map_err(detached)
+            }
+            _ => Err(self.lacks(name)),
+        }
+    }
+
+    fn lacks(&self, program: &'static str) -> KernelError {
+        KernelError::NoProgram {
+            path: self.path.clone(),
+            program,
+        }
     }
 
     fn load(&self, btf: &aya::Btf, words: &[u32], pins: &Pins) -> Result<Ebpf, KernelError> {

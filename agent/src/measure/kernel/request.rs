@@ -1,5 +1,5 @@
 //! Asking the kernel programs about an open file: the `ioctl` that only they answer.
-#![expect(unsafe_code, reason = "ioctl is a raw system call")]
+#![expect(unsafe_code, reason = "ioctl and fcntl are raw system calls")]
 
 use std::fs::File;
 use std::os::fd::{AsRawFd as _, BorrowedFd};
@@ -65,6 +65,8 @@ pub fn measure(
     answers: &mut Answers,
     user_hash: bool,
 ) -> Result<Reply, KernelError> {
+    let lease = Lease::take(file);
+    let argument = argument | lease.as_ref().map_or(0, |_| request::ALONE);
     if !user_hash {
         return Ok(ask(file, request::MEASURE, argument));
     }
@@ -80,4 +82,32 @@ pub fn measure(
     };
     answers.hand_over(*digest.as_bytes())?;
     Ok(ask(file, request::FINISH, argument))
+}
+
+/// A read lease (fcntl(2)): nobody has the file open for writing, and whoever wants to waits until it is given back. Without
+/// it a writer could change the content between the hash and the look at the file's state afterwards.
+struct Lease<'file>(BorrowedFd<'file>);
+
+impl<'file> Lease<'file> {
+    /// `None`: somebody has it open for writing, or the file system knows no leases.
+    fn take(file: BorrowedFd<'file>) -> Option<Self> {
+        /// Which signal tells the holder that somebody waits (include/uapi/asm-generic/fcntl.h).
+        const F_SETSIG: libc::c_int = 10;
+        // It is given back soon anyway: a signal that does nothing to a process that does not care.
+        let quiet = Self::control(file, F_SETSIG, libc::SIGURG);
+        let taken = quiet && Self::control(file, libc::F_SETLEASE, libc::F_RDLCK);
+        taken.then_some(Self(file))
+    }
+
+    fn control(file: BorrowedFd<'_>, command: libc::c_int, value: libc::c_int) -> bool {
+        // SAFETY: the descriptor is open, and both commands take a number.
+        unsafe { libc::fcntl(file.as_raw_fd(), command, value) == 0 }
+    }
+}
+
+impl Drop for Lease<'_> {
+    fn drop(&mut self) {
+        // At the latest it ends with the descriptor.
+        let _ = Self::control(self.0, libc::F_SETLEASE, libc::F_UNLCK);
+    }
 }

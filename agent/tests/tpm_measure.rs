@@ -351,6 +351,24 @@ fn slow(log: &ReplayedLog) -> Vec<u64> {
         .collect()
 }
 
+/// The connection breaks below another command than an extend: it fails, and the next question after the TPM's health mends it.
+#[tokio::test]
+async fn tpm_a_lost_connection_is_made_anew() {
+    let swtpm = Swtpm::start().unwrap();
+    let proxy = TpmProxy::start(&swtpm).unwrap();
+    let (dir, queue) = (tempfile::tempdir().unwrap(), Queue::default());
+    let tpm = open(proxy.tcti());
+    let running = Running::start(settings(dir.path(), true), &queue, &tpm);
+    queue.push([0]);
+    running.settle(&queue);
+    proxy.hang_up_next(1, false);
+    assert!(attest(&tpm).await.is_err());
+    assert!(attest(&tpm).await.is_err(), "the connection is gone");
+    tpm.ping().await.unwrap();
+    attest(&tpm).await.unwrap();
+    running.stop().unwrap();
+}
+
 /// A driver's time-out and a TPM's error, before and after the TPM has carried the extend out.
 #[tokio::test]
 async fn tpm_a_failed_extend_is_tried_again_if_it_did_not_happen() {

@@ -170,8 +170,16 @@ impl Owner {
         Ok(found)
     }
 
+    /// A command that the kernel's driver gave up on leaves a connection that takes no other: that is no reason to end.
     pub(super) fn ping(&mut self) -> Result<(), TpmError> {
-        self.device.ping()
+        match self.device.ping() {
+            Err(error @ TpmError::Refused { .. }) => {
+                tracing::warn!(error = %chain(&error), "the TPM did not take a command: the connection to it is made anew");
+                self.reconnect()?;
+                self.device.ping()
+            }
+            answered => answered,
+        }
     }
 
     pub(super) fn activate(

@@ -23,6 +23,9 @@ use super::sighting::Sighting;
 /// The probes have run before the program has; what takes time is a machine without any.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// A kernel that preempts may have skipped the very probe, see [`super::ask`].
+const TRIES: u32 = 3;
+
 /// What is known of the agent's own program.
 struct Own {
     file: File,
@@ -42,16 +45,14 @@ pub fn tell_the_truth(reader: &mut Reader, loaded: &Loaded, btf: &Path) -> Resul
     let answer = Asker::for_this_thread(loaded.answers()?).ask(&own.file)?;
     own.compare(&answer, btf)?;
 
-    let mut child = Command::new("/proc/self/exe")
-        .arg("--version")
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .map_err(failed("run"))?;
-    let sighted = sighted(reader, child.id());
-    child.wait().map_err(failed("run"))?;
-    let program = sighted?;
+    let mut tries = (0..TRIES).map(|_| run_and_sight(reader));
+    let program = loop {
+        match tries.next() {
+            Some(Err(ProbeError::Silent)) => {}
+            Some(sighted) => break sighted?,
+            None => return Err(ProbeError::Silent),
+        }
+    };
     own.compare(&program.file.unwrap_or_default(), btf)?;
     if program.path != own.path {
         return Err(ProbeError::Misfit {
@@ -62,6 +63,24 @@ pub fn tell_the_truth(reader: &mut Reader, loaded: &Loaded, btf: &Path) -> Resul
         });
     }
     Ok(())
+}
+
+/// Runs the agent's own program once; what the probes say of it.
+fn run_and_sight(reader: &mut Reader) -> Result<Sighting, ProbeError> {
+    let failed = |source| ProbeError::Own {
+        operation: "run",
+        source,
+    };
+    let mut child = Command::new("/proc/self/exe")
+        .arg("--version")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .map_err(failed)?;
+    let sighted = sighted(reader, child.id());
+    child.wait().map_err(failed)?;
+    sighted
 }
 
 /// What the probes say of the program that this process runs; they must have seen a mapping of it, too.

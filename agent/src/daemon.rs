@@ -40,8 +40,11 @@ const CHECK_EVERY: Duration = Duration::from_secs(10);
 /// The TPM's devices: with and without the kernel's resource manager.
 const TPM_DEVICES: [&str; 2] = ["/dev/tpm0", "/dev/tpmrm0"];
 
-/// How often a host that has joined nobody looks whether it has by now.
-const JOIN_POLL: Duration = Duration::from_secs(1);
+/// How often a host that has joined nobody looks whether it has by now: at first, and when nobody seems to be about it.
+const JOIN_POLLS: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(5)];
+
+/// How often it looks at the shorter of these intervals.
+const JOIN_SOON: usize = 120;
 
 /// What is left running after the daemon's end gets so long to notice.
 const LAST_MOMENT: Duration = Duration::from_millis(200);
@@ -358,8 +361,10 @@ async fn serve(
 }
 
 async fn joined(config: &Config) -> Joined {
+    let [soon, later] = JOIN_POLLS;
+    let mut pauses = std::iter::repeat_n(soon, JOIN_SOON).chain(std::iter::repeat(later));
     loop {
-        tokio::time::sleep(JOIN_POLL).await;
+        tokio::time::sleep(pauses.next().unwrap_or(later)).await;
         match Joined::load(&config.state_dir) {
             Ok(Some(joined)) => return joined,
             Ok(None) => {}
@@ -394,7 +399,7 @@ async fn watch(tpm: &tpm::Handle, control: &Control) -> Result<Infallible, Daemo
     }
 }
 
-/// The measuring loop turns at least twice a second; a check in shorter intervals proves nothing.
+/// The measuring loop turns once a second and more; a check in shorter intervals proves nothing.
 const MIN_BEAT: Duration = Duration::from_secs(2);
 
 fn status(config: &Config, (tier, blind): (u8, String), tpm: tpm::Handle, control: Control) -> StatusSource {

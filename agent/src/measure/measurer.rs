@@ -32,7 +32,7 @@ const READ_AT_ONCE: usize = 1024;
 const MOST_REPEATED: usize = 4 * READ_AT_ONCE;
 
 /// The loop turns at least this often, to look at the lost counter and to show that it lives.
-const TICK: Duration = Duration::from_millis(500);
+const TICK: Duration = Duration::from_secs(1);
 
 /// How often it is looked whether the agent's own files have changed.
 const OWN_FILES: Duration = Duration::from_secs(5);

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::os::linux::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use procfs::process::{MMPermissions, MMapPath, Process};
 
@@ -16,11 +17,17 @@ use super::kernel::{OWN_LIBRARY, OWN_PROGRAM};
 /// A file as it was measured: device, inode, change time.
 type Seen = (u64, u64, i64, i64);
 
+/// A library that is mapped later than at the start is found after this long.
+const MAPPED: Duration = Duration::from_secs(60);
+
 /// The files, and the state in which each was last measured.
 #[derive(Debug, Default)]
 pub struct OwnFiles {
     program: PathBuf,
     others: Vec<PathBuf>,
+    /// All of them, and when they were looked for.
+    paths: BTreeSet<PathBuf>,
+    looked: Option<Instant>,
     seen: BTreeMap<PathBuf, Seen>,
     /// Those that could not be measured in the state in which they were seen.
     failed: BTreeMap<PathBuf, Seen>,
@@ -33,6 +40,8 @@ impl OwnFiles {
         Self {
             program: std::fs::read_link("/proc/self/exe").map_or_else(|_| PathBuf::new(), |path| without_mark(&path)),
             others: others.to_vec(),
+            paths: BTreeSet::new(),
+            looked: None,
             seen: BTreeMap::new(),
             failed: BTreeMap::new(),
         }
@@ -49,21 +58,27 @@ impl OwnFiles {
 
     /// Those that are new or have changed since the last call, open, with the kind they are loaded as.
     pub fn changed(&mut self) -> Vec<(PathBuf, File, u32)> {
+        if self.looked.is_none_or(|at| at.elapsed() >= MAPPED) {
+            (self.paths, self.looked) = (self.paths(), Some(Instant::now()));
+        }
         let mut found = Vec::new();
-        for path in self.paths() {
-            let Ok(file) = File::open(&path) else { continue };
+        for path in &self.paths {
+            // Most have not changed, and an open is asked about: only by the name then.
+            if std::fs::metadata(path).is_ok_and(|metadata| self.seen.get(path) == Some(&state(&metadata))) {
+                continue;
+            }
+            let Ok(file) = File::open(path) else { continue };
             let Ok(metadata) = file.metadata() else { continue };
-            let state = (
-                metadata.st_dev(),
-                metadata.st_ino(),
-                metadata.st_ctime(),
-                metadata.st_ctime_nsec(),
-            );
+            let state = state(&metadata);
             if !metadata.is_file() || self.seen.insert(path.clone(), state) == Some(state) {
                 continue;
             }
-            let kind = if path == self.program { OWN_PROGRAM } else { OWN_LIBRARY };
-            found.push((path, file, kind));
+            let kind = if *path == self.program {
+                OWN_PROGRAM
+            } else {
+                OWN_LIBRARY
+            };
+            found.push((path.clone(), file, kind));
         }
         found
     }
@@ -77,6 +92,16 @@ impl OwnFiles {
         let fixed = self.others.iter().cloned().chain([self.program.clone()]);
         mapped.chain(fixed).filter(|path| path.is_absolute()).collect()
     }
+}
+
+/// What tells a file and its state from others.
+fn state(metadata: &std::fs::Metadata) -> Seen {
+    (
+        metadata.st_dev(),
+        metadata.st_ino(),
+        metadata.st_ctime(),
+        metadata.st_ctime_nsec(),
+    )
 }
 
 /// The name under which the file was found: the kernel marks one that has been replaced since.

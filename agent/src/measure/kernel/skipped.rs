@@ -17,11 +17,15 @@ use super::KernelError;
 /// A look reads a file of each program, which must not be what an idle agent does most.
 const PAUSE: Duration = Duration::from_secs(2);
 
+/// Between two looks where the kernel has no reason to skip anything.
+const LONG_PAUSE: Duration = Duration::from_secs(60);
+
 /// The running programs' counters of skipped runs.
 pub struct Skipped {
     programs: Vec<OwnedFd>,
     count: u64,
     looked: Option<Instant>,
+    pause: Duration,
 }
 
 impl Skipped {
@@ -48,7 +52,13 @@ impl Skipped {
                 programs.push(Self::another(&info.fd().map_err(failed)?)?);
             }
         }
-        Ok(Self::of(programs))
+        let path = Path::new("/proc/sys/kernel/osrelease");
+        let release = fs::read_to_string(path).map_err(KernelError::file("read", path))?;
+        let pause = if skips(&release) { PAUSE } else { LONG_PAUSE };
+        Ok(Self {
+            pause,
+            ..Self::of(programs)
+        })
     }
 
     /// A descriptor to keep.
@@ -63,12 +73,13 @@ impl Skipped {
             programs,
             count: 0,
             looked: None,
+            pause: PAUSE,
         }
     }
 
     /// Skipped runs of all programs since they were loaded, as of a moment ago.
     pub fn count(&mut self) -> Result<u64, KernelError> {
-        if self.looked.is_some_and(|at| at.elapsed() < PAUSE) {
+        if self.looked.is_some_and(|at| at.elapsed() < self.pause) {
             return Ok(self.count);
         }
         let mut count = 0_u64;
@@ -79,6 +90,15 @@ impl Skipped {
         (self.count, self.looked) = (count, Some(Instant::now()));
         Ok(count)
     }
+}
+
+/// Whether a kernel of this release (`uname -r`) skips LSM programs: before 6.2, and if it is no number.
+fn skips(release: &str) -> bool {
+    let mut numbers = release
+        .split(['.', '-'])
+        .map_while(|number| number.trim().parse::<u32>().ok());
+    let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    version < (6, 2)
 }
 
 fn read(path: &Path) -> Result<u64, KernelError> {
@@ -95,6 +115,22 @@ fn recursion_misses(text: &str) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn old_kernels_are_told_by_their_release() {
+        for old in [
+            "6.1.0-56-cloud-amd64",
+            "5.14.0-503.el9.x86_64",
+            "4.19.0+1",
+            "unknown",
+            "",
+        ] {
+            assert!(skips(old), "{old}");
+        }
+        for new in ["6.2.0", "6.12.118+deb13-cloud-amd64", "7.0-rc1", "10.1"] {
+            assert!(!skips(new), "{new}");
+        }
+    }
 
     #[test]
     fn the_counter_is_found_among_the_others() {

@@ -8,9 +8,9 @@ use assay_tests::tiny;
 use assay_tests::vm::Image;
 use serde::Serialize;
 
-use crate::Outcome;
 use crate::log::Log;
 use crate::machine::{FOLDER, Machine, State};
+use crate::{Outcome, figures};
 
 /// Loads a second that a flood aims at.
 const RATE: u64 = 10_000;
@@ -117,6 +117,8 @@ pub struct Rest {
     pub busy_ns: u64,
     /// How long that was, in nanoseconds.
     pub idle_ns: u64,
+    /// How long a start of a known program takes in this machine, in nanoseconds.
+    pub known_ns: f64,
 }
 
 /// Memory before and after so many records, and processor time while nothing happens.
@@ -127,6 +129,7 @@ pub fn rest(image: &Image, state: State, idle: Duration, records: u64) -> Outcom
         let (busy, begin) = (machine.agent_time()?, uptime(machine)?);
         std::thread::sleep(idle);
         let (busy_ns, idle_ns) = (machine.agent_time()? - busy, uptime(machine)? - begin);
+        let known_ns = figures::start(machine)?;
         let mut events = Log::read(machine)?.events;
         for _ in 0..20 {
             if events >= records {
@@ -142,6 +145,7 @@ pub fn rest(image: &Image, state: State, idle: Duration, records: u64) -> Outcom
             events,
             busy_ns,
             idle_ns,
+            known_ns,
         })
     })
 }

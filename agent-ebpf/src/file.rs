@@ -61,11 +61,12 @@ impl Begin {
     #[inline(always)]
     unsafe fn now(inode: *const c_void, alone: bool) -> Self {
         unsafe {
-            // First the writers: one who comes later moves the state that is read next, or is seen afterwards.
-            let writers = writers(inode);
+            // First the state: whoever changes something before the two looks has moved it by the end.
+            let state = State::of(inode);
             let watched = is_watched(inode);
+            let writers = writers(inode);
             Self {
-                state: State::of(inode),
+                state,
                 busy: writers > 0,
                 quiet: writers < 0 || writers == 0 && (alone || watched),
             }
@@ -310,12 +311,13 @@ unsafe fn settle(
     cause: Cause,
 ) -> i32 {
     unsafe {
-        // First the writers: one who has ended by now has moved the state.
+        // Last the state: a writer who has ended by now has moved it, and so does one who comes after this look.
         let busy = begin.busy || writers(inode) > 0;
+        let watched = is_watched(inode);
         let after = State::of(inode);
         let identity = Identity::of(inode);
         let unstable = busy || after != begin.state;
-        let sure = begin.quiet && (is_watched(inode) || cause.flags & flags::USER_HASH != 0 && identity.counts);
+        let sure = begin.quiet && (watched || cause.flags & flags::USER_HASH != 0 && identity.counts);
         let sure = mark(0, sure, said::SURE);
         let unlinked = identity.links == 0;
         let answer = if !gate::closed() {

@@ -111,3 +111,32 @@ impl Drop for Lease<'_> {
         let _ = Self::control(self.0, libc::F_SETLEASE, libc::F_UNLCK);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs::OpenOptions;
+    use std::os::fd::AsFd as _;
+    use std::os::unix::fs::OpenOptionsExt as _;
+
+    use super::*;
+
+    #[test]
+    fn a_lease_keeps_writers_out_and_is_not_had_beside_them() {
+        let made = tempfile::NamedTempFile::new().unwrap().into_temp_path();
+        let write = || {
+            OpenOptions::new()
+                .append(true)
+                .custom_flags(libc::O_NONBLOCK)
+                .open(&made)
+        };
+        let file = File::open(&made).unwrap();
+        let lease = Lease::take(file.as_fd()).expect("nobody writes");
+        let refused = write().unwrap_err();
+        assert_eq!(refused.kind(), std::io::ErrorKind::WouldBlock);
+        drop(lease);
+        let writer = write().unwrap();
+        assert!(Lease::take(file.as_fd()).is_none(), "somebody writes");
+        drop(writer);
+        assert!(Lease::take(file.as_fd()).is_some());
+    }
+}

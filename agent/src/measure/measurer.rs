@@ -2,8 +2,7 @@
 
 use std::collections::{HashSet, VecDeque};
 use std::fs::File;
-use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use assay_ebpf::Record as KernelRecord;
@@ -14,6 +13,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::control::{self, Control, Mailbox, Message};
 use super::journal::Journal;
+use super::lock::lock;
 use super::log::{self, LogWriter, Room};
 use super::recovery::{self, Recovered, Said};
 use super::sequence::{Gap, Sequence};
@@ -590,26 +590,4 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
         cause = error.source();
     }
     text
-}
-
-fn lock(run_dir: &Path) -> Result<File, MeasureError> {
-    std::fs::create_dir_all(run_dir).map_err(MeasureError::file("create", run_dir))?;
-    let path = run_dir.join("lock");
-    let opened = std::fs::OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(false)
-        // Whoever may open it may hold the lock, and so keep the agent from starting.
-        .mode(0o600)
-        .open(&path);
-    let file = opened.map_err(MeasureError::file("create", &path))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(std::fs::TryLockError::WouldBlock) => Err(MeasureError::Locked { path }),
-        Err(std::fs::TryLockError::Error(source)) => Err(MeasureError::File {
-            operation: "lock",
-            path,
-            source,
-        }),
-    }
 }

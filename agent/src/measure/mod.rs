@@ -20,6 +20,7 @@ pub mod host;
 pub mod inventory;
 pub mod journal;
 pub mod kernel;
+mod lock;
 pub mod log;
 pub mod measurer;
 pub mod mounts;

@@ -3,6 +3,7 @@
 
 mod boot_logs;
 mod cel;
+mod ima;
 mod quotes;
 
 use std::path::{Path, PathBuf};

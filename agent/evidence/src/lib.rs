@@ -19,6 +19,7 @@ pub mod credential;
 pub mod digest;
 pub mod ek;
 pub mod event;
+pub mod imalog;
 pub mod jwe;
 pub mod pcr;
 pub mod policy;

@@ -165,6 +165,37 @@ fn a_damaged_log_is_shown_up_to_the_damage() {
     ran.refused(&["record 2"]);
 }
 
+/// An IMA log with one entry, a violation: no digest covers it, and the PCR is extended with ones.
+#[test]
+fn an_ima_log() {
+    let counted = |data: &[u8]| [&u32::try_from(data.len()).unwrap().to_le_bytes(), data].concat();
+    let fields = [counted(b"sha256:\0digest"), counted(b"/usr/bin/a b\0")].concat();
+    let list = |digest: usize| {
+        let parts = [
+            10_u32.to_le_bytes().to_vec(),
+            vec![0; digest],
+            counted(b"ima-ng"),
+            counted(&fields),
+        ];
+        saved(&parts.concat())
+    };
+    let log = list(20);
+    let text = inspect("ima-log", &log.path, false).good();
+    assert!(
+        text.contains("1 entries") && text.contains("violation /usr/bin/a b"),
+        "{text}"
+    );
+    let json: Value = serde_json::from_str(&inspect("ima-log", &log.path, true).good()).unwrap();
+    let ones = Algorithm::Sha256.extend(&[0; 32], &[0xff; 32]);
+    assert_eq!(json["pcrs"]["sha256"]["10"], hex::encode(ones));
+    assert_eq!(json["events"][0]["violation"], true);
+    // The list of another bank has longer digests.
+    let other = list(32);
+    inspect("ima-log", &other.path, false).refused(&["entry 0"]);
+    let args = ["inspect", "ima-log", "--bank", "sha256", other.path.to_str().unwrap()];
+    assert_eq!(verifier(args).code, Some(0));
+}
+
 #[test]
 fn what_is_no_evidence_is_refused_by_name() {
     let text = saved(b"this is not evidence at all, whoever reads it");
@@ -172,6 +203,8 @@ fn what_is_no_evidence_is_refused_by_name() {
     inspect("boot-log", &text.path, false).refused(&["evidence"]);
     inspect("bundle", &text.path, false).refused(&["evidence", "not JSON", "line 1"]);
     inspect("boot-log", &saved(b"").path, false).refused(&["empty"]);
+    inspect("ima-log", &text.path, false).refused(&["evidence", "entry 0", "byte 0"]);
+    inspect("ima-log", &saved(b"").path, false).refused(&["empty"]);
     inspect("cel", Path::new("/nowhere/log.cel"), false).refused(&["/nowhere/log.cel", "No such file"]);
     inspect("boot-log", Path::new("/dev/zero"), false).refused(&["/dev/zero", "longer than"]);
     assert_eq!(verifier(["inspect", "sock-drawer", "x"]).code, Some(2));

@@ -13,6 +13,8 @@ use std::path::{Path, PathBuf};
 use assay_evidence::bootlog::{self, BootLogError};
 use assay_evidence::bundle::{BundleError, MAX_BUNDLE};
 use assay_evidence::cel::CelError;
+use assay_evidence::digest::Algorithm;
+use assay_evidence::imalog::{self, ImaLogError};
 use assay_evidence::tpm::TpmError;
 use thiserror::Error;
 
@@ -28,8 +30,20 @@ pub(super) enum InspectCommand {
     BootLog(FileArgs),
     /// A runtime log in CEL-TLV (an agent's /run/assay/log.cel)
     Cel(FileArgs),
+    /// The kernel's IMA log (/sys/kernel/security/ima/binary_runtime_measurements)
+    ImaLog(ImaArgs),
     /// An evidence bundle in JSON
     Bundle(FileArgs),
+}
+
+/// Options of `inspect ima-log`.
+#[derive(Debug, clap::Args)]
+pub(super) struct ImaArgs {
+    #[command(flatten)]
+    file: FileArgs,
+    /// Bank of the list's template digests: sha1, or that in the list's name (binary_runtime_measurements_sha256)
+    #[arg(long, default_value = "sha1")]
+    bank: Algorithm,
 }
 
 /// What every form of `inspect` takes.
@@ -84,6 +98,15 @@ pub enum InspectError {
         #[source]
         cause: BootLogError,
     },
+    /// Not an IMA log.
+    #[error("{0}", .path.display())]
+    ImaLog {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        cause: ImaLogError,
+    },
     /// Not a bundle.
     #[error("{0}", .path.display())]
     Bundle {
@@ -119,6 +142,7 @@ pub enum InspectError {
 pub(super) fn run(command: InspectCommand) -> Result<(), CliError> {
     match command {
         InspectCommand::BootLog(args) => boot_log(&args),
+        InspectCommand::ImaLog(args) => ima_log(&args),
         InspectCommand::Cel(args) => cel::run(&args.file, &read(&args.file, MAX_CEL)?, args.json),
         InspectCommand::Bundle(args) => bundle::run(&args.file, &read(&args.file, MAX_BUNDLE)?, args.json),
     }
@@ -131,6 +155,19 @@ fn boot_log(args: &FileArgs) -> Result<(), CliError> {
         cause,
     })?;
     if args.json {
+        print_json(&log.to_json())
+    } else {
+        print(&log.to_string())
+    }
+}
+
+fn ima_log(args: &ImaArgs) -> Result<(), CliError> {
+    let bytes = read(&args.file.file, imalog::MAX_LOG)?;
+    let log = imalog::parse(&bytes, args.bank).map_err(|cause| InspectError::ImaLog {
+        path: args.file.file.clone(),
+        cause,
+    })?;
+    if args.file.json {
         print_json(&log.to_json())
     } else {
         print(&log.to_string())

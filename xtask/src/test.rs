@@ -22,7 +22,7 @@ const MACHINES: &str = "2";
 pub enum Layer {
     /// Needs nothing
     Unit,
-    /// Reads the test vectors beside the repository
+    /// Reads the test vectors beside the repository, and asks tpm2-tools about them
     Vectors,
     /// Needs swtpm: a TPM for each test
     Tpm,
@@ -61,7 +61,8 @@ impl Layer {
             Self::Unit => None,
             Self::Vectors => {
                 let folder = root().join("../shared/vectors");
-                (!folder.is_dir()).then(|| "../shared/vectors is not there".to_owned())
+                let missing = (!folder.is_dir()).then(|| "../shared/vectors is not there".to_owned());
+                missing.or_else(|| lacks(&["tpm2_eventlog"]))
             }
             Self::Tpm => lacks(&["swtpm", "swtpm_setup", "tpm2"]),
             Self::Vm | Self::Attacks => {

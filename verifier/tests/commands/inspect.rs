@@ -253,6 +253,40 @@ fn bundle() -> Bundle {
 }
 
 #[test]
+fn a_quote() {
+    let file = saved(&attest());
+    let out = inspect("quote", &file.path, false).good();
+    for part in ["of sha256:0,13", "extra data ccdd", "reset count 5, restart count 6"] {
+        assert!(out.contains(part), "{part:?} is not in {out}");
+    }
+    let json: Value = serde_json::from_str(&inspect("quote", &file.path, true).good()).unwrap();
+    assert_eq!(json["attested"]["quote"]["pcrs"]["sha256"], serde_json::json!([0, 13]));
+    let cut = saved(&attest()[..20]);
+    inspect("quote", &cut.path, false).refused(&["evidence", "TPMS_ATTEST"]);
+}
+
+/// A damaged part that the TPM does not sign is no reason not to show the rest.
+#[test]
+fn a_bundle_with_an_ima_log() {
+    let counted = |data: &[u8]| [&u32::try_from(data.len()).unwrap().to_le_bytes(), data].concat();
+    let fields = [counted(b"sha1:\0digest"), counted(b"/usr/bin/a\0")].concat();
+    let list = [vec![10, 0, 0, 0], vec![0; 20], counted(b"ima-ng"), counted(&fields)].concat();
+    let mut bundle = bundle();
+    bundle.ima_log = Some(B64(list));
+    let whole = saved(&bundle.to_json().unwrap());
+    let out = inspect("bundle", &whole.path, false).good();
+    assert!(
+        out.contains("IMA log: 1 entries") && out.contains("violation /usr/bin/a"),
+        "{out}"
+    );
+    bundle.ima_log = Some(B64(vec![10, 0, 0]));
+    let damaged = saved(&bundle.to_json().unwrap());
+    let json: Value = serde_json::from_str(&inspect("bundle", &damaged.path, true).good()).unwrap();
+    let error = json["ima_log"]["error"].as_str().unwrap();
+    assert!(error.contains("ends inside entry 0"), "{error}");
+}
+
+#[test]
 fn a_bundle() {
     let file = saved(&bundle().to_json().unwrap());
     let out = inspect("bundle", &file.path, false).good();

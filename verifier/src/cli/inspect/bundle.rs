@@ -6,12 +6,14 @@ use std::path::Path;
 use assay_evidence::bootlog::{self, BootLog};
 use assay_evidence::bundle::Bundle;
 use assay_evidence::cel;
-use assay_evidence::tpm::{Attest, Attested, Signature};
-use serde_json::{Map, Value, json};
+use assay_evidence::digest::Algorithm;
+use assay_evidence::imalog::{self, ImaLog, ImaLogError};
+use assay_evidence::tpm::{Attest, Signature};
+use serde_json::{Value, json};
 
 use super::super::{CliError, print, print_json};
 use super::cel::{Placed, Records};
-use super::{InspectError, text};
+use super::{InspectError, quote, text};
 
 /// A bundle, taken apart. Nothing in it is verified.
 struct Shown {
@@ -83,20 +85,11 @@ impl Shown {
 
     fn to_text(&self) -> String {
         let Self { bundle, attest, .. } = self;
-        let clock = attest.clock;
         let mut text = format!(
-            "bundle version {}, boot {}: shown, not verified\n\
-             quote {} ({}) signer {}\n  extra data {}\n  clock {} ms, reset count {}, restart count {}, firmware {:016x}\n",
+            "bundle version {}, boot {}: shown, not verified\n{}",
             bundle.version,
             bundle.boot_id,
-            statement(&attest.attested),
-            self.scheme,
-            hex::encode(&attest.qualified_signer),
-            hex::encode(&attest.extra_data),
-            clock.clock,
-            clock.reset_count,
-            clock.restart_count,
-            attest.firmware_version,
+            quote::to_text(attest, Some(self.scheme)),
         );
         for (bank, values) in &bundle.pcrs {
             for (index, value) in values {
@@ -122,30 +115,25 @@ impl Shown {
         if let Some(log) = &self.boot_log {
             add(&mut text, format_args!("{log}"));
         }
-        if let Some(log) = &bundle.ima_log {
-            add(&mut text, format_args!("IMA log: {} bytes\n", log.0.len()));
+        match self.ima_log() {
+            None => {}
+            Some(Ok(log)) => add(&mut text, format_args!("{log}")),
+            Some(Err(error)) => add(&mut text, format_args!("IMA log: {error}\n")),
         }
         text
     }
 
     fn to_json(&self) -> Value {
         let Self { bundle, attest, .. } = self;
-        let clock = attest.clock;
+        let mut quote = quote::to_json(attest);
+        if let Some(members) = quote.as_object_mut() {
+            members.insert("scheme".to_owned(), self.scheme.into());
+        }
         json!({
             "verified": false,
             "version": bundle.version,
             "boot_id": bundle.boot_id,
-            "quote": {
-                "scheme": self.scheme,
-                "qualified_signer": hex::encode(&attest.qualified_signer),
-                "extra_data": hex::encode(&attest.extra_data),
-                "clock_ms": clock.clock,
-                "reset_count": clock.reset_count,
-                "restart_count": clock.restart_count,
-                "clock_safe": clock.safe,
-                "firmware_version": format!("{:016x}", attest.firmware_version),
-                "attested": attested_json(&attest.attested),
-            },
+            "quote": quote,
             "pcrs": bundle.pcrs,
             "log": {
                 "from": bundle.log.from,
@@ -154,38 +142,19 @@ impl Shown {
             },
             "boot_log": self.boot_log.as_ref().map(BootLog::to_json),
             "ima_log_bytes": bundle.ima_log.as_ref().map(|log| log.0.len()),
+            "ima_log": match self.ima_log() {
+                None => Value::Null,
+                Some(Ok(log)) => log.to_json(),
+                Some(Err(error)) => json!({"error": error.to_string()}),
+            },
         })
     }
-}
 
-fn statement(attested: &Attested) -> String {
-    match attested {
-        Attested::Certify { name, .. } => format!("of key {}, not of PCRs", hex::encode(name)),
-        Attested::Quote { selections, digest } => {
-            let chosen: Vec<String> = selections
-                .iter()
-                .map(|selection| {
-                    let pcrs: Vec<String> = selection.pcrs.iter().map(u8::to_string).collect();
-                    format!("{}:{}", selection.bank.name(), pcrs.join(","))
-                })
-                .collect();
-            format!("of {} digest {}", chosen.join("+"), hex::encode(digest))
-        }
-    }
-}
-
-fn attested_json(attested: &Attested) -> Value {
-    match attested {
-        Attested::Certify { name, qualified_name } => {
-            json!({"certify": {"name": hex::encode(name), "qualified_name": hex::encode(qualified_name)}})
-        }
-        Attested::Quote { selections, digest } => {
-            let selected: Map<String, Value> = selections
-                .iter()
-                .map(|selection| (selection.bank.name().to_owned(), json!(selection.pcrs)))
-                .collect();
-            json!({"quote": {"pcrs": selected, "digest": hex::encode(digest)}})
-        }
+    /// The kernel's list as the agent reads it, with SHA-1 template digests. One that is damaged is no reason not to show
+    /// the rest.
+    fn ima_log(&self) -> Option<Result<ImaLog<'_>, ImaLogError>> {
+        let log = self.bundle.ima_log.as_ref()?;
+        Some(imalog::parse(&log.0, Algorithm::Sha1))
     }
 }
 

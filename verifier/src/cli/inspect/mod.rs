@@ -4,6 +4,7 @@
 
 mod bundle;
 mod cel;
+mod quote;
 mod text;
 
 use std::fs::File;
@@ -11,7 +12,7 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use assay_evidence::bootlog::{self, BootLogError};
-use assay_evidence::bundle::{BundleError, MAX_BUNDLE};
+use assay_evidence::bundle::{BundleError, MAX_BUNDLE, MAX_TPM_PART};
 use assay_evidence::cel::CelError;
 use assay_evidence::digest::Algorithm;
 use assay_evidence::imalog::{self, ImaLogError};
@@ -32,6 +33,8 @@ pub(super) enum InspectCommand {
     Cel(FileArgs),
     /// The kernel's IMA log (/sys/kernel/security/ima/binary_runtime_measurements)
     ImaLog(ImaArgs),
+    /// What a TPM signed, a TPMS_ATTEST (as tpm2_quote --message writes it)
+    Quote(FileArgs),
     /// An evidence bundle in JSON
     Bundle(FileArgs),
 }
@@ -116,12 +119,12 @@ pub enum InspectError {
         #[source]
         cause: BundleError,
     },
-    /// A TPM structure in a bundle can't be read.
+    /// A TPM structure can't be read.
     #[error("{0}: {part}", .path.display())]
     Tpm {
         /// The file.
         path: PathBuf,
-        /// Which member of the bundle.
+        /// Which member of a bundle, or what the file should hold.
         part: &'static str,
         /// What is wrong with it.
         #[source]
@@ -143,6 +146,7 @@ pub(super) fn run(command: InspectCommand) -> Result<(), CliError> {
     match command {
         InspectCommand::BootLog(args) => boot_log(&args),
         InspectCommand::ImaLog(args) => ima_log(&args),
+        InspectCommand::Quote(args) => quote::run(&args.file, &read(&args.file, MAX_TPM_PART)?, args.json),
         InspectCommand::Cel(args) => cel::run(&args.file, &read(&args.file, MAX_CEL)?, args.json),
         InspectCommand::Bundle(args) => bundle::run(&args.file, &read(&args.file, MAX_BUNDLE)?, args.json),
     }

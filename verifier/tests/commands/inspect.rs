@@ -200,7 +200,7 @@ fn an_ima_log() {
 fn what_is_no_evidence_is_refused_by_name() {
     let text = saved(b"this is not evidence at all, whoever reads it");
     inspect("cel", &text.path, false).refused(&["evidence", "record 0", "no canonical event log"]);
-    inspect("boot-log", &text.path, false).refused(&["evidence"]);
+    inspect("boot-log", &text.path, false).refused(&["evidence", "byte 0"]);
     inspect("bundle", &text.path, false).refused(&["evidence", "not JSON", "line 1"]);
     inspect("boot-log", &saved(b"").path, false).refused(&["empty"]);
     inspect("ima-log", &text.path, false).refused(&["evidence", "entry 0", "byte 0"]);

@@ -44,45 +44,57 @@ pub enum BootLogError {
     #[error("the boot log has more than {MAX_EVENTS} events")]
     TooManyEvents,
     /// The log ends inside an event.
-    #[error("the boot log ends inside event {event}, at its {field}")]
+    #[error("the boot log ends inside event {event}, which begins at byte {at}, at its {field}")]
     Short {
         /// The event.
         event: usize,
+        /// The byte where it begins.
+        at: usize,
         /// What was being read.
         field: &'static str,
     },
     /// A PCR that no TPM has.
-    #[error("event {event} of the boot log names PCR {pcr}: this is not a boot log, or it is damaged")]
+    #[error("event {event} of the boot log, at byte {at}, names PCR {pcr}: this is not a boot log, or it is damaged")]
     NoSuchPcr {
         /// The event.
         event: usize,
+        /// The byte where it begins.
+        at: usize,
         /// The number found.
         pcr: u32,
     },
     /// An event's data is longer than [`MAX_EVENT_DATA`].
-    #[error("event {event} of the boot log has {size} bytes of data, at most {MAX_EVENT_DATA} are read")]
+    #[error("event {event} of the boot log, at byte {at}, has {size} bytes of data, at most {MAX_EVENT_DATA} are read")]
     EventTooLong {
         /// The event.
         event: usize,
+        /// The byte where it begins.
+        at: usize,
         /// Its claimed size.
         size: u32,
     },
     /// The crypto-agile header is not of the layout of "Spec ID Event03".
-    #[error("the boot log's header has an impossible {0}")]
+    #[error("the boot log's header, at byte 0, has an impossible {0}")]
     Header(&'static str),
     /// A digest of an algorithm that the header does not list, so its size is unknown.
-    #[error("event {event} of the boot log has a digest of algorithm {algorithm:#06x}, which its header does not list")]
+    #[error(
+        "event {event} of the boot log, at byte {at}, has a digest of algorithm {algorithm:#06x}, which its header does not list"
+    )]
     UnlistedAlgorithm {
         /// The event.
         event: usize,
+        /// The byte where it begins.
+        at: usize,
         /// The TPM's number for the algorithm.
         algorithm: u16,
     },
     /// Two digests of one algorithm in one event.
-    #[error("event {event} of the boot log has two digests of algorithm {algorithm:#06x}")]
+    #[error("event {event} of the boot log, at byte {at}, has two digests of algorithm {algorithm:#06x}")]
     RepeatedAlgorithm {
         /// The event.
         event: usize,
+        /// The byte where it begins.
+        at: usize,
         /// The TPM's number for the algorithm.
         algorithm: u16,
     },
@@ -117,6 +129,7 @@ pub enum Format {
 /// One event.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BootEvent {
+    at: usize,
     pcr: u32,
     event_type: u32,
     digests: Vec<(Algorithm, Vec<u8>)>,
@@ -124,6 +137,12 @@ pub struct BootEvent {
 }
 
 impl BootEvent {
+    /// The byte of the log where it begins.
+    #[must_use]
+    pub const fn at(&self) -> usize {
+        self.at
+    }
+
     /// The PCR: 0 to 23, or any number for an event that is not extended.
     #[must_use]
     pub fn pcr(&self) -> u32 {
@@ -225,6 +244,7 @@ impl BootLog {
                 .ok_or(BootLogError::NoDigest { event: number, bank })?;
             let value = pcrs.get_mut(&event.pcr).ok_or(BootLogError::NoSuchPcr {
                 event: number,
+                at: event.at,
                 pcr: event.pcr,
             })?;
             *value = bank.extend(value, digest);

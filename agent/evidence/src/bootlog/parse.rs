@@ -25,7 +25,11 @@ pub fn parse(bytes: &[u8]) -> Result<BootLog, BootLogError> {
     if bytes.len() > MAX_LOG {
         return Err(BootLogError::TooLong(bytes.len()));
     }
-    let mut input = Input { rest: bytes, event: 0 };
+    let mut input = Input {
+        rest: bytes,
+        event: 0,
+        begin: 0,
+    };
     let first = input.tpm12_event()?;
     let header = match first.data.strip_prefix(SPEC_ID_03) {
         Some(rest) if first.event_type == EV_NO_ACTION => Some(spec_id(rest)?),
@@ -37,6 +41,7 @@ pub fn parse(bytes: &[u8]) -> Result<BootLog, BootLogError> {
             return Err(BootLogError::TooManyEvents);
         }
         input.event = events.len();
+        input.begin = bytes.len().saturating_sub(input.rest.len());
         events.push(match &header {
             Some(sizes) => input.agile_event(sizes)?,
             None => input.tpm12_event()?,
@@ -62,7 +67,11 @@ pub fn parse(bytes: &[u8]) -> Result<BootLog, BootLogError> {
 /// The algorithms of the header with their digest sizes, in its order; those unknown to this program included, since
 /// their digests must be stepped over.
 fn spec_id(rest: &[u8]) -> Result<Vec<(u16, u16)>, BootLogError> {
-    let mut input = Input { rest, event: 0 };
+    let mut input = Input {
+        rest,
+        event: 0,
+        begin: 0,
+    };
     // platformClass, specVersionMinor, specVersionMajor, specErrata: the signature already settles the layout.
     input.u32("platform class")?;
     input.take(3, "version")?;
@@ -122,16 +131,18 @@ fn known(id: u16) -> Option<Algorithm> {
     Algorithm::from_tpm_id(id).ok()
 }
 
-/// What is left to read, and which event is being read, for error messages.
+/// What is left to read, which event is being read and at which byte it begins, for error messages.
 struct Input<'a> {
     rest: &'a [u8],
     event: usize,
+    begin: usize,
 }
 
 impl<'a> Input<'a> {
     fn take(&mut self, count: usize, field: &'static str) -> Result<&'a [u8], BootLogError> {
         let (head, rest) = self.rest.split_at_checked(count).ok_or(BootLogError::Short {
             event: self.event,
+            at: self.begin,
             field,
         })?;
         self.rest = rest;
@@ -141,6 +152,7 @@ impl<'a> Input<'a> {
     fn array<const N: usize>(&mut self, field: &'static str) -> Result<[u8; N], BootLogError> {
         self.take(N, field)?.try_into().map_err(|_| BootLogError::Short {
             event: self.event,
+            at: self.begin,
             field,
         })
     }
@@ -161,7 +173,11 @@ impl<'a> Input<'a> {
     fn head(&mut self) -> Result<(u32, u32), BootLogError> {
         let (pcr, event_type) = (self.u32("PCR")?, self.u32("type")?);
         if pcr >= PCR_COUNT && event_type != EV_NO_ACTION {
-            return Err(BootLogError::NoSuchPcr { event: self.event, pcr });
+            return Err(BootLogError::NoSuchPcr {
+                event: self.event,
+                at: self.begin,
+                pcr,
+            });
         }
         Ok((pcr, event_type))
     }
@@ -172,6 +188,7 @@ impl<'a> Input<'a> {
             Ok(length) if length <= MAX_EVENT_DATA => Ok(self.take(length, "data")?.to_vec()),
             _ => Err(BootLogError::EventTooLong {
                 event: self.event,
+                at: self.begin,
                 size,
             }),
         }
@@ -182,6 +199,7 @@ impl<'a> Input<'a> {
         let (pcr, event_type) = self.head()?;
         let digest = self.take(SHA1_SIZE, "digest")?.to_vec();
         Ok(BootEvent {
+            at: self.begin,
             pcr,
             event_type,
             digests: vec![(Algorithm::Sha1, digest)],
@@ -201,12 +219,14 @@ impl<'a> Input<'a> {
             let Some(&(_, size)) = sizes.iter().find(|&&(id, _)| id == algorithm) else {
                 return Err(BootLogError::UnlistedAlgorithm {
                     event: self.event,
+                    at: self.begin,
                     algorithm,
                 });
             };
             if seen.contains(&algorithm) {
                 return Err(BootLogError::RepeatedAlgorithm {
                     event: self.event,
+                    at: self.begin,
                     algorithm,
                 });
             }
@@ -217,6 +237,7 @@ impl<'a> Input<'a> {
             }
         }
         Ok(BootEvent {
+            at: self.begin,
             pcr,
             event_type,
             digests,

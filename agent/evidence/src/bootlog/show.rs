@@ -65,7 +65,7 @@ impl BootLog {
                     .map(|(bank, digest)| (bank.name().to_owned(), hex::encode(digest).into()))
                     .collect();
                 json!({
-                    "event": number, "pcr": event.pcr, "type": event_name(event.event_type),
+                    "event": number, "at": event.at, "pcr": event.pcr, "type": event_name(event.event_type),
                     "extended": event.is_extended(), "digests": digests, "size": event.data.len(),
                     "summary": summary(&event.data),
                 })

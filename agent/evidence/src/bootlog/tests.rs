@@ -86,7 +86,11 @@ fn malformed_logs_have_their_own_errors() {
     assert_eq!(parse(&vec![0; MAX_LOG + 1]), Err(BootLogError::TooLong(MAX_LOG + 1)));
     assert_eq!(
         parse(&tpm12(24, 4, &[0; 20], b"")),
-        Err(BootLogError::NoSuchPcr { event: 0, pcr: 24 })
+        Err(BootLogError::NoSuchPcr {
+            event: 0,
+            at: 0,
+            pcr: 24
+        })
     );
     let empty_event = tpm12(0, 4, &[0; 20], b"");
     assert_eq!(
@@ -98,13 +102,14 @@ fn malformed_logs_have_their_own_errors() {
     let mut long = tpm12(0, 4, &[0; 20], b"");
     let size = u32::try_from(MAX_EVENT_DATA).unwrap() + 1;
     long[28..].copy_from_slice(&size.to_le_bytes());
-    assert_eq!(parse(&long), Err(BootLogError::EventTooLong { event: 0, size }));
+    assert_eq!(parse(&long), Err(BootLogError::EventTooLong { event: 0, at: 0, size }));
 
     let short = &tpm12(0, 4, &[0; 20], b"data");
     assert_eq!(
         parse(&short[..short.len() - 1]),
         Err(BootLogError::Short {
             event: 0,
+            at: 0,
             field: "data"
         })
     );
@@ -127,12 +132,17 @@ fn malformed_logs_have_their_own_errors() {
     let with = |event: Vec<u8>| parse(&[header(SHA256, b""), event].concat());
     assert_eq!(
         with(agile(0, 4, &[(0x04, &[0; 20])], b"")),
-        Err(BootLogError::UnlistedAlgorithm { event: 1, algorithm: 4 })
+        Err(BootLogError::UnlistedAlgorithm {
+            event: 1,
+            at: header(SHA256, b"").len(),
+            algorithm: 4
+        })
     );
     assert_eq!(
         with(agile(0, 4, &[(0x0B, &[0; 32]), (0x0B, &[0; 32])], b"")),
         Err(BootLogError::RepeatedAlgorithm {
             event: 1,
+            at: header(SHA256, b"").len(),
             algorithm: 0x0B
         })
     );

@@ -37,6 +37,9 @@ const THREADS: usize = 2;
 const PAUSE: Duration = Duration::from_millis(2);
 /// See [`PAUSE`].
 const PATIENCE: u32 = 2000;
+/// So often a file that somebody has open for writing is asked about again: often that is a process which is about to close what
+/// it inherited. Whoever really writes makes the start fail anyway.
+const WRITTEN: u32 = 20;
 
 /// What is held back.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -226,6 +229,7 @@ impl Worker {
         let reply = loop {
             match measure(file, argument, &mut self.answers, self.user_hash)? {
                 Reply::NoRoom if asked < PATIENCE => thread::sleep(PAUSE),
+                Reply::Unstable if runs && asked < WRITTEN => thread::sleep(PAUSE),
                 reply => break reply,
             }
             asked += 1;

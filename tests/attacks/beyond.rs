@@ -154,6 +154,28 @@ fn attack_32_memory_attacks() -> Result<(), HarnessError> {
 /// Longer than Linux waits for a TPM.
 const DEAD: Duration = Duration::from_secs(10);
 
+/// A new program is run that the agent can't get into log and register any more: the agent ends for it, what is known
+/// runs on, and the host is no longer trusted.
+fn ends_the_agent(scene: &Scene, mode: Mode, program: &str) -> Result<Outcome, HarnessError> {
+    let guest = scene.guest();
+    let hook = Hook::run(guest, &[program], EXIT)?;
+    let (expected, outcome) = match mode {
+        Mode::Observe => (Hook::Passed, Outcome::Detected),
+        Mode::Hold => (Hook::Refused(EAGAIN), Outcome::Refused),
+        Mode::Enforce => (Hook::Refused(EPERM), Outcome::Refused),
+    };
+    assert_eq!(hook, expected, "{mode}");
+    assert_eq!(
+        Hook::run(guest, &["/usr/bin/true"], 0)?,
+        Hook::Passed,
+        "{mode}: what is known runs"
+    );
+    let ended = guest.wait(scene.stage.agent.pid(), PATIENCE)?;
+    assert_eq!(ended.code, Some(1), "{ended}");
+    scene.stage.wait("no longer trusted", |host| host.state != "trusted")?;
+    Ok(outcome)
+}
+
 /// Starts the agent over and over, as systemd does, until the TPM has got over what it was asked before.
 fn restart(guest: &Guest) -> Result<Agent, HarnessError> {
     Guest::wait_for("no agent finds the TPM in order again", PATIENCE, || {
@@ -198,21 +220,7 @@ fn attack_30_the_tpm_stalls_or_is_gone() -> Result<(), HarnessError> {
             },
         );
         delay(&scene, DEAD);
-        let hook = Hook::run(guest, &[&dead.0], EXIT)?;
-        let (expected, outcome) = match mode {
-            Mode::Observe => (Hook::Passed, Outcome::Detected),
-            Mode::Hold => (Hook::Refused(EAGAIN), Outcome::Refused),
-            Mode::Enforce => (Hook::Refused(EPERM), Outcome::Refused),
-        };
-        assert_eq!(hook, expected, "{mode}");
-        assert_eq!(
-            Hook::run(guest, &["/usr/bin/true"], 0)?,
-            Hook::Passed,
-            "{mode}: what is known runs"
-        );
-        let ended = guest.wait(scene.stage.agent.pid(), PATIENCE)?;
-        assert_eq!(ended.code, Some(1), "{ended}");
-        scene.stage.wait("no longer trusted", |host| host.state != "trusted")?;
+        let outcome = ends_the_agent(&scene, mode, &dead.0)?;
         row.set(Column::Assay(mode), "gone", outcome);
         delay(&scene, Duration::ZERO);
         scene.stage.agent = restart(scene.guest())?;
@@ -222,7 +230,6 @@ fn attack_30_the_tpm_stalls_or_is_gone() -> Result<(), HarnessError> {
     let guest = vm.guest();
     let program = Payload::Tiny.make(guest)?;
     guest.put("/root/dead", 0o755, &program)?;
-    let before = guest.sysfs_pcr(10)?;
     vm.slow_tpm().expect("a proxy").set_delay(DEAD);
     assert_eq!(
         Hook::run(guest, &["/root/dead"], EXIT)?,
@@ -230,7 +237,6 @@ fn attack_30_the_tpm_stalls_or_is_gone() -> Result<(), HarnessError> {
         "it runs, extended or not"
     );
     assert!(ima_has(guest, &digest(&program))?);
-    let _ = before;
     row.set(Column::Ima, "slow", Outcome::Recorded);
     row.set(Column::Ima, "gone", Outcome::Recorded);
     row.note("without a TPM the agent ends: no quote, no trust, and in hold and enforce nothing new runs. IMA lets a program run though its extend has failed; it is in the log and not in the register");
@@ -253,21 +259,7 @@ fn attack_31_no_room_for_the_log() -> Result<(), HarnessError> {
         let path = format!("/root/last-{mode}");
         guest.put(&path, 0o755, &program)?;
         guest.run(&["dd", "if=/dev/zero", "of=/run/assay/filler", "bs=4096", "status=none"])?;
-        let hook = Hook::run(guest, &[&path], EXIT)?;
-        let (expected, outcome) = match mode {
-            Mode::Observe => (Hook::Passed, Outcome::Detected),
-            Mode::Hold => (Hook::Refused(EAGAIN), Outcome::Refused),
-            Mode::Enforce => (Hook::Refused(EPERM), Outcome::Refused),
-        };
-        assert_eq!(hook, expected, "{mode}");
-        assert_eq!(
-            Hook::run(guest, &["/usr/bin/true"], 0)?,
-            Hook::Passed,
-            "{mode}: what is known runs"
-        );
-        let ended = guest.wait(scene.stage.agent.pid(), PATIENCE)?;
-        assert_eq!(ended.code, Some(1), "{ended}");
-        scene.stage.wait("no longer trusted", |host| host.state != "trusted")?;
+        let outcome = ends_the_agent(&scene, mode, &path)?;
         row.set(Column::Assay(mode), "", outcome);
         guest.run_ok(&["rm", "/run/assay/filler"])?;
         scene.stage.agent = Agent::start(scene.guest())?;

@@ -12,6 +12,7 @@ use crate::child::{self, Child};
 use crate::swtpm::last_words;
 use crate::wire::GUEST_PORT;
 
+use super::accel::EMULATED;
 use super::{AGENT_PORT, Accelerator, BOOT_TIMEOUT, BootOptions, Image};
 
 /// Virtual processors, unless the test says otherwise.
@@ -88,7 +89,7 @@ pub(super) fn start_tpm(dir: &Path) -> Result<Child, HarnessError> {
 pub(super) fn configure(command: &mut Command, image: &Image, dir: &Path, options: &BootOptions, ports: (u16, u16)) {
     let file = |name: &str| dir.join(name).display().to_string();
     if options.count_instructions {
-        command.args(["-accel", "tcg,thread=single", "-cpu", "max", "-icount", "shift=0"]);
+        command.args(["-accel", "tcg,thread=single", "-cpu", EMULATED, "-icount", "shift=0"]);
     } else {
         command.args(Accelerator::detect().arguments());
     }

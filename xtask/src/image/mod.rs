@@ -204,6 +204,7 @@ fn saved_name(image: &Image) -> Result<String, Error> {
     let mut key = Key::new("saved machine 2")
         // How a machine is put together, and how it is booted: one that was made otherwise is another one.
         .file(&root().join("tests/src/vm/qemu.rs"))?
+        .file(&root().join("tests/src/vm/accel.rs"))?
         .file(&root().join("tests/src/vm/variant.rs"))?;
     for file in [&image.root, &image.kernel].into_iter().chain(&image.initrd) {
         key = key.text(&file.display().to_string());

@@ -129,9 +129,11 @@ pub fn run(config: Config) -> Result<(), DaemonError> {
             what: "async runtime",
             source,
         })?;
+    let tpm = parts.tpm.clone();
     let result = runtime.block_on(run_with(&config, parts));
     // A disk that is being opened, or a TPM that hangs, must not keep the process.
     runtime.shutdown_timeout(LAST_MOMENT);
+    tpm.end(LAST_MOMENT);
     result
 }
 

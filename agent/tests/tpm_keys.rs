@@ -361,6 +361,28 @@ async fn tpm_that_stops_answering_is_a_timeout_with_a_name() {
     tpm.ping().await.expect("it answers again");
 }
 
+#[tokio::test]
+async fn tpm_is_given_back_at_the_end_unless_it_hangs() {
+    let swtpm = Swtpm::start().unwrap();
+    let tpm = open(swtpm.tcti());
+    let other = tpm.clone();
+    tpm.end(Duration::from_secs(60));
+    assert!(matches!(other.ping().await, Err(TpmError::Stopped)));
+    // This TPM takes one connection at a time.
+    let proxy = TpmProxy::start(&swtpm).unwrap();
+    let tpm = open_for(proxy.tcti(), Duration::from_secs(20)).unwrap();
+    proxy.hang();
+    let hanging = tokio::spawn({
+        let tpm = tpm.clone();
+        async move { tpm.quote(|_| [0; 32]).await.map(drop) }
+    });
+    // Asked before the end, whether the command has begun by then or not.
+    tokio::task::yield_now().await;
+    tpm.end(Duration::from_millis(50));
+    proxy.resume();
+    hanging.await.unwrap().expect("what was asked for before is answered");
+}
+
 #[test]
 fn tpm_bad_configuration_is_named() {
     let error = |tcti: &str, pcr: u8, ak_handle: u32| {

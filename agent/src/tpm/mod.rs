@@ -10,8 +10,9 @@ mod owner;
 mod queue;
 mod release;
 
-use std::sync::Arc;
 use std::sync::mpsc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use assay_evidence::digest::{Algorithm, Sha256Digest};
@@ -34,6 +35,9 @@ const KEY_SETUP: Duration = Duration::from_secs(120);
 /// Waiting callers give up this much later than the retries of a busy TPM, whose error says more.
 /// tpm2-tss repeats a command by itself before it says that the TPM is busy, which on a loaded host takes its time.
 const GRACE: Duration = Duration::from_secs(5);
+
+/// How often the end of the TPM's thread is looked for.
+const END_PAUSE: Duration = Duration::from_millis(2);
 
 /// Where the TPM is and how to use it; `[tpm]` of the configuration.
 #[derive(Clone, Debug)]
@@ -100,6 +104,7 @@ pub struct Handle(Arc<Inner>);
 
 struct Inner {
     queue: Arc<Queue<Work>>,
+    thread: Mutex<Option<JoinHandle<()>>>,
     identity: Identity,
     timeout: Duration,
     log: LogView,
@@ -124,7 +129,7 @@ impl Handle {
         let queue = Arc::new(Queue::new());
         let (queue2, log2) = (Arc::clone(&queue), log.clone());
         let (stages, stage) = mpsc::sync_channel(2);
-        std::thread::Builder::new()
+        let thread = std::thread::Builder::new()
             .name("tpm".into())
             .spawn(move || owner::run(&config, log2, &queue2, &stages))
             .map_err(|_| TpmError::Stopped)?;
@@ -137,6 +142,7 @@ impl Handle {
                     let identity = *identity;
                     return Ok(Self(Arc::new(Inner {
                         queue,
+                        thread: Mutex::new(Some(thread)),
                         identity,
                         timeout,
                         log,
@@ -151,6 +157,24 @@ impl Handle {
                 }
                 Err(mpsc::RecvTimeoutError::Disconnected) => return Err(TpmError::Stopped),
             }
+        }
+    }
+
+    /// Takes no more work and waits until the thread has given the TPM back, but no longer than `limit`.
+    ///
+    /// For the end of the process: libraries in C clean up after themselves then, and no thread should be in the middle of
+    /// them. One that waits for a TPM which hangs is left where it is.
+    pub fn end(&self, limit: Duration) {
+        self.0.queue.close();
+        let thread = self.0.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(thread) = thread else { return };
+        let give_up = Instant::now() + limit;
+        while !thread.is_finished() && Instant::now() < give_up {
+            std::thread::sleep(END_PAUSE);
+        }
+        if thread.is_finished() {
+            // It has nothing to say; a panic ends the process by itself.
+            drop(thread.join());
         }
     }
 

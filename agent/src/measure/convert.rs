@@ -1,5 +1,8 @@
 //! Kernel records into log events.
 
+use std::fs::File;
+use std::io::Read as _;
+
 use assay_ebpf::{HASH_ALGO_SHA256, Record, flags};
 use assay_evidence::digest::Sha256Digest;
 use assay_evidence::event::{Event, LoadKind, MAX_COMM, MAX_PATH, Measurement, Violation, cut};
@@ -44,10 +47,13 @@ pub fn event(record: &Record) -> Event {
     })
 }
 
-/// The name of a task on whose behalf the agent asked; it waits, or has gone.
+/// The name of a task on whose behalf the agent asked; it waits, or has gone. It waits for this look, too: one read takes
+/// what there is.
 fn name_of(pid: u32) -> String {
-    let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-    cut(name.trim_end(), MAX_COMM).to_owned()
+    let mut name = [0; MAX_COMM + 1];
+    let read = File::open(format!("/proc/{pid}/comm")).and_then(|mut file| file.read(&mut name));
+    let name = name.get(..read.unwrap_or(0)).unwrap_or_default();
+    text(name.strip_suffix(b"\n").unwrap_or(name), MAX_COMM)
 }
 
 fn path(record: &Record) -> String {
@@ -110,6 +116,17 @@ mod tests {
             (LoadKind::Program, "/bin/sh", "bash", Some(5))
         );
         assert_eq!(load.digest, Some(Sha256Digest::from([12; 32])));
+    }
+
+    #[test]
+    fn a_task_that_was_asked_for_is_told_by_its_number() {
+        let mut record = record();
+        (record.comm, record.pid) = ([0; 16], std::process::id());
+        let own = std::fs::read_to_string("/proc/self/comm").unwrap();
+        assert_eq!(load(&record).comm, own.trim_end());
+        // No process has this number (PID_MAX_LIMIT).
+        record.pid = u32::MAX;
+        assert_eq!(load(&record).comm, "");
     }
 
     #[test]

@@ -19,16 +19,16 @@ const NEW: u64 = 5;
 /// Bytes of such a program.
 const NEW_SIZE: usize = 1 << 20;
 /// Programs in a storm.
-pub const STORM: u64 = 1000;
+const STORM: u64 = 1000;
+/// Programs in a storm that takes its time.
+const FEWER: u64 = 200;
 /// Bytes of each: the storm is about starting, not about hashing.
 const STORM_SIZE: usize = 4096;
 /// What a hardware TPM takes for an extend, more or less.
 pub const SLOW: Duration = Duration::from_millis(10);
 
-/// Where the numbers of each figure's programs begin.
+/// Where the numbers of the programs of [`first`] begin.
 const FIRST: u64 = 1_000_000;
-/// See [`FIRST`].
-const STORMS: [u64; 3] = [2_000_000, 3_000_000, 4_000_000];
 /// A figure has no more rounds.
 pub const MOST_ROUNDS: u32 = 60;
 /// Nor a storm.
@@ -47,6 +47,41 @@ pub struct Timed {
     pub slow: Option<Storm>,
     /// The same on a TPM that is slower by as much as the machines are.
     pub scaled: Option<Storm>,
+    /// On such a TPM one after another, and fewer of them.
+    pub scaled_serial: Option<Storm>,
+}
+
+/// New programs, and how they are started.
+#[derive(Debug, Clone, Copy)]
+pub struct Plan {
+    /// Where the numbers of its programs begin.
+    from: u64,
+    /// How many a round.
+    count: u64,
+    /// How many at a time.
+    jobs: u64,
+}
+
+/// A thousand, one after another.
+pub const SERIAL: Plan = Plan::new(2_000_000, STORM, 1);
+/// A thousand, 64 at a time.
+pub const WIDE: Plan = Plan::new(3_000_000, STORM, 64);
+/// The same where extends take even longer.
+pub const SCALED: Plan = Plan::new(4_000_000, STORM, 64);
+/// One after another where extends take even longer.
+pub const SCALED_SERIAL: Plan = Plan::new(5_000_000, FEWER, 1);
+
+impl Plan {
+    const ALL: [Self; 4] = [SERIAL, WIDE, SCALED, SCALED_SERIAL];
+
+    const fn new(from: u64, count: u64, jobs: u64) -> Self {
+        Self { from, count, jobs }
+    }
+
+    /// The number of the first program of a round.
+    fn begin(&self, round: u32) -> u64 {
+        self.from + u64::from(round) * self.count
+    }
 }
 
 /// The time that a storm took, and what it cost the TPM.
@@ -96,23 +131,17 @@ pub fn first(machines: &[Machine], rounds: u32) -> Outcome<Series> {
     Ok(series)
 }
 
-/// A thousand new programs, `jobs` at a time, where every extend takes `delay` longer.
-pub fn storm(machines: &[Machine], rounds: u32, jobs: u64, delay: Duration) -> Outcome<Storm> {
+/// New programs as planned, where every extend takes `delay` longer.
+pub fn storm(machines: &[Machine], rounds: u32, plan: Plan, delay: Duration) -> Outcome<Storm> {
     let mut storm = Storm::default();
-    let [at_once, slow, slower] = STORMS;
-    let kind = match delay {
-        Duration::ZERO => at_once,
-        SLOW => slow,
-        _ => slower,
-    };
     in_turns(machines, rounds, |machine, round| {
-        let from = kind + u64::from(round) * STORM;
+        let from = plan.begin(round);
         machine.clear()?;
-        machine.make(from, STORM, STORM_SIZE)?;
+        machine.make(from, plan.count, STORM_SIZE)?;
         machine.settle()?;
         machine.slow_down(delay);
         let before = machine.agent_time()?;
-        let (started, extends) = each(machine, from, STORM, jobs)?;
+        let (started, extends) = each(machine, from, plan.count, plan.jobs)?;
         machine.slow_down(Duration::ZERO);
         storm.wall.push(machine.state, vec![started.wall_ns]);
         storm.extends.push(machine.state, vec![extends]);
@@ -126,9 +155,9 @@ pub fn storm(machines: &[Machine], rounds: u32, jobs: u64, delay: Duration) -> O
 /// Everything that the figures start: number and size of each program.
 pub fn programs() -> impl Iterator<Item = (u64, usize)> {
     let new = (FIRST..FIRST + u64::from(MOST_ROUNDS) * NEW).map(|number| (number, NEW_SIZE));
-    let storms = STORMS
+    let storms = Plan::ALL
         .into_iter()
-        .flat_map(|from| from..from + u64::from(MOST_STORMS) * STORM);
+        .flat_map(|plan| plan.from..plan.begin(MOST_STORMS));
     let small = storms.chain([1]).map(|number| (number, STORM_SIZE));
     new.chain(small)
 }

@@ -80,7 +80,9 @@ fn measure(image: &Image, options: &Options, results: &mut Results) -> Outcome<(
             step("storms, 64 at a time, on a TPM slowed down like the machines");
             let delay = figures::SLOW.mul_f64(slowdown.clamp(1.0, 50.0));
             let rounds = (options.rounds / 15).max(1);
-            results.timed.scaled = Some(figures::storm(&machines, rounds, 64, delay)?);
+            results.timed.scaled = Some(figures::storm(&machines, rounds, figures::SCALED, delay)?);
+            step("storms, one after another, on such a TPM");
+            results.timed.scaled_serial = Some(figures::storm(&machines, rounds, figures::SCALED_SERIAL, delay)?);
         }
     }
     if options.wants_turns() && options.clock != Clock::Time {
@@ -130,11 +132,11 @@ fn in_turns(machines: &[Machine], options: &Options, rounds: u32) -> Outcome<Tim
     }
     if options.wants("storm") {
         step("storms, one after another");
-        timed.storm = Some(figures::storm(machines, long, 1, Duration::ZERO)?);
+        timed.storm = Some(figures::storm(machines, long, figures::SERIAL, Duration::ZERO)?);
     }
     if options.wants("slow") {
         step("storms, 64 at a time, on a slow TPM");
-        timed.slow = Some(figures::storm(machines, long, 64, figures::SLOW)?);
+        timed.slow = Some(figures::storm(machines, long, figures::WIDE, figures::SLOW)?);
     }
     Ok(timed)
 }

@@ -89,7 +89,7 @@ impl Options {
 
     /// Is anything of it measured in turns?
     pub fn wants_turns(&self) -> bool {
-        ["known", "first", "storm", "slow"]
+        ["known", "first", "storm", "slow", "scaled"]
             .iter()
             .any(|figure| self.wants(figure))
     }

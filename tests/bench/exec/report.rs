@@ -119,6 +119,10 @@ fn summary(timed: &Timed, clock: &str) -> Vec<String> {
             storm("1,000 on a slower TPM, 64 at a time"),
             timed.scaled.as_ref().map(|storm| &storm.wall),
         ),
+        (
+            storm("200 on a slower TPM, one after another"),
+            timed.scaled_serial.as_ref().map(|storm| &storm.wall),
+        ),
     ];
     let mut lines = Vec::new();
     for ((name, unit, word), series) in named {
@@ -152,6 +156,10 @@ fn timed(timed: &Timed, clock: &str) -> Vec<Row> {
         let figure = "1,000 new programs, 64 at a time, extends of 10 ms more as these machines feel them";
         rows.extend(walls(figure, storm, 0.05));
         rows.extend(extends(storm));
+    }
+    if let Some(storm) = &timed.scaled_serial {
+        let figure = "200 new programs, one after another, extends of 10 ms more as these machines feel them";
+        rows.extend(walls(figure, storm, 1.15));
     }
     for row in &mut rows {
         row.figure.push_str(clock);

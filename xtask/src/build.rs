@@ -128,6 +128,24 @@ pub fn bench(name: &str, words: &[String], image: Option<&Path>) -> Result<(), E
     loud(&mut command)
 }
 
+/// Runs a benchmark of the evidence alone, which needs its software host.
+pub fn bench_evidence(name: &str, words: &[String]) -> Result<(), Error> {
+    let mut command = cargo();
+    command
+        .args([
+            "bench",
+            "-p",
+            "assay-evidence",
+            "--features",
+            "testing",
+            "--bench",
+            name,
+            "--",
+        ])
+        .args(words);
+    loud(&mut command)
+}
+
 /// Builds the kernel programs, unless their sources and their compiler are those of the object that is there.
 fn bpf(compiler: &BpfCompiler, of: &Object) -> Result<PathBuf, Error> {
     let object = artifacts()?.join(of.name).with_extension("o");

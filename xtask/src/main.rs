@@ -2,6 +2,7 @@
 
 mod build;
 mod demo;
+mod fuzz;
 mod image;
 mod matrix;
 mod run;
@@ -38,7 +39,7 @@ enum Task {
     },
     /// Run the tests, all layers or the ones named
     Test {
-        /// unit, vectors, tpm, vm, attacks
+        /// unit, vectors, fuzz, tpm, vm, attacks
         layers: Vec<test::Layer>,
         /// Run only the tests whose name contains this
         #[arg(long)]
@@ -74,8 +75,8 @@ enum Task {
         #[arg(long, requires = "script")]
         file: Vec<std::path::PathBuf>,
     },
-    /// Measure: `quote` gives the latency of quotes over mutual TLS, and the agent's memory; `exec` what measuring adds
-    /// to starting programs, beside the kernel's IMA, in test machines
+    /// Measure: `quote` gives the latency of quotes over mutual TLS, and the agent's memory; `verify` how many hosts a
+    /// verifier can judge; `exec` what measuring adds to starting programs, beside the kernel's IMA, in test machines
     Bench {
         /// Which benchmark
         #[arg(default_value = "quote")]
@@ -83,6 +84,15 @@ enum Task {
         /// Words for the benchmark itself: `exec --help` names them
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         words: Vec<String>,
+    },
+    /// Run the fuzz targets of what reads evidence; inputs that are refused with a panic are left in target/fuzz
+    Fuzz {
+        /// Which targets; all if none is named
+        #[arg(value_parser = fuzz::TARGETS)]
+        targets: Vec<String>,
+        /// How long each runs
+        #[arg(long, value_name = "SECONDS", default_value_t = fuzz::SHORT, value_parser = clap::value_parser!(u64).range(1..=fuzz::LONGEST))]
+        seconds: u64,
     },
     /// Show the whole story in a virtual machine: measured, trusted, given a disk key, then refused after a rogue load
     Demo,
@@ -96,11 +106,25 @@ fn variant(name: &str) -> Result<Variant, String> {
 /// `cargo xtask bench`.
 fn bench(name: &str, words: &[String]) -> Result<(), run::Error> {
     let tools = setup::install()?;
-    if name != "exec" {
-        return build::bench(name, words, None);
+    match name {
+        "verify" => return build::bench_evidence(name, words),
+        "exec" => {}
+        _ => return build::bench(name, words, None),
     }
     let image = image::prepare_bench(&build::for_bench(&tools)?)?;
     build::bench(name, words, Some(&image))
+}
+
+/// `cargo xtask fuzz`.
+fn fuzz(targets: &[String], seconds: u64) -> Result<(), run::Error> {
+    let tools = setup::install()?;
+    let wanted = |name: &&str| targets.is_empty() || targets.iter().any(|one| one == name);
+    let targets: Vec<&str> = fuzz::TARGETS.into_iter().filter(wanted).collect();
+    let found = fuzz::run(&tools.fuzzer, &targets, seconds)?;
+    match found.failed.as_slice() {
+        [] => Ok(()),
+        failed => Err(run::Error::Tests(format!("fuzz targets failed: {}", failed.join(", ")))),
+    }
 }
 
 fn main() -> ExitCode {
@@ -145,6 +169,7 @@ fn main() -> ExitCode {
             cmdline,
             ..
         } => image::console(build_only, bare, &kernel, cmdline),
+        Task::Fuzz { targets, seconds } => fuzz(&targets, seconds),
         Task::Bench { name, words } => bench(&name, &words),
         Task::Demo => demo::run(),
     };

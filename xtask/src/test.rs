@@ -7,6 +7,7 @@ use std::time::Instant;
 use clap::ValueEnum;
 
 use crate::build::{self, Built, Profile};
+use crate::fuzz::{self, Found};
 use crate::image;
 use crate::matrix;
 use crate::run::{Error, cargo, in_path, lines};
@@ -24,6 +25,8 @@ pub enum Layer {
     Unit,
     /// Reads the test vectors beside the repository, and asks tpm2-tools about them
     Vectors,
+    /// Gives whatever reads evidence bad input, for half a minute each
+    Fuzz,
     /// Needs swtpm: a TPM for each test
     Tpm,
     /// Needs QEMU: a machine for each test
@@ -34,12 +37,20 @@ pub enum Layer {
 
 impl Layer {
     /// What runs when no layer is named.
-    const ALL: [Self; 5] = [Self::Unit, Self::Vectors, Self::Tpm, Self::Vm, Self::Attacks];
+    const ALL: [Self; 6] = [
+        Self::Unit,
+        Self::Vectors,
+        Self::Fuzz,
+        Self::Tpm,
+        Self::Vm,
+        Self::Attacks,
+    ];
 
     fn name(self) -> &'static str {
         match self {
             Self::Unit => "unit",
             Self::Vectors => "vectors",
+            Self::Fuzz => "fuzz",
             Self::Tpm => "tpm",
             Self::Vm => "vm",
             Self::Attacks => "attacks",
@@ -59,6 +70,7 @@ impl Layer {
         };
         match self {
             Self::Unit => None,
+            Self::Fuzz => lacks(&["c++"]),
             Self::Vectors => {
                 let folder = root().join("../shared/vectors");
                 let missing = (!folder.is_dir()).then(|| "../shared/vectors is not there".to_owned());
@@ -80,14 +92,17 @@ impl Layer {
             Self::Vm => command.args(["-p", "assay-tests", "--test", "vm"]),
             Self::Attacks => command.args(["-p", "assay-tests", "--test", "attacks"]),
             Self::Vectors => command.args(["-p", "assay-tests", "--test", "vectors"]),
-            Self::Unit => command.args(["--workspace", "--no-fail-fast"]),
+            // The samples; the targets themselves are not cargo's to run.
+            Self::Fuzz => command.args(["-p", "assay-fuzz"]),
+            // The fuzz targets want another form of what they test.
+            Self::Unit => command.args(["--workspace", "--exclude", "assay-fuzz", "--no-fail-fast"]),
             // Without the examples in documentation: those are unit tests.
-            Self::Tpm => command.args(["--workspace", "--no-fail-fast", "--tests"]),
+            Self::Tpm => command.args(["--workspace", "--exclude", "assay-fuzz", "--no-fail-fast", "--tests"]),
         };
         command.arg("--");
         match (self, filter) {
             (Self::Unit, filter) => command.args(["--skip", "tpm_"]).args(filter),
-            (Self::Vectors, filter) => command.args(filter),
+            (Self::Vectors | Self::Fuzz, filter) => command.args(filter),
             // libtest takes several filters as alternatives: a filter given stands alone.
             (Self::Tpm, Some(filter)) => command.arg(filter),
             (Self::Tpm, None) => command.arg("tpm_"),
@@ -178,8 +193,19 @@ fn run_layer(layer: Layer, built: Option<&Built>, filter: Option<&str>) -> Resul
         println!("{line}");
     })?;
     outcome.broken = !status.success() && outcome.failed == 0;
+    if layer == Layer::Fuzz && outcome.good() {
+        outcome.add(fuzz(filter)?);
+    }
     outcome.seconds = start.elapsed().as_secs();
     Ok(outcome)
+}
+
+/// Runs the fuzz targets whose names contain this.
+fn fuzz(filter: Option<&str>) -> Result<Found, Error> {
+    let tools = setup::install()?;
+    let wanted = |name: &&str| filter.is_none_or(|part| name.contains(part));
+    let targets: Vec<&str> = fuzz::TARGETS.into_iter().filter(wanted).collect();
+    fuzz::run(&tools.fuzzer, &targets, fuzz::SHORT)
 }
 
 impl Outcome {
@@ -204,6 +230,12 @@ impl Outcome {
         {
             self.failures.insert(name.to_owned());
         }
+    }
+
+    fn add(&mut self, found: Found) {
+        self.passed += found.passed;
+        self.failed += u64::try_from(found.failed.len()).unwrap_or(u64::MAX);
+        self.failures.extend(found.failed);
     }
 
     fn good(&self) -> bool {

@@ -32,6 +32,6 @@ pub mod tpm;
 pub mod uuid;
 pub mod wire;
 
-#[cfg(test)]
-mod testing;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 mod tlv;

@@ -1,4 +1,11 @@
-//! For tests: a host whose "TPM" is a software key that signs whatever a test wants, also what no TPM would.
+//! For tests, fuzz targets and benchmarks: a host whose "TPM" is a software key that signs whatever a test wants, also what no
+//! TPM would. Outside this crate's own tests it takes the feature `testing`; nothing that is installed has it.
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::missing_panics_doc,
+    reason = "a test host that cannot be made is a failure of that test"
+)]
 
 use std::collections::BTreeMap;
 
@@ -13,18 +20,24 @@ use crate::event::{AgentStart, Event, LoadKind, Measurement, Mode};
 use crate::tpm::{AttestationKey, ClockInfo};
 use crate::wire::{B64, Hex};
 
-pub(crate) const BOOT: &str = "6b1f0e2a-93c4-4d5e-8f70-0123456789ab";
-pub(crate) const OTHER_BOOT: &str = "11111111-2222-4333-8444-555555555555";
-pub(crate) const NONCE: Nonce = Nonce::new([0x11; 32]);
-pub(crate) const EXPORTER: Exporter = Exporter::new([0x22; 32]);
-pub(crate) const BINDING: Binding<'static> = Binding::Quote {
+/// The boot id of [`Host::measuring`].
+pub const BOOT: &str = "6b1f0e2a-93c4-4d5e-8f70-0123456789ab";
+/// Another one.
+pub const OTHER_BOOT: &str = "11111111-2222-4333-8444-555555555555";
+/// The nonce of [`BINDING`].
+pub const NONCE: Nonce = Nonce::new([0x11; 32]);
+/// The TLS exporter of [`BINDING`].
+pub const EXPORTER: Exporter = Exporter::new([0x22; 32]);
+/// The question that is answered.
+pub const BINDING: Binding<'static> = Binding::Quote {
     nonce: &NONCE,
     exporter: &EXPORTER,
 };
 /// fixedTPM, fixedParent, sensitiveDataOrigin, userWithAuth, restricted, sign.
-pub(crate) const AK_ATTRIBUTES: u32 = 0x0005_0072;
+pub const AK_ATTRIBUTES: u32 = 0x0005_0072;
 
-pub(crate) fn agent_start(boot_id: &str) -> AgentStart {
+/// An agent's start in this boot.
+pub fn agent_start(boot_id: &str) -> AgentStart {
     AgentStart {
         agent_version: "0.1.0".into(),
         agent_digest: Sha256Digest::of(b"agent"),
@@ -43,7 +56,8 @@ pub(crate) fn agent_start(boot_id: &str) -> AgentStart {
     }
 }
 
-pub(crate) fn measurement(kind: LoadKind, path: &str, seq: Option<u64>) -> Measurement {
+/// A load of this file; its digest is that of its path.
+pub fn measurement(kind: LoadKind, path: &str, seq: Option<u64>) -> Measurement {
     Measurement {
         kind,
         flags: 0,
@@ -64,17 +78,21 @@ pub(crate) fn measurement(kind: LoadKind, path: &str, seq: Option<u64>) -> Measu
     }
 }
 
-pub(crate) fn load(path: &str, seq: u64) -> Event {
+/// A program that was started.
+pub fn load(path: &str, seq: u64) -> Event {
     Event::Load(measurement(LoadKind::Program, path, Some(seq)))
 }
 
 /// A P-256 key in the role of an AK.
-pub(crate) struct SoftKey {
+#[derive(Debug)]
+pub struct SoftKey {
     pair: EcdsaKeyPair,
 }
 
 impl SoftKey {
-    pub(crate) fn new() -> Self {
+    /// A new key.
+    #[expect(clippy::new_without_default, reason = "a key is made, not a default")]
+    pub fn new() -> Self {
         let random = SystemRandom::new();
         let pkcs8 = EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &random).unwrap();
         let pair = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, pkcs8.as_ref(), &random).unwrap();
@@ -82,7 +100,7 @@ impl SoftKey {
     }
 
     /// `TPMT_PUBLIC` with these attributes, ECDSA with SHA-256.
-    pub(crate) fn public(&self, attributes: u32) -> Vec<u8> {
+    pub fn public(&self, attributes: u32) -> Vec<u8> {
         let point = self.pair.public_key().as_ref();
         let mut out = vec![0x00, 0x23, 0x00, 0x0B];
         out.extend_from_slice(&attributes.to_be_bytes());
@@ -95,12 +113,13 @@ impl SoftKey {
         out
     }
 
-    pub(crate) fn ak(&self) -> AttestationKey {
+    /// As the verifier holds it.
+    pub fn ak(&self) -> AttestationKey {
         AttestationKey::new(&self.public(AK_ATTRIBUTES)).unwrap()
     }
 
     /// `TPMT_SIGNATURE`.
-    pub(crate) fn sign(&self, message: &[u8]) -> Vec<u8> {
+    pub fn sign(&self, message: &[u8]) -> Vec<u8> {
         let signature = self.pair.sign(&SystemRandom::new(), message).unwrap();
         let mut out = vec![0, 0x18, 0, 0x0B];
         for number in signature.as_ref().chunks(32) {
@@ -112,19 +131,25 @@ impl SoftKey {
 }
 
 /// What goes into a `TPMS_ATTEST` of a quote.
-#[derive(Clone)]
-pub(crate) struct QuoteFields {
-    pub(crate) magic: u32,
-    pub(crate) kind: u16,
-    pub(crate) extra_data: Vec<u8>,
-    pub(crate) clock: ClockInfo,
+#[derive(Debug, Clone)]
+pub struct QuoteFields {
+    /// TPM_GENERATED_VALUE, if it is what a TPM would say.
+    pub magic: u32,
+    /// TPM_ST_ATTEST_QUOTE, likewise.
+    pub kind: u16,
+    /// Qualifying data.
+    pub extra_data: Vec<u8>,
+    /// The TPM's clock and counters.
+    pub clock: ClockInfo,
     /// Algorithm id and bitmap.
-    pub(crate) selections: Vec<(u16, Vec<u8>)>,
-    pub(crate) digest: Vec<u8>,
+    pub selections: Vec<(u16, Vec<u8>)>,
+    /// Over the selected PCRs.
+    pub digest: Vec<u8>,
 }
 
 impl QuoteFields {
-    pub(crate) fn encode(&self) -> Vec<u8> {
+    /// TPMS_ATTEST.
+    pub fn encode(&self) -> Vec<u8> {
         let mut out = self.magic.to_be_bytes().to_vec();
         out.extend_from_slice(&self.kind.to_be_bytes());
         sized(&mut out, &[0x0B; 34]);
@@ -145,26 +170,34 @@ impl QuoteFields {
     }
 }
 
-pub(crate) fn sized(out: &mut Vec<u8>, bytes: &[u8]) {
+/// A TPM2B: bytes behind their length.
+pub fn sized(out: &mut Vec<u8>, bytes: &[u8]) {
     out.extend_from_slice(&u16::try_from(bytes.len()).unwrap().to_be_bytes());
     out.extend_from_slice(bytes);
 }
 
 /// A host that measures: log, PCRs and counters move together, unless a test moves one alone.
-pub(crate) struct Host {
-    pub(crate) key: SoftKey,
-    pub(crate) boot_id: String,
-    pub(crate) clock: ClockInfo,
-    pub(crate) pcrs: BTreeMap<u8, Hex>,
-    pub(crate) records: Vec<Record>,
-    pub(crate) boot_log: Option<Vec<u8>>,
+#[derive(Debug)]
+pub struct Host {
+    /// Its attestation key.
+    pub key: SoftKey,
+    /// Its boot id.
+    pub boot_id: String,
+    /// The TPM's clock and counters.
+    pub clock: ClockInfo,
+    /// PCRs of the SHA-256 bank.
+    pub pcrs: BTreeMap<u8, Hex>,
+    /// The runtime log.
+    pub records: Vec<Record>,
+    /// The firmware's log.
+    pub boot_log: Option<Vec<u8>>,
     /// Where its agent keeps the log.
-    pub(crate) pcr: u8,
+    pub pcr: u8,
 }
 
 impl Host {
     /// A host before its agent starts: PCRs 0 to 7 measured by firmware, an empty log.
-    pub(crate) fn booted(boot_id: &str, reset_count: u32) -> Self {
+    pub fn booted(boot_id: &str, reset_count: u32) -> Self {
         let pcrs = (0..16)
             .map(|index| (index, Hex(vec![if index < 8 { index + 1 } else { 0 }; 32])))
             .collect();
@@ -185,12 +218,12 @@ impl Host {
     }
 
     /// A host with three records: start with inventory and READY, and two loads.
-    pub(crate) fn measuring() -> Self {
+    pub fn measuring() -> Self {
         Self::measuring_in(13)
     }
 
     /// As [`Host::measuring`], with the log in another PCR.
-    pub(crate) fn measuring_in(pcr: u8) -> Self {
+    pub fn measuring_in(pcr: u8) -> Self {
         let mut host = Self::booted(BOOT, 5);
         host.pcr = pcr;
         host.record(&[
@@ -204,7 +237,7 @@ impl Host {
     }
 
     /// The same host after a reboot.
-    pub(crate) fn reboot(self, boot_id: &str) -> Self {
+    pub fn reboot(self, boot_id: &str) -> Self {
         let mut after = Self::booted(boot_id, self.clock.reset_count + 1);
         after.key = self.key;
         after.pcr = self.pcr;
@@ -213,13 +246,14 @@ impl Host {
     }
 
     /// Appends a record and extends its PCR.
-    pub(crate) fn record(&mut self, events: &[Event]) {
+    pub fn record(&mut self, events: &[Event]) {
         let number = u64::try_from(self.records.len()).unwrap();
         let record = Record::build(number, self.pcr, events, &[Algorithm::Sha1, Algorithm::Sha256]).unwrap();
         self.append(record);
     }
 
-    pub(crate) fn append(&mut self, record: Record) {
+    /// Appends this record and extends its PCR.
+    pub fn append(&mut self, record: Record) {
         let digest = record.digest(Algorithm::Sha256).unwrap().to_vec();
         self.extend(&digest);
         self.records.push(record);
@@ -227,12 +261,13 @@ impl Host {
     }
 
     /// Extends its PCR alone.
-    pub(crate) fn extend(&mut self, digest: &[u8]) {
+    pub fn extend(&mut self, digest: &[u8]) {
         let pcr = self.pcrs.get_mut(&self.pcr).unwrap();
         pcr.0 = Algorithm::Sha256.extend(&pcr.0, digest);
     }
 
-    pub(crate) fn head(&self) -> Head {
+    /// The log's head.
+    pub fn head(&self) -> Head {
         let mut head = Head::new();
         for record in &self.records {
             head.push(record).unwrap();
@@ -240,12 +275,13 @@ impl Host {
         head
     }
 
-    pub(crate) fn log_bytes(&self, from: usize) -> Vec<u8> {
+    /// The log from this record on, encoded.
+    pub fn log_bytes(&self, from: usize) -> Vec<u8> {
         self.records[from..].iter().flat_map(Record::encode).collect()
     }
 
     /// What its TPM would sign for this question.
-    pub(crate) fn quote_fields(&self, binding: &Binding<'_>) -> QuoteFields {
+    pub fn quote_fields(&self, binding: &Binding<'_>) -> QuoteFields {
         let head = self.head();
         let values: Vec<u8> = self.pcrs.values().flat_map(|value| value.0.clone()).collect();
         QuoteFields {
@@ -259,7 +295,7 @@ impl Host {
     }
 
     /// Evidence with a quote over these fields.
-    pub(crate) fn bundle_with(&self, fields: &QuoteFields, from: usize) -> Bundle {
+    pub fn bundle_with(&self, fields: &QuoteFields, from: usize) -> Bundle {
         let attest = fields.encode();
         let signature = self.key.sign(&attest);
         Bundle {
@@ -280,7 +316,8 @@ impl Host {
         }
     }
 
-    pub(crate) fn bundle(&self, binding: &Binding<'_>, from: usize) -> Bundle {
+    /// Evidence, as an agent would send it.
+    pub fn bundle(&self, binding: &Binding<'_>, from: usize) -> Bundle {
         self.bundle_with(&self.quote_fields(binding), from)
     }
 }

@@ -1,7 +1,7 @@
 //! `cargo xtask setup`: what building and testing needs, installed where missing.
 
 mod apt;
-mod linker;
+mod crates;
 mod packages;
 mod system;
 mod toolchain;
@@ -10,6 +10,10 @@ pub use apt::{PrivateApt, debs, unpack};
 pub use system::{Family, System};
 pub use toolchain::BpfCompiler;
 
+use std::path::PathBuf;
+use std::process::Command;
+
+use self::crates::{FUZZER, LINKER};
 use crate::run::Error;
 use crate::ui::{heading, note};
 use crate::workspace::lock_cache;
@@ -19,6 +23,22 @@ use crate::workspace::lock_cache;
 pub struct Tools {
     /// What compiles the kernel programs.
     pub bpf: BpfCompiler,
+    /// What builds the fuzz targets.
+    pub fuzzer: Fuzzer,
+}
+
+/// cargo-fuzz, by its folder.
+#[derive(Debug)]
+pub struct Fuzzer(PathBuf);
+
+impl Fuzzer {
+    /// Lets a cargo command find it.
+    pub fn configure(&self, cargo: &mut Command) {
+        let mut path = self.0.clone().into_os_string();
+        path.push(":");
+        path.push(std::env::var_os("PATH").unwrap_or_default());
+        cargo.env("PATH", path);
+    }
 }
 
 /// Reports what is missing, and changes nothing.
@@ -28,8 +48,10 @@ pub fn check() -> Result<(), Error> {
         .iter()
         .map(|package| format!("package {package}"))
         .collect();
-    if linker::find()?.is_none() {
-        missing.push(format!("bpf-linker {}", linker::VERSION));
+    for tool in [LINKER, FUZZER] {
+        if tool.find()?.is_none() {
+            missing.push(tool.to_string());
+        }
     }
     match toolchain::find()? {
         Some(compiler) => note(&format!("kernel programs are compiled with {compiler}")),
@@ -54,15 +76,14 @@ pub fn install() -> Result<Tools, Error> {
         packages::install(&system, &packages)?;
     }
     let _lock = lock_cache()?;
-    let linker = match linker::find()? {
-        Some(linker) => linker,
-        None => linker::install()?,
-    };
+    let linker = LINKER.ensure()?;
+    let fuzzer = Fuzzer(FUZZER.ensure()?);
     let bpf = match toolchain::find()? {
         Some(compiler) => compiler,
         None => toolchain::install(&system)?,
     };
     Ok(Tools {
         bpf: bpf.with_linker(linker),
+        fuzzer,
     })
 }

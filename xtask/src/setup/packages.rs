@@ -11,6 +11,8 @@ use crate::ui::note;
 const PACKAGES: &[&str] = &[
     // To build.
     "gcc",
+    // For libFuzzer.
+    "g++",
     "libc6-dev",
     "binutils",
     "pkg-config|pkgconf",
@@ -48,7 +50,7 @@ const PACKAGES: &[&str] = &[
 ];
 
 /// The same for Fedora and Enterprise Linux 10; printed, not installed.
-const DNF: &str = "dnf install gcc binutils pkgconf-pkg-config clang clang-devel tpm2-tss-devel systemd-devel \
+const DNF: &str = "dnf install gcc gcc-c++ binutils pkgconf-pkg-config clang clang-devel tpm2-tss-devel systemd-devel \
 cryptsetup-devel sqlite-devel swtpm swtpm-tools tpm2-tools cryptsetup util-linux iproute kmod e2fsprogs xz qemu-img \
 qemu-system-x86-core";
 
@@ -88,6 +90,8 @@ fn pick(names: &str) -> Result<String, Error> {
 fn missing_programs() -> Vec<String> {
     [
         "gcc",
+        // For libFuzzer.
+        "g++",
         "pkg-config",
         "clang",
         "swtpm",

@@ -13,7 +13,7 @@ use crate::workspace::{cache, make_dir};
 
 /// Names a folder laid out like Debian's /usr: bin/rustc, lib/rustlib with `core` for bpfel-unknown-none.
 const VARIABLE: &str = "ASSAY_BPF_TOOLCHAIN";
-/// What bpf-linker can open, see [`super::linker::VERSION`].
+/// What bpf-linker can open, see [`super::crates::LINKER`].
 const NEWEST_LLVM: u32 = 22;
 /// Where Debian's libraries lie; rustc and bpf-linker find libLLVM there.
 const LIBRARIES: &str = "lib/x86_64-linux-gnu";
@@ -177,7 +177,7 @@ fn package_names(apt: &PrivateApt, version: &str) -> Result<Vec<String>, Error> 
         return Err(Error::Missing(format!(
             "Debian's rustc-web {version} uses {llvm}, but bpf-linker {} opens LLVM {NEWEST_LLVM} at most: a newer \
              bpf-linker and an older compiler are the ways out (set {VARIABLE})",
-            super::linker::VERSION
+            super::crates::LINKER.version
         )));
     }
     names.push(runtime);

@@ -1,0 +1,4 @@
+//! Bundles, as JSON.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| assay_fuzz::bundle(data));

@@ -1,0 +1,4 @@
+//! Messages between host and verifier.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| assay_fuzz::wire(data));

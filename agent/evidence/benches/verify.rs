@@ -1,0 +1,294 @@
+//! `cargo xtask bench verify`: what judging a host costs a verifier, on one core. The host's "TPM" is a software key, whose
+//! signatures are those of a TPM's ECDSA key.
+#![expect(clippy::print_stdout, reason = "a benchmark prints its figures")]
+
+use std::error::Error;
+use std::hint::black_box;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use assay_evidence::bundle::Bundle;
+use assay_evidence::cel::Record;
+use assay_evidence::digest::Sha256Digest;
+use assay_evidence::event::{Event, LoadKind};
+use assay_evidence::pcr::RuntimePcr;
+use assay_evidence::policy::Policy;
+use assay_evidence::quote::HeldLog;
+use assay_evidence::replay::ReplayedLog;
+use assay_evidence::testing::{BINDING, Host, measurement};
+use assay_evidence::wire::{B64, LogPage};
+use serde_json::json;
+
+/// Events in the log of a busy host, and digests in a large policy.
+const MANY: u64 = 100_000;
+/// Events that an agent puts into one record when it is busy.
+const BATCH: u64 = 50;
+/// Every so many rounds of a figure there is one median.
+const ROUNDS: usize = 15;
+/// Records in a page.
+const PAGE: usize = 100;
+/// Polls in a round.
+const POLLS: u32 = 500;
+
+type Outcome<T> = Result<T, Box<dyn Error>>;
+
+/// One line of the table, with all that it was taken from.
+struct Figure {
+    name: &'static str,
+    /// One value a round.
+    values: Vec<f64>,
+    unit: &'static str,
+    limit: f64,
+    /// Whether more is better.
+    rate: bool,
+}
+
+fn main() -> Outcome<()> {
+    let policy = policy()?;
+    let (small, busy) = (Host::measuring(), busy_host());
+    let pages = pages(&busy)?;
+    println!(
+        "{MANY} events in {} records, {BATCH} each; {:.1} MiB as JSON in {} pages and a bundle; medians of {ROUNDS} rounds",
+        busy.records.len(),
+        mib(pages.iter().map(Vec::len).sum()),
+        pages.len(),
+    );
+    let figures = [
+        poll("poll with nothing new, log of 3 records", &small, &policy)?,
+        poll("poll with nothing new, log of 100,000 events", &busy, &policy)?,
+        replaying(&busy, &pages)?,
+        judging(&busy, &pages, &policy)?,
+        first_check(&busy, &pages, &policy)?,
+        loading(&policy)?,
+    ];
+    for figure in &figures {
+        let (middle, worst) = (figure.at(0.5), figure.at(if figure.rate { 0.0 } else { 1.0 }));
+        let met = if figure.rate {
+            middle >= figure.limit
+        } else {
+            middle <= figure.limit
+        };
+        println!(
+            "{:<52} {middle:>12.1} {} (worst round {worst:.1}); {} {:.1}: {}",
+            figure.name,
+            figure.unit,
+            if figure.rate { "at least" } else { "at most" },
+            figure.limit,
+            if met { "met" } else { "NOT met" }
+        );
+    }
+    println!("raw data: {}", save(&figures)?.display());
+    Ok(())
+}
+
+/// A full check of evidence that brings nothing which the verifier does not hold.
+fn poll(name: &'static str, host: &Host, policy: &Policy) -> Outcome<Figure> {
+    let held = fetched(host, &pages(host)?)?;
+    let bundle = last(host);
+    let polls = if host.records.len() > 100 { 1 } else { POLLS };
+    let values = rounds(|| {
+        for _ in 0..polls {
+            black_box(check(host, &bundle, &held)?.appraise(policy));
+        }
+        Ok(())
+    })?;
+    let per_second = |time: Duration| f64::from(polls) / time.as_secs_f64();
+    Ok(Figure {
+        name,
+        values: values.into_iter().map(per_second).collect(),
+        unit: "/s",
+        limit: 10_000.0,
+        rate: true,
+    })
+}
+
+/// Replay of records that are in memory.
+fn replaying(host: &Host, pages: &[Vec<u8>]) -> Outcome<Figure> {
+    let (held, bundle) = (fetched(host, pages)?, last(host));
+    let mut values = Vec::new();
+    for _ in 0..ROUNDS {
+        let quote = bundle.verify(&host.key.ak(), &BINDING, &held)?;
+        let begin = Instant::now();
+        black_box(quote.replay(RuntimePcr::DEFAULT)?);
+        values.push(events_per_second(begin.elapsed()));
+    }
+    Ok(Figure {
+        name: "replay of 100,000 events",
+        values,
+        unit: "events/s",
+        limit: 3_000_000.0,
+        rate: true,
+    })
+}
+
+/// The policy's judgement on a replayed log.
+fn judging(host: &Host, pages: &[Vec<u8>], policy: &Policy) -> Outcome<Figure> {
+    let log = check(host, &last(host), &fetched(host, pages)?)?;
+    let values = rounds(|| {
+        let verdict = black_box(log.appraise(policy));
+        verdict
+            .is_trusted()
+            .then_some(())
+            .ok_or_else(|| verdict.reasons().join("; ").into())
+    })?;
+    Ok(Figure {
+        name: "look-up of 100,000 events among 100,000 digests",
+        values: values.into_iter().map(events_per_second).collect(),
+        unit: "events/s",
+        limit: 1_000_000.0,
+        rate: true,
+    })
+}
+
+/// From the bytes that a host sent to the verdict.
+fn first_check(host: &Host, pages: &[Vec<u8>], policy: &Policy) -> Outcome<Figure> {
+    let json = last(host).to_json()?;
+    let values = rounds(|| {
+        let held = fetched(host, pages)?;
+        black_box(check(host, &Bundle::from_json(&json)?, &held)?.appraise(policy));
+        Ok(())
+    })?;
+    Ok(Figure {
+        name: "first check of a host with 100,000 events",
+        values: values.iter().map(millis).collect(),
+        unit: "ms",
+        limit: 200.0,
+        rate: false,
+    })
+}
+
+/// A policy with 100,000 digests, from its file's bytes.
+fn loading(policy: &Policy) -> Outcome<Figure> {
+    let json = policy.to_json();
+    let values = rounds(|| {
+        black_box(Policy::from_json(json.as_bytes())?);
+        Ok(())
+    })?;
+    Ok(Figure {
+        name: "loading of a policy with 100,000 digests",
+        values: values.iter().map(millis).collect(),
+        unit: "ms",
+        limit: 100.0,
+        rate: false,
+    })
+}
+
+/// The whole log as an agent hands it out, in pages.
+fn pages(host: &Host) -> Outcome<Vec<Vec<u8>>> {
+    let page = |(number, records): (usize, &[Record])| {
+        let page = LogPage {
+            from: u64::try_from(number * PAGE)?,
+            count: u64::try_from(records.len())?,
+            data: B64(records.iter().flat_map(Record::encode).collect()),
+        };
+        Ok(serde_json::to_vec(&page)?)
+    };
+    host.records.chunks(PAGE).enumerate().map(page).collect()
+}
+
+/// What a verifier holds after it has taken these pages, unjudged.
+fn fetched(host: &Host, pages: &[Vec<u8>]) -> Outcome<HeldLog> {
+    let mut held = HeldLog {
+        boot_id: host.boot_id.clone(),
+        ..HeldLog::none()
+    };
+    held.reset_count = host.clock.reset_count;
+    for page in pages {
+        let page: LogPage = serde_json::from_slice(page)?;
+        held.records += page.count;
+        held.bytes.extend(page.data.0);
+    }
+    Ok(held)
+}
+
+/// The evidence of a host to whoever holds its log.
+fn last(host: &Host) -> Bundle {
+    host.bundle(&BINDING, host.records.len())
+}
+
+fn check(host: &Host, bundle: &Bundle, held: &HeldLog) -> Outcome<ReplayedLog> {
+    let quote = bundle.verify(&host.key.ak(), &BINDING, held)?;
+    Ok(quote.replay(RuntimePcr::DEFAULT)?)
+}
+
+fn rounds(mut work: impl FnMut() -> Outcome<()>) -> Outcome<Vec<Duration>> {
+    // Once for the caches.
+    work()?;
+    (0..ROUNDS)
+        .map(|_| {
+            let begin = Instant::now();
+            work()?;
+            Ok(begin.elapsed())
+        })
+        .collect()
+}
+
+fn path(number: u64) -> String {
+    format!("/usr/lib/x86_64-linux-gnu/some/where/file-{number:06}")
+}
+
+fn busy_host() -> Host {
+    let mut host = Host::measuring();
+    let event = |number| Event::Load(measurement(LoadKind::Program, &path(number), Some(2 + number)));
+    for first in (0..MANY).step_by(usize::try_from(BATCH).unwrap_or(1)) {
+        host.record(&(first..first + BATCH).map(event).collect::<Vec<_>>());
+    }
+    host
+}
+
+/// One that approves of all of it, and of the three files that every test host has.
+fn policy() -> Outcome<Policy> {
+    let host = Host::measuring();
+    let log = check(&host, &host.bundle(&BINDING, 0), &HeldLog::none())?;
+    let mut policy = Policy::capture("bench", &log)?;
+    for number in 0..MANY {
+        let path = path(number);
+        policy.allow(Sha256Digest::of(path.as_bytes()), Some(LoadKind::Program), Some(&path))?;
+    }
+    Ok(policy)
+}
+
+fn events_per_second(time: Duration) -> f64 {
+    f64::from(u32::try_from(MANY).unwrap_or(u32::MAX)) / time.as_secs_f64()
+}
+
+fn millis(time: &Duration) -> f64 {
+    time.as_secs_f64() * 1e3
+}
+
+#[expect(clippy::cast_precision_loss, reason = "for people")]
+fn mib(bytes: usize) -> f64 {
+    bytes as f64 / f64::from(1 << 20)
+}
+
+impl Figure {
+    /// The value that this share of the rounds does not exceed.
+    fn at(&self, share: f64) -> f64 {
+        let mut sorted = self.values.clone();
+        sorted.sort_by(f64::total_cmp);
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            clippy::cast_precision_loss,
+            reason = "an index into a few rounds"
+        )]
+        let index = ((sorted.len() as f64 * share) as usize).min(sorted.len().saturating_sub(1));
+        sorted.get(index).copied().unwrap_or(f64::NAN)
+    }
+}
+
+/// Raw data and table, as JSON.
+fn save(figures: &[Figure]) -> Outcome<PathBuf> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/bench");
+    std::fs::create_dir_all(&folder)?;
+    let seconds = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
+    let file = folder.join(format!("verify-{seconds}.json"));
+    let figure = |figure: &Figure| {
+        json!({
+            "figure": figure.name, "unit": figure.unit, "limit": figure.limit, "values": figure.values,
+        })
+    };
+    let all: Vec<_> = figures.iter().map(figure).collect();
+    std::fs::write(&file, serde_json::to_vec(&all)?)?;
+    Ok(file)
+}

@@ -69,11 +69,17 @@ pub fn trace(ctx: LsmContext) -> i32 {
     }
 }
 
+/// Whether the calling task is traced where that matters: cheap, and no for nearly all.
+#[inline(always)]
+pub fn is_led() -> bool {
+    is_on() && task::is_traced()
+}
+
 /// A program that may take over is started by somebody who traces it from before its first instruction, and could tell it
-/// what to do with what only it may open. 0, or what to answer.
+/// what to do with what only it may open. Only where [`is_led`]. 0, or what to answer.
 #[inline(always)]
 pub fn led(program: &Outcome) -> i32 {
-    if !is_on() || !task::is_traced() || !may_take_over(program) {
+    if !may_take_over(program) {
         return 0;
     }
     let mut facts = Facts::of_buffer(kind::ATTEMPT_TRACE, 0, *program);

@@ -7,10 +7,10 @@ use assay_evidence::appraise::Appraisal;
 use assay_evidence::binding::{Binding, Exporter, Nonce};
 use assay_evidence::bundle::Bundle;
 use assay_evidence::policy::Policy;
-use assay_evidence::quote::{MAX_WHOLE_LOG, QuoteError, VerifiedQuote};
+use assay_evidence::quote::{Judged, MAX_WHOLE_LOG, QuoteError, VerifiedQuote};
 use assay_evidence::replay::{HeldLog, ReplayError, ReplayedLog};
 use assay_evidence::tpm::{AkError, Attest, AttestationKey, TpmError};
-use assay_evidence::wire::{Identity, ListStatus, QuoteRequest};
+use assay_evidence::wire::{B64, Identity, ListStatus, QuoteRequest};
 use ring::rand::{SecureRandom, SystemRandom};
 use thiserror::Error;
 
@@ -83,14 +83,14 @@ impl Evidence {
         // The boot id is only a hint here: a wrong one makes the evidence fail.
         let same_boot = boot_id == held.boot_id;
         let from = if same_boot && !whole { held.records } else { 0 };
-        match quote(agent, from).await {
+        match quote(agent, from, true).await {
             Ok((bundle, nonce)) => return Ok(Self::new(agent, bundle, nonce, held, approved)),
             Err(LookError::Client(ClientError::Refused(refusal))) if refusal.code == LOG_TOO_LONG => {}
             Err(error) => return Err(error),
         }
         if same_boot {
             let held = fetch_log(agent, held).await?;
-            let (bundle, nonce) = quote(agent, held.records).await?;
+            let (bundle, nonce) = quote(agent, held.records, true).await?;
             return Ok(Self::new(agent, bundle, nonce, held, approved));
         }
         let new = HeldLog {
@@ -98,10 +98,45 @@ impl Evidence {
             ..HeldLog::none()
         };
         let new = fetch_log(agent, new).await?;
-        let (bundle, nonce) = quote(agent, new.records).await?;
+        let (bundle, nonce) = quote(agent, new.records, true).await?;
         let mut evidence = Self::new(agent, bundle, nonce, new, approved);
         evidence.follow_boot(held)?;
         Ok(evidence)
+    }
+
+    /// Asks for what is new since `held`, of which the log's bytes and the firmware's log are elsewhere: `None` where only
+    /// [`Evidence::ask`] can go on, since the host was rebooted or has more to tell than fits into one answer.
+    pub async fn ask_for_news(agent: &mut Agent, held: HeldLog) -> Result<Option<Self>, LookError> {
+        let Identity { boot_id, approved, .. } = agent.identity().await?;
+        if boot_id != held.boot_id {
+            return Ok(None);
+        }
+        match quote(agent, held.records, false).await {
+            Ok((bundle, nonce)) => Ok(Some(Self::new(agent, bundle, nonce, held, approved))),
+            Err(LookError::Client(ClientError::Refused(refusal))) if refusal.code == LOG_TOO_LONG => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Adds what [`Evidence::ask_for_news`] left out. `false`: it does not belong to this.
+    pub fn complete(&mut self, held: HeldLog, boot_log: Option<B64>) -> bool {
+        let fits = held.boot_id == self.bundle.boot_id && held.records == self.held.records;
+        if fits {
+            self.held = held;
+            self.bundle.boot_log = boot_log;
+        }
+        fits
+    }
+
+    /// The firmware's log, if it came along.
+    pub const fn boot_log(&self) -> Option<&B64> {
+        self.bundle.boot_log.as_ref()
+    }
+
+    /// Whether this is what was judged, signed anew, and nothing else.
+    pub fn unchanged(&self, host: &Host, judged: &Judged) -> Option<Judged> {
+        let key = attestation_key(host).ok()?;
+        self.bundle.verify_unchanged(&key, &self.binding(), judged)
     }
 
     /// Asks a host of which nothing is known.
@@ -153,11 +188,14 @@ impl Evidence {
 
     /// Whether this key quoted an answer to our question.
     pub fn verify(&self, ak: &AttestationKey) -> Result<VerifiedQuote, LookError> {
-        let binding = Binding::Quote {
+        Ok(self.bundle.verify(ak, &self.binding(), &self.held)?)
+    }
+
+    const fn binding(&self) -> Binding<'_> {
+        Binding::Quote {
             nonce: &self.nonce,
             exporter: &self.exporter,
-        };
-        Ok(self.bundle.verify(ak, &binding, &self.held)?)
+        }
     }
 
     /// Whether it is the host's answer, and its log leads to the quoted values.
@@ -167,13 +205,13 @@ impl Evidence {
 }
 
 /// Asks for a quote with a nonce of its own.
-async fn quote(agent: &mut Agent, log_from: u64) -> Result<(Bundle, Nonce), LookError> {
+async fn quote(agent: &mut Agent, log_from: u64, boot_log: bool) -> Result<(Bundle, Nonce), LookError> {
     let nonce = fresh_nonce()?;
     let asked = Instant::now();
     let request = QuoteRequest {
         nonce,
         log_from,
-        boot_log: true,
+        boot_log,
     };
     let bundle = agent.quote(&request).await?;
     if asked.elapsed() > NONCE_LIFETIME {

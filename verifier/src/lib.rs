@@ -18,6 +18,7 @@ pub mod files;
 pub mod judge;
 pub mod keystore;
 pub mod lists;
+mod memory;
 pub mod pki;
 pub mod poll;
 pub mod seal;

@@ -198,8 +198,8 @@ impl Lists {
         })
     }
 
-    /// Brings a host its list, unless it holds it already. What keeps it from the host is written down, and is no reason
-    /// to end the service.
+    /// Brings a host its list, unless it holds it already; whether it did. What keeps it from the host is written down, and is
+    /// no reason to end the service.
     pub async fn deliver(
         self: &Arc<Self>,
         store: &Store,
@@ -207,22 +207,23 @@ impl Lists {
         agent: &mut Agent,
         status: Option<&ListStatus>,
         wanted: Wanted,
-    ) -> Result<(), StoreError> {
+    ) -> Result<bool, StoreError> {
         let problem = match self.try_to_deliver(store, host, agent, status, wanted).await {
-            Ok(Outcome::Later) => return Ok(()),
+            Ok(Outcome::Later) => return Ok(false),
             Ok(Outcome::Held) => None,
             Err(Refused::Store(error)) => return Err(error),
             Err(Refused::Problem(problem) | Refused::Broken(problem)) => Some(problem),
         };
         let (id, text) = (host.id, problem.clone());
         let changed = store.run(move |s| s.set_list_problem(id, text.as_deref())).await?;
+        let held = problem.is_none();
         if let (true, Some(problem)) = (changed, problem) {
             tracing::warn!(
                 "host {}: its approved list is not delivered: {problem}",
                 host.pinned.name
             );
         }
-        Ok(())
+        Ok(held)
     }
 
     async fn try_to_deliver(

@@ -5,6 +5,7 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use assay_evidence::quote::Judged;
 use assay_evidence::replay::{HeldLog, ReplayedLog};
 use assay_evidence::wire::ListStatus;
 use ring::rand::{SecureRandom, SystemRandom};
@@ -15,6 +16,7 @@ use crate::client::{Agent, Asker, ClientError, Pin};
 use crate::config::Config;
 use crate::judge::{self, Evidence, LookError};
 use crate::lists::{Lists, Wanted};
+use crate::memory::{Memory, Remembered};
 use crate::store::{Host, HostState, Store, StoreError, Verdict};
 
 /// Polls all enrolled hosts.
@@ -29,6 +31,7 @@ pub struct Poller {
 struct How {
     asker: Asker,
     lists: Arc<Lists>,
+    memory: Arc<Memory>,
     timeout: Duration,
     looks: Arc<Semaphore>,
 }
@@ -39,6 +42,7 @@ impl Poller {
         let how = How {
             asker,
             lists: Arc::new(lists),
+            memory: Arc::default(),
             timeout: config.quote_timeout,
             looks: Arc::new(Semaphore::new(MAX_LOOKS)),
         };
@@ -56,6 +60,7 @@ impl Poller {
         loop {
             let hosts = self.store.run(|s| s.hosts()).await?;
             due.retain(|id, _| hosts.iter().any(|h| h.id == *id));
+            self.how.memory.retain(&hosts);
             for host in hosts {
                 if due.get(&host.id).is_some_and(|at| *at > Instant::now()) {
                     continue;
@@ -100,20 +105,88 @@ async fn look(store: Store, how: How, host: Host) -> Result<i64, StoreError> {
     let Ok(_turn) = how.looks.acquire().await else {
         return Err(StoreError::Interrupted);
     };
-    // What is held now, before asking: a key request can move it on meanwhile.
-    let held = store.run(move |s| s.held_log(id)).await?;
-    let (asked, agent) = match ask(&how.asker, &host, held, how.timeout, false).await {
+    let asked = match look_for_news(&store, &how, &host).await? {
+        Looked::Unchanged => return Ok(id),
+        Looked::News(asked) => *asked,
+        Looked::NotKnown => {
+            // What is held now, before asking: a key request can move it on meanwhile.
+            let held = store.run(move |s| s.held_log(id)).await?;
+            ask(&how.asker, &host, held, how.timeout, false).await
+        }
+    };
+    let (asked, agent) = match asked {
         Ok((evidence, agent)) => (Ok(evidence), Some(agent)),
         Err(error) => (Err(error), None),
     };
     let row = host.clone();
-    let list = store.run(move |s| conclude(s, &row, asked)).await?;
+    let Concluded { list, remembered } = store.run(move |s| conclude(s, &row, asked)).await?;
+    how.memory.forget(id);
     if let (Some(mut agent), Some(List { wanted, status })) = (agent, list) {
-        how.lists
+        let settled = how
+            .lists
             .deliver(&store, &host, &mut agent, status.as_ref(), wanted)
             .await?;
+        // As long as there is a list to bring, each look must try.
+        if let Some(remembered) = remembered.filter(|_| settled || status.is_none()) {
+            how.memory.put(id, remembered);
+        }
     }
     Ok(id)
+}
+
+/// What a look at a host of which the last verdict is remembered brought.
+enum Looked {
+    /// Nothing, and that is written down.
+    Unchanged,
+    /// Something, or the reason why not.
+    News(Box<Result<(Evidence, Agent), LookError>>),
+    /// Nothing is remembered that would help: the host must be asked for everything.
+    NotKnown,
+}
+
+/// Asks a host whose last verdict is remembered for what is new since.
+async fn look_for_news(store: &Store, how: &How, host: &Host) -> Result<Looked, StoreError> {
+    let (id, policy) = (host.id, host.pinned.policy.clone());
+    let known = store.run(move |s| Ok((s.held_log_head(id)?.0, s.policy_version(&policy)?)));
+    let (held, version) = known.await?;
+    let Some(known) = how.memory.of(host, version, &held) else {
+        return Ok(Looked::NotKnown);
+    };
+    let asking = async {
+        let mut agent = connect(&how.asker, host, how.timeout).await?;
+        let evidence = Evidence::ask_for_news(&mut agent, held).await?;
+        Ok(evidence.map(|evidence| (evidence, agent)))
+    };
+    let (mut evidence, agent) = match within(host, how.timeout, asking).await {
+        Ok(Some(answer)) => answer,
+        Ok(None) => return Ok(Looked::NotKnown),
+        Err(error) => return Ok(Looked::News(Box::new(Err(error)))),
+    };
+    if evidence.approved() == known.status.as_ref()
+        && let Some(judged) = evidence.unchanged(host, &known.judged)
+    {
+        still_so(store, how, host, &known, judged).await?;
+        return Ok(Looked::Unchanged);
+    }
+    let held = store.run(move |s| s.held_log(id)).await?;
+    Ok(if evidence.complete(held, known.boot_log.clone()) {
+        Looked::News(Box::new(Ok((evidence, agent))))
+    } else {
+        Looked::NotKnown
+    })
+}
+
+/// Writes down that a host stands as it stood.
+async fn still_so(store: &Store, how: &How, host: &Host, known: &Remembered, judged: Judged) -> Result<(), StoreError> {
+    let (row, verdict, now) = (host.clone(), known.verdict.clone(), judged.held().clone());
+    let written = store.run(move |s| {
+        s.keep_clock(row.id, &now)?;
+        write_down(s, &row, &verdict)
+    });
+    written.await?;
+    tracing::debug!("host {}: nothing new", host.pinned.name);
+    how.memory.put(host.id, known.at(judged));
+    Ok(())
 }
 
 /// What a host that gave good evidence should hold, and how its agent stands with that.
@@ -122,8 +195,11 @@ struct List {
     status: Option<ListStatus>,
 }
 
-/// Asks within a time: each answer has its own limit, but a log can come in pages without end, and as long as a host is being
-/// asked its last state stands.
+async fn connect(asker: &Asker, host: &Host, timeout: Duration) -> Result<Agent, LookError> {
+    let pin = Pin::Expect(host.pinned.tls_spki_sha256);
+    Ok(asker.connect(&host.pinned.address, pin, timeout).await?)
+}
+
 async fn ask(
     asker: &Asker,
     host: &Host,
@@ -131,17 +207,24 @@ async fn ask(
     timeout: Duration,
     whole: bool,
 ) -> Result<(Evidence, Agent), LookError> {
-    let address = &host.pinned.address;
     let asking = async {
-        let mut agent = asker
-            .connect(address, Pin::Expect(host.pinned.tls_spki_sha256), timeout)
-            .await?;
+        let mut agent = connect(asker, host, timeout).await?;
         Ok((Evidence::ask(&mut agent, held, whole).await?, agent))
     };
+    within(host, timeout, asking).await
+}
+
+/// Each answer has its own limit, but a log can come in pages without end, and as long as a host is being asked its last state
+/// stands.
+async fn within<T>(
+    host: &Host,
+    timeout: Duration,
+    asking: impl Future<Output = Result<T, LookError>>,
+) -> Result<T, LookError> {
     let after = timeout.saturating_mul(ANSWERS);
     tokio::time::timeout(after, asking).await.unwrap_or_else(|_| {
         Err(LookError::Client(ClientError::Timeout {
-            address: address.clone(),
+            address: host.pinned.address.clone(),
             step: "give all its evidence".to_owned(),
             after,
         }))
@@ -159,17 +242,33 @@ pub async fn look_from_start(
     evidence.replay(host)
 }
 
+/// What follows from a verdict.
+struct Concluded {
+    list: Option<List>,
+    remembered: Option<Remembered>,
+}
+
 /// Judges what was asked, and writes down the verdict, and the log if it replayed. Gives the list that such a host should
 /// hold, whatever the verdict: a host that ran something bad still needs to know what is good.
-fn conclude(store: &Store, host: &Host, asked: Result<Evidence, LookError>) -> Result<Option<List>, StoreError> {
-    let replayed = asked.and_then(|evidence| Ok((evidence.replay(host)?, evidence.approved().cloned())));
-    let mut list = None;
+fn conclude(store: &Store, host: &Host, asked: Result<Evidence, LookError>) -> Result<Concluded, StoreError> {
+    let replayed = asked.and_then(|evidence| Ok((evidence.replay(host)?, evidence)));
+    let (mut list, mut remembered) = (None, None);
     let verdict = match replayed {
-        Ok((log, status)) => {
-            // Read anew at each look, so that a changed policy judges the whole log again.
+        Ok((log, evidence)) => {
+            // Before the policy: what is changed in between is judged by the next look.
+            let version = store.policy_version(&host.pinned.policy)?;
             let policy = store.policy(&host.pinned.policy)?;
             let appraisal = judge::appraise(&log, policy.as_ref());
             let verdict = judge::verdict(&log, &host.pinned.policy, appraisal.as_ref());
+            let status = evidence.approved().cloned();
+            remembered = version.map(|policy| Remembered {
+                pinned: host.pinned.clone(),
+                policy,
+                judged: log.judged(),
+                boot_log: evidence.boot_log().cloned(),
+                status: status.clone(),
+                verdict: verdict.clone(),
+            });
             store.keep_log(host.id, &log.into_held())?;
             list = policy.map(|policy| List {
                 wanted: Wanted::of(&policy),
@@ -180,7 +279,7 @@ fn conclude(store: &Store, host: &Host, asked: Result<Evidence, LookError>) -> R
         Err(error) => without_log(host, &error),
     };
     write_down(store, host, &verdict)?;
-    Ok(list)
+    Ok(Concluded { list, remembered })
 }
 
 /// Stores a verdict and tells the journal of a change.

@@ -3,6 +3,9 @@
 //! The order of the checks matters: the signature first, over the bytes as they came; only then are they parsed. Then
 //! what they claim to be, what they were asked for, which PCRs they cover (compared both ways), and the values last.
 
+mod unchanged;
+
+pub use self::unchanged::Judged;
 use crate::binding::Binding;
 use crate::bundle::{Bundle, BundleError, MAX_LOG, Pcrs};
 use crate::cel::{self, CelError, Head, Record};
@@ -211,6 +214,7 @@ impl HeldLog {
 pub struct VerifiedQuote {
     pub(crate) boot_id: String,
     pub(crate) extra_data: [u8; 32],
+    pub(crate) head: Sha256Digest,
     pub(crate) clock: ClockInfo,
     pub(crate) firmware_version: u64,
     pub(crate) pcrs: Pcrs,
@@ -249,6 +253,7 @@ impl Bundle {
         Ok(VerifiedQuote {
             boot_id: self.boot_id.clone(),
             extra_data,
+            head: head.value(),
             clock: attest.clock,
             firmware_version: attest.firmware_version,
             pcrs: self.pcrs.clone(),

@@ -10,7 +10,7 @@ use crate::cel::{CelError, Record, Register};
 use crate::digest::Sha256Digest;
 use crate::event::{AgentStart, Event, LoadKind};
 use crate::pcr::RuntimePcr;
-use crate::quote::{MAX_WHOLE_LOG, QUOTED_BANK, VerifiedQuote};
+use crate::quote::{Judged, MAX_WHOLE_LOG, QUOTED_BANK, VerifiedQuote};
 
 pub use crate::quote::HeldLog;
 
@@ -318,6 +318,12 @@ impl ReplayedLog {
     #[must_use]
     pub fn ima_log(&self) -> Option<&[u8]> {
         self.quote.ima_log.as_ref().map(AsRef::as_ref)
+    }
+
+    /// What a verifier remembers of what it has judged here.
+    #[must_use]
+    pub fn judged(&self) -> Judged {
+        Judged::of(&self.quote, self.records())
     }
 
     /// What a verifier keeps for the next question.

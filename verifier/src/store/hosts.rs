@@ -41,7 +41,7 @@ impl HostState {
 }
 
 /// A host to be enrolled: every identity in it has been proved.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NewHost {
     /// The operator's name for it.
     pub name: String,

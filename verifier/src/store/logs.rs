@@ -80,6 +80,19 @@ impl Store {
             Ok(())
         })
     }
+
+    /// Takes note of a later quote of the log that is held, if it still is.
+    pub fn keep_clock(&self, host_id: i64, held: &HeldLog) -> Result<(), StoreError> {
+        let [clock, records] = [held.clock, held.records].map(|n| i64::try_from(n).unwrap_or(i64::MAX));
+        let statement = "UPDATE logs SET clock = max(clock, ?2) WHERE host_id = ?1 AND boot_id = ?3 AND reset_count = ?4 AND records = ?5";
+        self.read("keep a log", |c| {
+            c.execute(
+                statement,
+                params![host_id, clock, held.boot_id, held.reset_count, records],
+            )
+        })
+        .map(drop)
+    }
 }
 
 /// A row of `logs`: what is held, its bytes aside, and their number.

@@ -18,6 +18,14 @@ impl Store {
         text.map(|text| parse(name, &text)).transpose()
     }
 
+    /// What changes whenever the policy does; `None`: there is none of this name.
+    pub fn policy_version(&self, name: &str) -> Result<Option<i64>, StoreError> {
+        self.read("read a policy", |c| {
+            c.query_row("SELECT updated FROM policies WHERE name = ?1", [name], |row| row.get(0))
+                .optional()
+        })
+    }
+
     /// Names and times of last change (Unix) of all policies.
     pub fn policies(&self) -> Result<Vec<(String, i64)>, StoreError> {
         self.read("list the policies", |c| {
@@ -32,7 +40,7 @@ impl Store {
         valid_name(name)?;
         let json = policy.to_json();
         let conflict = if replace {
-            "DO UPDATE SET json = ?2, updated = ?3"
+            "DO UPDATE SET json = ?2, updated = max(?3, updated + 1)"
         } else {
             "DO NOTHING"
         };
@@ -57,7 +65,7 @@ impl Store {
             edit(&mut policy).map_err(|e| StoreError::Policy(name.to_owned(), e))?;
             let json = policy.to_json();
             t.execute(
-                "UPDATE policies SET json = ?2, updated = ?3 WHERE name = ?1",
+                "UPDATE policies SET json = ?2, updated = max(?3, updated + 1) WHERE name = ?1",
                 params![name, json, now()],
             )
             .map_err(&failed)?;

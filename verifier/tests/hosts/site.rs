@@ -77,6 +77,17 @@ impl Site {
         std::fs::write(path, lines.join("\n")).unwrap();
     }
 
+    /// Starts the service anew, with more words in its journal.
+    pub fn serve_talkative(&mut self) {
+        self.service = None;
+        let path = self.state().config();
+        let text = std::fs::read_to_string(&path).unwrap();
+        let quiet = "level = \"info\"";
+        assert_eq!(text.matches(quiet).count(), 1);
+        std::fs::write(path, text.replace(quiet, "level = \"debug\"")).unwrap();
+        self.serve();
+    }
+
     /// Starts the service anew with another interval, and waits for its first poll.
     pub fn poll_every(&mut self, seconds: f64) {
         self.service = None;

@@ -3,6 +3,7 @@
 use assay_evidence::digest::Sha256Digest;
 use assay_evidence::event::Mode;
 use assay_evidence::pcr::RuntimePcr;
+use assay_evidence::policy::Policy;
 use assay_evidence::replay::HeldLog;
 use assay_verifier::store::{HostList, HostState, Measuring, NewHost, Quoted, Store, StoreError, Transition, Verdict};
 
@@ -280,4 +281,52 @@ fn the_list_of_a_host_goes_with_it() {
     store.put_host_list(id, &list).unwrap();
     assert!(!store.set_list_problem(id, Some("late")).unwrap());
     assert_eq!(store.host_list(id).unwrap(), None, "a removed host keeps nothing");
+}
+
+#[test]
+fn every_change_of_a_policy_is_another_version_of_it() {
+    let (_dir, store) = open();
+    assert_eq!(store.policy_version("default").unwrap(), None);
+    let policy = Policy::new("default").unwrap();
+    assert!(store.put_policy("default", &policy, false).unwrap());
+    let mut versions = vec![store.policy_version("default").unwrap()];
+    // Faster than a clock of seconds can tell.
+    for round in 0..3_u8 {
+        store
+            .edit_policy("default", |policy| {
+                policy.allow(Sha256Digest::of(&[round]), None, None).map(drop)
+            })
+            .unwrap();
+        versions.push(store.policy_version("default").unwrap());
+        assert!(store.put_policy("default", &policy, true).unwrap());
+        versions.push(store.policy_version("default").unwrap());
+    }
+    assert!(versions.is_sorted_by(|before, after| before < after), "{versions:?}");
+}
+
+#[test]
+fn a_later_quote_of_the_log_that_is_held_is_noted_and_no_other() {
+    let (_dir, store) = open();
+    store.add_host(&host("a", 1)).unwrap();
+    let id = store.host("a").unwrap().id;
+    store.keep_log(id, &log("boot", 2, 2, b"onetwo")).unwrap();
+    let clock = || store.held_log(id).unwrap().clock;
+    let held = store.held_log(id).unwrap();
+    let later = |change: fn(&mut HeldLog)| {
+        let mut later = held.clone();
+        later.clock += 100;
+        change(&mut later);
+        store.keep_clock(id, &later).unwrap();
+    };
+    later(|held| held.boot_id = "other".to_owned());
+    later(|held| held.reset_count += 1);
+    later(|held| held.records += 1);
+    assert_eq!(clock(), held.clock);
+    later(|_| ());
+    assert_eq!(clock(), held.clock + 100);
+    store.keep_clock(id, &held).unwrap();
+    assert_eq!(
+        (clock(), store.held_log(id).unwrap().bytes),
+        (held.clock + 100, held.bytes.clone())
+    );
 }

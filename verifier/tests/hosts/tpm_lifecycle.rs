@@ -88,6 +88,41 @@ fn a_host_is_trusted_until_it_runs_what_nobody_approved() {
 }
 
 #[test]
+fn a_poll_with_nothing_new_costs_its_quote_and_all_that_is_new_is_seen() {
+    let mut site = Site::serving(0.2);
+    let mut machine = site.trusted_host("alpha");
+    site.serve_talkative();
+    let quiet = |site: &Site| site.log().matches("host alpha: nothing new").count();
+    let two_more = |site: &Site| {
+        let before = quiet(site);
+        site.wait_until("alpha", |_| quiet(site) >= before + 2)
+    };
+    let shown = two_more(&site);
+    assert_eq!(shown["state"], "trusted");
+
+    // The host's log, the policy, the host itself: each is new.
+    let program = machine.run_program("/root/rogue");
+    let shown = site.wait_for("alpha", "untrusted");
+    assert!(reasons(&shown)[0].contains("/root/rogue"), "{shown:#}");
+    let shown = two_more(&site);
+    assert!(
+        reasons(&shown)[0].contains("/root/rogue"),
+        "a bad verdict stands: {shown:#}"
+    );
+    site.run(&["policy", "allow", &program.to_string()]).good();
+    site.wait_for("alpha", "trusted");
+    two_more(&site);
+    machine.reboot(NEXT_BOOT);
+    let shown = site.wait_until("alpha", |shown| {
+        shown["boot_id"] == NEXT_BOOT && shown["state"] == "trusted"
+    });
+    assert!(reasons(&shown).is_empty(), "{shown:#}");
+    two_more(&site);
+    machine.stop();
+    site.wait_for("alpha", "unreachable");
+}
+
+#[test]
 fn a_silent_host_is_unreachable_and_what_was_bad_stays_known() {
     let site = Site::serving(0.2);
     let mut machine = site.trusted_host("alpha");

@@ -2,6 +2,8 @@
 
 mod build;
 mod demo;
+#[cfg(test)]
+mod docs;
 mod fuzz;
 mod image;
 mod matrix;

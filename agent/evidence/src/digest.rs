@@ -5,6 +5,7 @@ use core::str::FromStr;
 
 use ring::digest;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use sha1::{Digest as _, Sha1};
 
 /// Why a text or a byte string is not a digest.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -191,25 +192,30 @@ impl Algorithm {
     /// Hashes `data`.
     #[must_use]
     pub fn hash(self, data: &[u8]) -> Vec<u8> {
-        digest::digest(self.ring(), data).as_ref().to_vec()
+        self.hash_parts(&[data])
     }
 
     /// What a PCR of this bank shows after it held `pcr` and was extended with `digest`: H(pcr || digest)
     /// (TPM 2.0 Part 1, section 17.2).
     #[must_use]
     pub fn extend(self, pcr: &[u8], digest: &[u8]) -> Vec<u8> {
-        let mut context = digest::Context::new(self.ring());
-        context.update(pcr);
-        context.update(digest);
-        context.finish().as_ref().to_vec()
+        self.hash_parts(&[pcr, digest])
     }
 
-    fn ring(self) -> &'static digest::Algorithm {
-        match self {
-            Self::Sha1 => &digest::SHA1_FOR_LEGACY_USE_ONLY,
+    fn hash_parts(self, parts: &[&[u8]]) -> Vec<u8> {
+        let algorithm = match self {
+            // ring's does not use the processor's instructions for it, and is three times as slow.
+            Self::Sha1 => {
+                let mut context = Sha1::new();
+                parts.iter().for_each(|part| context.update(part));
+                return context.finalize().to_vec();
+            }
             Self::Sha256 => &digest::SHA256,
             Self::Sha384 => &digest::SHA384,
-        }
+        };
+        let mut context = digest::Context::new(algorithm);
+        parts.iter().for_each(|part| context.update(part));
+        context.finish().as_ref().to_vec()
     }
 }
 

@@ -134,10 +134,12 @@ mod tests {
         );
     }
 
+    type Change = (&'static str, fn(&mut Host));
+
     #[test]
     fn whatever_is_new_or_wrong_is_for_the_whole_check() {
         let before = judged(&Host::measuring());
-        let changes: [(&str, fn(&mut Host)); 8] = [
+        let changes: [Change; 8] = [
             ("a record", |host| host.record(&[load("/bin/new", 2)])),
             ("the log's PCR alone", |host| host.extend(&[7; 32])),
             ("another PCR", |host| host.pcrs.get_mut(&10).unwrap().0 = vec![9; 32]),

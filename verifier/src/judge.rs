@@ -198,9 +198,13 @@ impl Evidence {
         }
     }
 
-    /// Whether it is the host's answer, and its log leads to the quoted values.
-    pub fn replay(&self, host: &Host) -> Result<ReplayedLog, LookError> {
-        Ok(self.verify(&attestation_key(host)?)?.replay(host.pinned.pcr)?)
+    /// Whether it is the host's answer, and its log leads to the quoted values. What was held is part of the log from then on.
+    pub fn replay(&mut self, host: &Host) -> Result<ReplayedLog, LookError> {
+        let held = std::mem::replace(&mut self.held, HeldLog::none());
+        let quote = self
+            .bundle
+            .verify_taking(&attestation_key(host)?, &self.binding(), held)?;
+        Ok(quote.replay(host.pinned.pcr)?)
     }
 }
 

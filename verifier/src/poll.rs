@@ -238,7 +238,7 @@ pub async fn look_from_start(
     held: HeldLog,
     timeout: Duration,
 ) -> Result<ReplayedLog, LookError> {
-    let (evidence, _) = ask(asker, host, held, timeout, true).await?;
+    let (mut evidence, _) = ask(asker, host, held, timeout, true).await?;
     evidence.replay(host)
 }
 
@@ -251,7 +251,7 @@ struct Concluded {
 /// Judges what was asked, and writes down the verdict, and the log if it replayed. Gives the list that such a host should
 /// hold, whatever the verdict: a host that ran something bad still needs to know what is good.
 fn conclude(store: &Store, host: &Host, asked: Result<Evidence, LookError>) -> Result<Concluded, StoreError> {
-    let replayed = asked.and_then(|evidence| Ok((evidence.replay(host)?, evidence)));
+    let replayed = asked.and_then(|mut evidence| Ok((evidence.replay(host)?, evidence)));
     let (mut list, mut remembered) = (None, None);
     let verdict = match replayed {
         Ok((log, evidence)) => {

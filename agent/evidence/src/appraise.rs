@@ -150,6 +150,7 @@ impl ReplayedLog {
         let mut judge = Judge {
             policy,
             failures: Vec::new(),
+            unlisted: 0,
             seen: Seen::default(),
             notes: Vec::new(),
         };
@@ -178,14 +179,27 @@ impl ReplayedLog {
     }
 }
 
+/// Failures in one verdict; more are counted. A log that nothing approves of has half a million.
+const MAX_FAILURES: usize = 10_000;
+
 struct Judge<'a> {
     policy: &'a Policy,
     failures: Vec<Failure>,
+    /// Failures beyond the limit.
+    unlisted: u64,
     seen: Seen<'a>,
     notes: Vec<String>,
 }
 
 impl<'a> Judge<'a> {
+    fn refuse(&mut self, failure: Failure) {
+        if self.failures.len() < MAX_FAILURES {
+            self.failures.push(failure);
+        } else {
+            self.unlisted = self.unlisted.saturating_add(1);
+        }
+    }
+
     /// PCRs with golden values must have one of them. The runtime PCR moves with every load: replay has judged it.
     fn golden_pcrs(&mut self, log: &ReplayedLog) {
         let runtime = log.runtime_pcr().index();

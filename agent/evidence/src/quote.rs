@@ -214,7 +214,7 @@ impl HeldLog {
 pub struct VerifiedQuote {
     pub(crate) boot_id: String,
     pub(crate) extra_data: [u8; 32],
-    pub(crate) head: Sha256Digest,
+    pub(crate) head: Head,
     pub(crate) clock: ClockInfo,
     pub(crate) firmware_version: u64,
     pub(crate) pcrs: Pcrs,
@@ -236,12 +236,25 @@ impl Bundle {
         binding: &Binding<'_>,
         held: &HeldLog,
     ) -> Result<VerifiedQuote, QuoteError> {
+        self.verify_taking(ak, binding, held.clone())
+    }
+
+    /// As [`Bundle::verify`], without a copy of what is held: a long log is in memory once less.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn verify_taking(
+        &self,
+        ak: &AttestationKey,
+        binding: &Binding<'_>,
+        mut held: HeldLog,
+    ) -> Result<VerifiedQuote, QuoteError> {
         self.check()?;
         let attest = self.signed_attest(ak)?;
         let Attested::Quote { selections, digest } = &attest.attested else {
             return Err(QuoteError::NotAQuote);
         };
-        let log = self.whole_log(held)?;
+        let log = self.whole_log(&mut held)?;
         let (records, head) = read_log(&log, self.log.records)?;
         let extra_data = binding.digest(self.log.records, &head.value());
         if attest.extra_data != extra_data {
@@ -249,11 +262,11 @@ impl Bundle {
         }
         compare_pcr_sets(selections, &self.pcrs)?;
         self.check_pcr_digest(selections, digest)?;
-        check_progress(&self.boot_id, &attest.clock, held)?;
+        check_progress(&self.boot_id, &attest.clock, &held)?;
         Ok(VerifiedQuote {
             boot_id: self.boot_id.clone(),
             extra_data,
-            head: head.value(),
+            head,
             clock: attest.clock,
             firmware_version: attest.firmware_version,
             pcrs: self.pcrs.clone(),
@@ -271,8 +284,8 @@ impl Bundle {
         Attest::parse(self.quote.attest.as_ref()).map_err(QuoteError::Attest)
     }
 
-    /// The log from record 0 on: what is held, and what came.
-    fn whole_log(&self, held: &HeldLog) -> Result<Vec<u8>, QuoteError> {
+    /// The log from record 0 on: what is held, and what came. Takes the bytes that are held.
+    fn whole_log(&self, held: &mut HeldLog) -> Result<Vec<u8>, QuoteError> {
         let same_boot = held.boot_id == self.boot_id;
         let held_records = if same_boot { held.records } else { 0 };
         if self.log.records < held_records {
@@ -298,7 +311,9 @@ impl Bundle {
         if found > MAX_WHOLE_LOG {
             return Err(QuoteError::LogTooLong { found });
         }
-        Ok([held.bytes.as_slice(), data].concat())
+        let mut log = std::mem::take(&mut held.bytes);
+        log.extend_from_slice(data);
+        Ok(log)
     }
 
     /// Tells a changed log from a wrong question. PCR values and the log's PCR are not checked yet at this point, so that

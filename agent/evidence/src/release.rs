@@ -9,7 +9,6 @@ use zeroize::Zeroizing;
 
 use crate::appraise::Appraisal;
 use crate::binding::Binding;
-use crate::cel::{CelError, Head};
 use crate::digest::{Algorithm, Sha256Digest};
 use crate::jwe::{self, Jwe, JweError};
 use crate::quote::{QUOTED_BANK, QUOTED_PCRS};
@@ -37,9 +36,6 @@ pub enum ReleaseError {
     /// The evidence was quoted for something else than this key, disk and release key.
     #[error("the evidence was not quoted for this release: ask for a new challenge")]
     Binding,
-    /// The log of the evidence can't be read again.
-    #[error("the runtime log cannot be read")]
-    Log(#[source] CelError),
     /// The release key's public area can't be read.
     #[error("the release key's public area cannot be read")]
     Public(#[source] TpmError),
@@ -194,7 +190,7 @@ pub fn check_release_key(
     else {
         return Err(ReleaseError::Binding);
     };
-    if **key_name != name || binding_digest(log, binding)? != *log.extra_data() {
+    if **key_name != name || binding_digest(log, binding) != *log.extra_data() {
         return Err(ReleaseError::Binding);
     }
     let point = check_public(&public)?;
@@ -238,12 +234,9 @@ pub fn release(
 
 /// What the quote's `extraData` must be. The evidence was verified with *some* binding; that it was this one is shown
 /// here, not assumed.
-fn binding_digest(log: &ReplayedLog, binding: &Binding<'_>) -> Result<[u8; 32], ReleaseError> {
-    let mut head = Head::new();
-    for record in &log.quote().records {
-        head.push(record).map_err(ReleaseError::Log)?;
-    }
-    Ok(binding.digest(head.records(), &head.value()))
+fn binding_digest(log: &ReplayedLog, binding: &Binding<'_>) -> [u8; 32] {
+    let head = &log.quote().head;
+    binding.digest(head.records(), &head.value())
 }
 
 fn check_public(public: &Public) -> Result<EccPoint, ReleaseError> {

@@ -7,7 +7,7 @@ use std::collections::{HashMap, HashSet};
 
 use crate::bundle::Pcrs;
 use crate::cel::{CelError, Record, Register};
-use crate::digest::Sha256Digest;
+use crate::digest::{Algorithm, Sha256Digest};
 use crate::event::{AgentStart, Event, LoadKind};
 use crate::pcr::RuntimePcr;
 use crate::quote::{Judged, MAX_WHOLE_LOG, QUOTED_BANK, VerifiedQuote};
@@ -109,42 +109,31 @@ impl VerifiedQuote {
     ///
     /// # Errors
     /// A [`ReplayError`] naming the record and the reason.
-    pub fn replay(self, pcr: RuntimePcr) -> Result<ReplayedLog, ReplayError> {
-        let mut events = Vec::new();
-        for record in &self.records {
-            self.check_record(record, pcr)?;
-            for event in record.events()? {
-                events.push((record.number, event));
+    pub fn replay(mut self, pcr: RuntimePcr) -> Result<ReplayedLog, ReplayError> {
+        let (mut events, mut digests) = (Vec::new(), Vec::new());
+        // Records go as their events come: of a long log, there is no room for both.
+        let records = std::mem::take(&mut self.records);
+        let banks = records.first().map(banks);
+        for record in records {
+            check_record(&record, pcr)?;
+            if banks.as_ref() != Some(&self::banks(&record)) {
+                return Err(ReplayError::Banks { record: record.number });
             }
+            record.check_digests()?;
+            events.extend(record.events()?.into_iter().map(|event| (record.number, event)));
             if events.len() > MAX_LOG_EVENTS {
                 return Err(ReplayError::TooManyEvents { record: record.number });
             }
+            digests.extend(record.digest(QUOTED_BANK).map(<[u8]>::to_vec));
         }
         let start = self.check_starts(&events)?;
-        self.check_pcr(&start, pcr)?;
+        self.check_pcr(&start, pcr, &digests)?;
         Ok(ReplayedLog {
             quote: self,
             pcr,
             events,
             start,
         })
-    }
-
-    fn check_record(&self, record: &Record, wanted: RuntimePcr) -> Result<(), ReplayError> {
-        let register = record.register;
-        if register != Register::Pcr || record.pcr != wanted.index() {
-            return Err(ReplayError::PcrIndex {
-                record: record.number,
-                register,
-                found: record.pcr,
-                wanted,
-            });
-        }
-        let banks = |record: &Record| record.digests.iter().map(|(bank, _)| *bank).collect::<Vec<_>>();
-        if self.records.first().map(banks) != Some(banks(record)) {
-            return Err(ReplayError::Banks { record: record.number });
-        }
-        Ok(record.check_digests()?)
     }
 
     /// The first event is the agent's start; each start is of this boot; a later one names its predecessor's end, if
@@ -178,11 +167,11 @@ impl VerifiedQuote {
         Ok(())
     }
 
-    fn check_pcr(&self, start: &AgentStart, pcr: RuntimePcr) -> Result<(), ReplayError> {
+    fn check_pcr(&self, start: &AgentStart, pcr: RuntimePcr, digests: &[Vec<u8>]) -> Result<(), ReplayError> {
         let start = start.pcr_start.iter().find(|(bank, _)| *bank == QUOTED_BANK);
         let (_, start) = start.ok_or(ReplayError::NoPcrStart)?;
-        let digests = self.records.iter().filter_map(|record| record.digest(QUOTED_BANK));
-        let replayed = digests.fold(start.clone(), |value, digest| QUOTED_BANK.extend(&value, digest));
+        let extend = |value: Vec<u8>, digest: &Vec<u8>| QUOTED_BANK.extend(&value, digest);
+        let replayed = digests.iter().fold(start.clone(), extend);
         let quoted = self.pcrs.get(&QUOTED_BANK).and_then(|bank| bank.get(&pcr.index()));
         let quoted = quoted.map(AsRef::as_ref).unwrap_or_default();
         if replayed != quoted {
@@ -196,11 +185,28 @@ impl VerifiedQuote {
     }
 }
 
+fn banks(record: &Record) -> Vec<Algorithm> {
+    record.digests.iter().map(|(bank, _)| *bank).collect()
+}
+
+fn check_record(record: &Record, wanted: RuntimePcr) -> Result<(), ReplayError> {
+    let register = record.register;
+    if register != Register::Pcr || record.pcr != wanted.index() {
+        return Err(ReplayError::PcrIndex {
+            record: record.number,
+            register,
+            found: record.pcr,
+            wanted,
+        });
+    }
+    Ok(())
+}
+
 impl ReplayedLog {
     /// Records in the log.
     #[must_use]
-    pub fn records(&self) -> u64 {
-        u64::try_from(self.quote.records.len()).unwrap_or(u64::MAX)
+    pub const fn records(&self) -> u64 {
+        self.quote.head.records()
     }
 
     /// All events in order, each with the number of its record.
@@ -323,7 +329,7 @@ impl ReplayedLog {
     /// What a verifier remembers of what it has judged here.
     #[must_use]
     pub fn judged(&self) -> Judged {
-        Judged::of(&self.quote, self.records())
+        Judged::of(&self.quote)
     }
 
     /// What a verifier keeps for the next question.

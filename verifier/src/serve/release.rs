@@ -197,7 +197,7 @@ impl Judging<'_> {
         let quote = self
             .request
             .bundle
-            .verify(ak, binding, &self.held()?)
+            .verify_taking(ak, binding, self.held()?)
             .map_err(|e| refused("evidence", &e))?;
         quote.replay(self.host.pinned.pcr).map_err(|e| {
             // The host signed it, freshly, for us: that its log does not lead there is the host's own fault.

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
-use super::{Failure, Judge, Rule};
+use super::{Failure, Judge, MAX_FAILURES, Rule};
 use crate::digest::Sha256Digest;
 use crate::event::{AgentStart, Event, LoadKind, Measurement, Notice, flags};
 use crate::replay::ReplayedLog;
@@ -25,6 +25,8 @@ struct Told<'a> {
     starts: BTreeSet<String>,
     /// What the hooks refused, with the first record and how often.
     refused: BTreeMap<Refused<'a>, (u64, u64)>,
+    /// Refusals of code for which there was no room there.
+    refused_beyond: u64,
     /// Files measured ahead of a load that are not approved.
     ahead: u64,
     slow: u64,
@@ -59,7 +61,7 @@ impl<'a> Judge<'a> {
                 Event::Inventory(code) | Event::Load(code) => self.code(record, code),
                 Event::Violation(violation) => {
                     let failure = Failure::new(Rule::Violation, violation.to_string());
-                    self.failures.push(Failure {
+                    self.refuse(Failure {
                         record: Some(record),
                         ..failure
                     });
@@ -80,13 +82,17 @@ impl<'a> Judge<'a> {
             });
         }
         told.write(&mut self.notes);
+        if self.unlisted > 0 {
+            self.notes
+                .push(format!("failures beyond the first {MAX_FAILURES}: {}", self.unlisted));
+        }
     }
 
     /// Who measured, and how: each start of the agent is judged, a restart can be another program.
     fn agent(&mut self, record: u64, start: &AgentStart) {
         let policy = self.policy;
         let mut refuse = |rule, digest, detail| {
-            self.failures.push(Failure {
+            self.refuse(Failure {
                 record: Some(record),
                 digest,
                 ..Failure::new(rule, detail)
@@ -118,19 +124,21 @@ impl<'a> Judge<'a> {
             failure.times = failure.times.saturating_add(1);
             return;
         }
-        self.seen.insert(key, self.failures.len());
-        self.failures.push(Failure {
+        if self.failures.len() < MAX_FAILURES {
+            self.seen.insert(key, self.failures.len());
+        }
+        let nearest = match rule {
+            Rule::NotApproved => self.nearest(&code.path),
+            _ => None,
+        };
+        self.refuse(Failure {
             record: Some(record),
             kind: Some(code.kind),
             path: Some(code.path.clone()),
             digest: code.digest,
             flags: told,
             comm: code.kind.is_deed().then(|| code.comm.clone()),
-            nearest: if rule == Rule::NotApproved {
-                self.nearest(&code.path)
-            } else {
-                None
-            },
+            nearest,
             ..Failure::new(rule, String::new())
         });
     }
@@ -222,6 +230,10 @@ impl<'a> Told<'a> {
     fn refused(&mut self, record: u64, code: &'a Measurement) {
         let comm = if code.path.is_empty() { code.comm.as_str() } else { "" };
         let key = (code.path.as_str(), comm, code.kind, code.digest);
+        if self.refused.len() >= MAX_FAILURES && !self.refused.contains_key(&key) {
+            self.refused_beyond = self.refused_beyond.saturating_add(1);
+            return;
+        }
         let (_, times) = self.refused.entry(key).or_insert((record, 0));
         *times = times.saturating_add(1);
     }
@@ -251,7 +263,8 @@ impl<'a> Told<'a> {
                 self.ahead
             ));
         }
-        let more = self.refused.len().saturating_sub(MAX_REFUSED);
+        let more = u64::try_from(self.refused.len().saturating_sub(MAX_REFUSED)).unwrap_or(u64::MAX);
+        let more = more.saturating_add(self.refused_beyond);
         notes.extend(self.refused.into_iter().take(MAX_REFUSED).map(refusal));
         if more > 0 {
             notes.push(format!("refused: {more} more; the log has them all"));

@@ -394,3 +394,25 @@ fn a_boot_log_leads_to_the_start_of_a_log_in_its_pcr() {
     let appraisal = replayed(&host).appraise(&captured(&host));
     assert!(appraisal.is_trusted(), "{:?}", appraisal.reasons());
 }
+
+#[test]
+fn a_log_that_nothing_approves_of_is_told_up_to_a_limit() {
+    let mut host = Host::measuring();
+    let policy = captured(&host);
+    for repeated in 0..2_u64 {
+        for part in 0..3 {
+            let seq = |n: u64| 2 + n + 4000 * (part + 3 * repeated);
+            let events = (0..4000).map(|n| load(&format!("/opt/{part}/{n}"), seq(n)));
+            host.record(&events.collect::<Vec<_>>());
+        }
+    }
+    let appraisal = replayed(&host).appraise(&policy);
+    assert_eq!(
+        (appraisal.is_trusted(), appraisal.failures().len()),
+        (false, MAX_FAILURES)
+    );
+    // 12,000 files, each loaded twice: those that are listed say so, the others are counted at each load.
+    assert!(appraisal.reasons()[0].contains("2 times"), "{}", appraisal.reasons()[0]);
+    let note = appraisal.notes().last().unwrap();
+    assert_eq!(note, "failures beyond the first 10000: 4000");
+}

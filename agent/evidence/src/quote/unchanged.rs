@@ -27,17 +27,17 @@ impl Judged {
         &self.held
     }
 
-    pub(crate) fn of(quote: &VerifiedQuote, records: u64) -> Self {
+    pub(crate) fn of(quote: &VerifiedQuote) -> Self {
         Self {
             held: HeldLog {
                 boot_id: quote.boot_id.clone(),
                 reset_count: quote.clock.reset_count,
                 restart_count: quote.clock.restart_count,
                 clock: quote.clock.clock,
-                records,
+                records: quote.head.records(),
                 bytes: Vec::new(),
             },
-            head: quote.head,
+            head: quote.head.value(),
             firmware_version: quote.firmware_version,
             pcrs: quote.pcrs.clone(),
             ima_log: digest(quote.ima_log.as_ref()),

@@ -9,6 +9,7 @@ pub mod child;
 pub mod guest;
 pub mod load;
 pub mod proxy;
+pub mod stats;
 pub mod swtpm;
 pub mod tiny;
 pub mod verifier;

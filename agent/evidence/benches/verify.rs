@@ -17,6 +17,7 @@ use assay_evidence::quote::HeldLog;
 use assay_evidence::replay::ReplayedLog;
 use assay_evidence::testing::{BINDING, Host, measurement};
 use assay_evidence::wire::{B64, LogPage};
+use assay_tests::stats::quantile;
 use serde_json::json;
 
 /// Events in the log of a busy host, and digests in a large policy.
@@ -267,16 +268,7 @@ fn mib(bytes: usize) -> f64 {
 impl Figure {
     /// The value that this share of the rounds does not exceed.
     fn at(&self, share: f64) -> f64 {
-        let mut sorted = self.values.clone();
-        sorted.sort_by(f64::total_cmp);
-        #[expect(
-            clippy::cast_possible_truncation,
-            clippy::cast_sign_loss,
-            clippy::cast_precision_loss,
-            reason = "an index into a few rounds"
-        )]
-        let index = ((sorted.len() as f64 * share) as usize).min(sorted.len().saturating_sub(1));
-        sorted.get(index).copied().unwrap_or(f64::NAN)
+        quantile(self.values.clone(), share)
     }
 }
 

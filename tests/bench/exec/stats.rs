@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+pub use assay_tests::stats::quantile;
 use serde::Serialize;
 
 use crate::machine::State;
@@ -44,19 +45,6 @@ impl Series {
         };
         medians(state).zip(medians(base))
     }
-}
-
-/// The value that this share of the values does not exceed; NaN of none.
-pub fn quantile(mut values: Vec<f64>, share: f64) -> f64 {
-    values.sort_by(f64::total_cmp);
-    #[expect(
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        clippy::cast_precision_loss,
-        reason = "an index into some thousand values"
-    )]
-    let index = ((values.len() as f64 * share).ceil() as usize).saturating_sub(1);
-    values.get(index).copied().unwrap_or(f64::NAN)
 }
 
 /// The middle one.

@@ -5,6 +5,8 @@ use std::io::Write as _;
 use std::path::Path;
 use std::time::Duration;
 
+use assay_tests::stats::quantile;
+
 /// What one figure was taken from, in milliseconds, in the order of measuring.
 pub struct Samples {
     name: &'static str,
@@ -27,16 +29,7 @@ impl Samples {
 
     /// The value that this share of the samples does not exceed.
     pub fn quantile(&self, share: f64) -> f64 {
-        let mut sorted = self.values.clone();
-        sorted.sort_by(f64::total_cmp);
-        #[expect(
-            clippy::cast_possible_truncation,
-            clippy::cast_sign_loss,
-            clippy::cast_precision_loss,
-            reason = "an index into a few thousand samples"
-        )]
-        let index = ((sorted.len() as f64 * share).ceil() as usize).saturating_sub(1);
-        sorted.get(index).copied().unwrap_or(f64::NAN)
+        quantile(self.values.clone(), share)
     }
 
     /// Writes one value a line to `folder`.

@@ -5,6 +5,7 @@
 use std::error::Error;
 use std::hint::black_box;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use assay_evidence::bundle::Bundle;
@@ -26,6 +27,8 @@ const MANY: u64 = 100_000;
 const BATCH: u64 = 50;
 /// Every so many rounds of a figure there is one median.
 const ROUNDS: usize = 15;
+/// The word that makes this program its own child.
+const LOAD: &str = "--load";
 /// Records in a page.
 const PAGE: usize = 100;
 /// Polls in a round.
@@ -45,6 +48,10 @@ struct Figure {
 }
 
 fn main() -> Outcome<()> {
+    let mut words = std::env::args().skip(1);
+    if words.next().as_deref() == Some(LOAD) {
+        return load(&words.next().ok_or("which policy?")?);
+    }
     let policy = policy()?;
     let (small, busy) = (Host::measuring(), busy_host());
     let pages = pages(&busy)?;
@@ -61,6 +68,7 @@ fn main() -> Outcome<()> {
         judging(&busy, &pages, &policy)?,
         first_check(&busy, &pages, &policy)?,
         loading(&policy)?,
+        loaded(&policy)?,
     ];
     for figure in &figures {
         let (middle, worst) = (figure.at(0.5), figure.at(if figure.rate { 0.0 } else { 1.0 }));
@@ -210,6 +218,39 @@ fn last(host: &Host) -> Bundle {
     host.bundle(&BINDING, host.records.len())
 }
 
+/// What such a policy takes in memory, in a process of its own: what others have given back would hide it.
+fn loaded(policy: &Policy) -> Outcome<Figure> {
+    let file = folder()?.join("policy.json");
+    std::fs::write(&file, policy.to_json())?;
+    let child = Command::new(std::env::current_exe()?).arg(LOAD).arg(&file).output()?;
+    let taken: usize = String::from_utf8(child.stdout)?.trim().parse()?;
+    Ok(Figure {
+        name: "memory of a policy with 100,000 digests",
+        values: vec![mib(taken)],
+        unit: "MiB",
+        limit: 20.0,
+        rate: false,
+    })
+}
+
+/// Loads a policy, and prints by how much this process has grown.
+fn load(file: &str) -> Outcome<()> {
+    let json = std::fs::read(file)?;
+    let before = resident()?;
+    let policy = black_box(Policy::from_json(&json)?);
+    println!("{}", resident()?.saturating_sub(before));
+    drop(policy);
+    Ok(())
+}
+
+/// Memory of this process, in bytes.
+fn resident() -> Outcome<usize> {
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kib: usize = line.ok_or("no VmRSS")?.trim().trim_end_matches(" kB").parse()?;
+    Ok(kib * 1024)
+}
+
 fn check(host: &Host, bundle: &Bundle, held: &HeldLog) -> Outcome<ReplayedLog> {
     let quote = bundle.verify(&host.key.ak(), &BINDING, held)?;
     Ok(quote.replay(RuntimePcr::DEFAULT)?)
@@ -272,10 +313,15 @@ impl Figure {
     }
 }
 
-/// Raw data and table, as JSON.
-fn save(figures: &[Figure]) -> Outcome<PathBuf> {
+fn folder() -> Outcome<PathBuf> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/bench");
     std::fs::create_dir_all(&folder)?;
+    Ok(folder)
+}
+
+/// Raw data and table, as JSON.
+fn save(figures: &[Figure]) -> Outcome<PathBuf> {
+    let folder = folder()?;
     let seconds = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
     let file = folder.join(format!("verify-{seconds}.json"));
     let figure = |figure: &Figure| {

@@ -1,6 +1,7 @@
 //! Scripts that an interpreter is given by name: `python3 plugin.py` runs a file that no `execve` sees.
 //!
-//! The first file that a configured interpreter opens and that one of its arguments names is taken for its script.
+//! The first file that a configured interpreter opens and that one of its arguments names is taken for its script. Where an
+//! argument names a link, the name that the link leads to counts as well.
 
 use core::ffi::c_void;
 use core::ptr::{read_volatile, write_volatile};
@@ -8,7 +9,9 @@ use core::ptr::{read_volatile, write_volatile};
 use assay_ebpf::{MAX_INTERPRETERS, flags, kind};
 use aya_ebpf::bindings::inode;
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
-use aya_ebpf::helpers::generated::{bpf_get_current_task_btf, bpf_probe_read_kernel_str, bpf_probe_read_user};
+use aya_ebpf::helpers::generated::{
+    bpf_get_current_task_btf, bpf_probe_read_kernel, bpf_probe_read_kernel_str, bpf_probe_read_user,
+};
 use aya_ebpf::macros::{lsm, map};
 use aya_ebpf::maps::{HashMap, LruHashMap};
 use aya_ebpf::programs::LsmContext;
@@ -34,6 +37,26 @@ static INTERPRETERS: HashMap<[u64; 2], u32> = HashMap::with_max_entries(MAX_INTE
 /// Interpreters that have opened their script, with the memory that they had.
 #[map]
 static STARTED: LruHashMap<u64, u64> = LruHashMap::with_max_entries(4096, 0);
+
+/// Where a link leads that an interpreter was told to run.
+#[repr(C)]
+struct Trail {
+    /// The interpreter's memory: a process that runs something else by now is another one.
+    memory: u64,
+    /// Bytes of `target`, with its NUL. 0: this file system does not say where its links lead.
+    length: u64,
+    target: [u8; NAME],
+}
+
+/// By process.
+#[map]
+static TRAILS: LruHashMap<u64, Trail> = LruHashMap::with_max_entries(1024, 0);
+
+static NOWHERE: Trail = Trail {
+    memory: 0,
+    length: 0,
+    target: [0; NAME],
+};
 
 /// Where names are compared.
 #[repr(C)]
@@ -64,6 +87,35 @@ static CLEAN: Desk = Desk {
     name: [0; NAME],
     words: [0; WORDS as usize],
 };
+
+/// A link is followed, by anybody: everybody but an interpreter that has not begun yet leaves at once.
+#[lsm(hook = "inode_follow_link")]
+pub fn link(ctx: LsmContext) -> i32 {
+    let dentry: *const c_void = ctx.arg(0);
+    let inode: *const c_void = ctx.arg(1);
+    // SAFETY: the hook's arguments are a `struct dentry *` and a `struct inode *`.
+    unsafe {
+        let memory = beginner();
+        if memory.is_null() || !is_told(memory, load(dentry, layout!(dentry_name))) {
+            return 0;
+        }
+        let process = bpf_get_current_pid_tgid() >> 32;
+        let _ = TRAILS.insert(process, &NOWHERE, 0);
+        if let Some(trail) = TRAILS.get_ptr_mut(process) {
+            let text: u64 = load(inode, layout!(inode_link));
+            let target = (&raw mut (*trail).target).cast::<c_void>();
+            // Short ones lie in memory, the others somewhere on the disk.
+            let read = if text == 0 {
+                0
+            } else {
+                bpf_probe_read_kernel_str(target, NAME as u32, text as *const c_void)
+            };
+            (*trail).length = if read > 0 { read as u64 } else { 0 };
+            (*trail).memory = memory as u64;
+        }
+    }
+    0
+}
 
 /// A file was opened, and can be read (Linux 6.9 and later).
 #[lsm(hook = "file_post_open", sleepable)]
@@ -130,18 +182,73 @@ unsafe fn is_script(file: *const c_void) -> bool {
             return false;
         }
         let inode: *const c_void = load(file, layout!(file_inode));
-        let task: *const c_void = bpf_get_current_task_btf().cast();
-        let memory: *const c_void = load(task, layout!(task_mm));
-        if memory.is_null() || !runs_interpreter(memory) || !Identity::of(inode).is_regular() {
-            return false;
-        }
-        let process = bpf_get_current_pid_tgid() >> 32;
-        let memory_now = memory as u64;
-        if STARTED.get(&process).is_some_and(|then| *then == memory_now) {
+        let memory = beginner();
+        if memory.is_null() || !Identity::of(inode).is_regular() {
             return false;
         }
         let dentry: *const c_void = load(file, layout!(file_path) + layout!(path_dentry));
-        is_named(memory, load(dentry, layout!(dentry_name)))
+        is_told(memory, load(dentry, layout!(dentry_name)))
+    }
+}
+
+/// The memory of the calling task if it is an interpreter that has not opened its script yet, or NULL.
+///
+/// # Safety
+/// Only from a hook.
+#[inline(always)]
+unsafe fn beginner() -> *const c_void {
+    unsafe {
+        let task: *const c_void = bpf_get_current_task_btf().cast();
+        let memory: *const c_void = load(task, layout!(task_mm));
+        if memory.is_null() || !runs_interpreter(memory) {
+            return core::ptr::null();
+        }
+        let process = bpf_get_current_pid_tgid() >> 32;
+        if STARTED.get(&process).is_some_and(|then| *then == memory as u64) {
+            return core::ptr::null();
+        }
+        memory
+    }
+}
+
+/// Whether the interpreter was told to run what has this name: by an argument, or by a link that one named.
+///
+/// # Safety
+/// As for [`is_named`].
+#[inline(always)]
+unsafe fn is_told(memory: *const c_void, name: u64) -> bool {
+    unsafe { is_named(memory, name) || is_at_the_end(memory, name) }
+}
+
+/// Whether a link that was followed leads to this name.
+///
+/// # Safety
+/// As for [`is_named`].
+#[inline(always)]
+unsafe fn is_at_the_end(memory: *const c_void, name: u64) -> bool {
+    unsafe {
+        let process = bpf_get_current_pid_tgid() >> 32;
+        let Some(trail) = TRAILS.get_ptr_mut(process) else {
+            return false;
+        };
+        if (*trail).memory != memory as u64 {
+            return false;
+        }
+        if (*trail).length == 0 {
+            return true;
+        }
+        let Some(desk) = desk(name) else {
+            return false;
+        };
+        let length = (*trail).length & (WORDS - 1);
+        let (target, text) = ((&raw mut (*desk).words).cast(), (&raw const (*trail).target).cast());
+        if length > NAME as u64 || bpf_probe_read_kernel(target, length as u32, text) != 0 {
+            return false;
+        }
+        (*desk).length = length;
+        // There is no program's own name before it.
+        (*desk).word = 1;
+        is_found()
     }
 }
 
@@ -173,15 +280,9 @@ unsafe fn is_named(memory: *const c_void, name: u64) -> bool {
     unsafe {
         let start: u64 = load(memory, layout!(mm_arg_start));
         let end: u64 = load(memory, layout!(mm_arg_end));
-        let task = bpf_get_current_pid_tgid();
-        let _ = DESKS.insert(task, &CLEAN, 0);
-        let Some(desk) = DESKS.get_ptr_mut(task) else {
+        let Some(desk) = desk(name) else {
             return false;
         };
-        let target = (&raw mut (*desk).name).cast::<c_void>();
-        if bpf_probe_read_kernel_str(target, NAME as u32, name as *const c_void) <= 0 {
-            return false;
-        }
         let length = if end - start < WORDS { end - start } else { WORDS - 1 };
         let length = length & (WORDS - 1);
         let target = (&raw mut (*desk).words).cast::<c_void>();
@@ -189,16 +290,37 @@ unsafe fn is_named(memory: *const c_void, name: u64) -> bool {
             return false;
         }
         (*desk).length = length;
-        let mut span = 0_u32;
-        while span < FAN {
-            let found = assay_argument_span(span);
-            if found != 0 {
-                return found > 0;
-            }
-            span += 1;
-        }
-        false
+        is_found()
     }
+}
+
+/// A clean desk with the name on it.
+///
+/// # Safety
+/// `name` is an address in the kernel.
+#[inline(always)]
+unsafe fn desk(name: u64) -> Option<*mut Desk> {
+    unsafe {
+        let task = bpf_get_current_pid_tgid();
+        let _ = DESKS.insert(task, &CLEAN, 0);
+        let desk = DESKS.get_ptr_mut(task)?;
+        let target = (&raw mut (*desk).name).cast::<c_void>();
+        (bpf_probe_read_kernel_str(target, NAME as u32, name as *const c_void) > 0).then_some(desk)
+    }
+}
+
+/// Whether one of the words on the desk ends in the name.
+#[inline(always)]
+fn is_found() -> bool {
+    let mut span = 0_u32;
+    while span < FAN {
+        let found = assay_argument_span(span);
+        if found != 0 {
+            return found > 0;
+        }
+        span += 1;
+    }
+    false
 }
 
 /// [`FAN`] bytes of the arguments: 1 = the name is there, -1 = it is not, 0 = go on.

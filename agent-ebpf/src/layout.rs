@@ -70,6 +70,8 @@ layout! {
     inode_ctime_nsec,
     /// `inode.i_rdev`
     inode_rdev,
+    /// `inode.i_link`: where a link leads, if that lies in memory
+    inode_link,
     /// `inode.i_mapping`
     inode_mapping,
     /// `address_space.i_mmap`: its root's node is the member that comes first

@@ -179,7 +179,7 @@ fn attack_08_scripts_and_interpreters() -> Result<(), HarnessError> {
                 guest.run_ok(&["ln", "-sfn", path, link])?;
                 Hook::run(guest, &["bash", link], EXIT)
             },
-            ..unseen
+            ..named
         },
         Way {
             name: "-c, eval",

@@ -44,6 +44,7 @@ pub fn resolve(btf: &Btf) -> Result<Layout, BtfError> {
         inode_ctime_sec: either("inode", &["i_ctime_sec", "__i_ctime.tv_sec", "i_ctime.tv_sec"])?,
         inode_ctime_nsec: either("inode", &["i_ctime_nsec", "__i_ctime.tv_nsec", "i_ctime.tv_nsec"])?,
         inode_rdev: member("inode", "i_rdev")?,
+        inode_link: member("inode", "i_link")?,
         inode_mapping: member("inode", "i_mapping")?,
         mapping_mapped: member("address_space", "i_mmap")?,
         path_dentry: member("path", "dentry")?,

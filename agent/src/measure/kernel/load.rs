@@ -16,7 +16,7 @@ use super::pins::{MAPS, Pins};
 
 /// The programs of the object and the hooks they go to, in the order in which they are attached: the one that tells a
 /// module's path comes before the one that needs it.
-pub const PROGRAMS: [(&str, &str); 24] = [
+pub const PROGRAMS: [(&str, &str); 25] = [
     ("program", "bprm_check_security"),
     ("mapping", "mmap_file"),
     ("module_path", "kernel_read_file"),
@@ -27,6 +27,7 @@ pub const PROGRAMS: [(&str, &str); 24] = [
     ("protect", "file_mprotect"),
     ("anonymous_mapping", "mmap_file"),
     ("opened", "file_open"),
+    ("link", "inode_follow_link"),
     ("signal", "task_kill"),
     ("trace", "ptrace_access_check"),
     ("moved", "cgroup_attach_task"),
@@ -51,7 +52,7 @@ pub const EITHER: [[(&str, &str); 2]; 2] = [
 ];
 
 /// Those of [`PROGRAMS`] that queue nothing themselves.
-pub const SILENT: [&str; 1] = ["module_path"];
+pub const SILENT: [&str; 2] = ["module_path", "link"];
 
 /// Ours has less than 1 MiB.
 pub const OBJECT_LIMIT: u64 = 16 << 20;

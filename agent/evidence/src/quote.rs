@@ -346,6 +346,18 @@ impl Bundle {
 }
 
 impl VerifiedQuote {
+    /// What is kept of this quote, with these bytes of its log.
+    pub(crate) fn held(&self, bytes: Vec<u8>) -> HeldLog {
+        HeldLog {
+            boot_id: self.boot_id.clone(),
+            reset_count: self.clock.reset_count,
+            restart_count: self.clock.restart_count,
+            clock: self.clock.clock,
+            records: self.head.records(),
+            bytes,
+        }
+    }
+
     /// The `extraData` of the quote; a release key's certification carries the same.
     #[must_use]
     pub const fn extra_data(&self) -> &[u8; 32] {

@@ -335,28 +335,14 @@ impl ReplayedLog {
     /// What a verifier keeps for the next question.
     #[must_use]
     pub fn to_held(&self) -> HeldLog {
-        HeldLog {
-            boot_id: self.quote.boot_id.clone(),
-            reset_count: self.quote.clock.reset_count,
-            restart_count: self.quote.clock.restart_count,
-            clock: self.quote.clock.clock,
-            records: self.records(),
-            bytes: self.quote.log.clone(),
-        }
+        self.quote.held(self.quote.log.clone())
     }
 
     /// As [`ReplayedLog::to_held`], without the copy.
     #[must_use]
-    pub fn into_held(self) -> HeldLog {
-        let records = self.records();
-        HeldLog {
-            boot_id: self.quote.boot_id,
-            reset_count: self.quote.clock.reset_count,
-            restart_count: self.quote.clock.restart_count,
-            clock: self.quote.clock.clock,
-            records,
-            bytes: self.quote.log,
-        }
+    pub fn into_held(mut self) -> HeldLog {
+        let log = std::mem::take(&mut self.quote.log);
+        self.quote.held(log)
     }
 }
 

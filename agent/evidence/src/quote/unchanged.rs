@@ -29,14 +29,7 @@ impl Judged {
 
     pub(crate) fn of(quote: &VerifiedQuote) -> Self {
         Self {
-            held: HeldLog {
-                boot_id: quote.boot_id.clone(),
-                reset_count: quote.clock.reset_count,
-                restart_count: quote.clock.restart_count,
-                clock: quote.clock.clock,
-                records: quote.head.records(),
-                bytes: Vec::new(),
-            },
+            held: quote.held(Vec::new()),
             head: quote.head.value(),
             firmware_version: quote.firmware_version,
             pcrs: quote.pcrs.clone(),

@@ -22,8 +22,8 @@ pub struct Remembered {
     pub policy: i64,
     /// What was quoted.
     pub judged: Judged,
-    /// The firmware's log.
-    pub boot_log: Option<B64>,
+    /// The firmware's log; shared, since it stays the same for a whole boot.
+    pub boot_log: Option<Arc<B64>>,
     /// How the agent stood with approved lists; it was as it should be.
     pub status: Option<ListStatus>,
     /// The verdict.

@@ -169,7 +169,7 @@ async fn look_for_news(store: &Store, how: &How, host: &Host) -> Result<Looked, 
         return Ok(Looked::Unchanged);
     }
     let held = store.run(move |s| s.held_log(id)).await?;
-    Ok(if evidence.complete(held, known.boot_log.clone()) {
+    Ok(if evidence.complete(held, known.boot_log.as_deref().cloned()) {
         Looked::News(Box::new(Ok((evidence, agent))))
     } else {
         Looked::NotKnown
@@ -265,7 +265,7 @@ fn conclude(store: &Store, host: &Host, asked: Result<Evidence, LookError>) -> R
                 pinned: host.pinned.clone(),
                 policy,
                 judged: log.judged(),
-                boot_log: evidence.boot_log().cloned(),
+                boot_log: evidence.boot_log().cloned().map(Arc::new),
                 status: status.clone(),
                 verdict: verdict.clone(),
             });

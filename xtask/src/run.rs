@@ -82,6 +82,14 @@ pub fn command<S: AsRef<OsStr>>(program: &str, arguments: impl IntoIterator<Item
     command
 }
 
+/// Lets a command find the programs in this folder before all others.
+pub fn first_in_path(command: &mut Command, folder: &Path) {
+    let mut path = folder.as_os_str().to_owned();
+    path.push(":");
+    path.push(std::env::var_os("PATH").unwrap_or_default());
+    command.env("PATH", path);
+}
+
 /// Cargo, as if started from the shell. `cargo xtask` is `cargo run`, which describes the package xtask in variables;
 /// build scripts that watch those (ring's does) would run again, and half the tree be compiled again, each time that
 /// `cargo build` and `cargo xtask` take turns.

@@ -14,7 +14,7 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use self::crates::{FUZZER, LINKER};
-use crate::run::Error;
+use crate::run::{Error, first_in_path};
 use crate::ui::{heading, note};
 use crate::workspace::lock_cache;
 
@@ -34,10 +34,7 @@ pub struct Fuzzer(PathBuf);
 impl Fuzzer {
     /// Lets a cargo command find it.
     pub fn configure(&self, cargo: &mut Command) {
-        let mut path = self.0.clone().into_os_string();
-        path.push(":");
-        path.push(std::env::var_os("PATH").unwrap_or_default());
-        cargo.env("PATH", path);
+        first_in_path(cargo, &self.0);
     }
 }
 

@@ -7,7 +7,7 @@ use std::process::Command;
 
 use super::apt::{self, PrivateApt};
 use super::system::{Family, System};
-use crate::run::{Error, io, output};
+use crate::run::{Error, first_in_path, io, output};
 use crate::ui::{Step, note};
 use crate::workspace::{cache, make_dir};
 
@@ -66,10 +66,8 @@ impl BpfCompiler {
 
     /// Makes a cargo command compile with it.
     pub fn configure(&self, cargo: &mut Command) {
-        let mut path = self.linker.clone().into_os_string();
-        path.push(":");
-        path.push(std::env::var_os("PATH").unwrap_or_default());
-        cargo.env("PATH", path).env_remove("CARGO_TARGET_DIR");
+        first_in_path(cargo, &self.linker);
+        cargo.env_remove("CARGO_TARGET_DIR");
         match &self.kind {
             Kind::Nightly => {
                 cargo

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use assay_evidence::bundle::{Bundle, LogPart, MAX_BOOT_LOG, MAX_IMA_LOG, MAX_LOG, Pcrs, QuotePart, VERSION};
 use assay_evidence::digest::Algorithm;
+use assay_evidence::quote::QUOTED_PCRS;
 use assay_evidence::wire::{B64, Hex};
 
 use crate::log_view::{LogView, LogViewError};
@@ -87,7 +88,8 @@ impl Source {
             return Err(SourceError::LogTooLong { from, to, bytes });
         }
         let data = self.log.read(from, to)?;
-        let values = (0u8..)
+        let values = QUOTED_PCRS
+            .into_iter()
             .zip(quote.pcrs)
             .map(|(index, value)| (index, Hex(value.to_vec())))
             .collect();

@@ -94,7 +94,7 @@ impl Scene {
 
     /// Waits until the agent, in mode enforce, goes by what the policy approves now.
     fn list_in_force(&self) -> Result<(), HarnessError> {
-        let approved = policy(&self.stage.verifier).1.enforced().len() as u64;
+        let approved = policy(&self.stage.verifier).1.enforced(0).len() as u64;
         self.wait_log(&format!("a list of {approved}"), |log| {
             let start = log
                 .events
@@ -215,11 +215,11 @@ fn policy(verifier: &Verifier) -> (Store, Policy) {
 
 /// The policy of the tests allows every mode: which one is wanted is not what they are about.
 fn allow_all_modes(verifier: &Verifier) {
-    let (store, policy) = policy(verifier);
-    let mut policy: Value = serde_json::from_str(&policy.to_json()).expect("JSON");
-    let members = policy.as_object_mut().expect("an object");
-    members.insert("modes".to_owned(), json!(["observe", "hold", "enforce"]));
-    let policy = Policy::from_json(policy.to_string().as_bytes()).expect("a policy");
+    let (store, mut policy) = policy(verifier);
+    policy
+        .rules_mut()
+        .modes
+        .extend([Mode::Observe, Mode::Hold, Mode::Enforce]);
     assert!(store.put_policy("default", &policy, true).expect("writable"));
 }
 

@@ -18,6 +18,7 @@ use crate::cli::chain;
 use crate::client::{Agent, ClientError};
 use crate::serve::shorten;
 use crate::store::{Host, HostState, Quoted, Verdict};
+use crate::time::unix_now;
 
 /// Why looking at a host gave no log that can be appraised.
 #[derive(Debug, Error)]
@@ -131,6 +132,11 @@ impl Evidence {
     /// The firmware's log, if it came along.
     pub const fn boot_log(&self) -> Option<&B64> {
         self.bundle.boot_log.as_ref()
+    }
+
+    /// Whether the kernel's own log came along. It comes whole each time it is asked for.
+    pub const fn has_ima_log(&self) -> bool {
+        self.bundle.ima_log.is_some()
     }
 
     /// Whether this is what was judged, signed anew, and nothing else.
@@ -278,9 +284,9 @@ pub fn verdict(log: &ReplayedLog, policy: &str, appraisal: Option<&Appraisal>) -
     }
 }
 
-/// Appraises by a policy, if there is one.
+/// Appraises by a policy, if there is one, as it is now.
 pub fn appraise(log: &ReplayedLog, policy: Option<&Policy>) -> Option<Appraisal> {
-    policy.map(|policy| log.appraise(policy))
+    policy.map(|policy| log.appraise(policy, unix_now()))
 }
 
 /// An error as a reason: one line, whatever a host wrote into it.

@@ -24,7 +24,7 @@ use crate::config::StateDir;
 use crate::files::{create_private, replace_private};
 use crate::judge::reason;
 use crate::store::{Host, HostList, Store, StoreError};
-use crate::time::now;
+use crate::time::unix_now;
 
 /// Why approved lists can't be signed.
 #[derive(Debug, Error)]
@@ -106,10 +106,10 @@ pub struct Wanted {
 }
 
 impl Wanted {
-    /// Takes what the policy enforces.
+    /// Takes what the policy enforces now.
     #[must_use]
     pub fn of(policy: &Policy) -> Self {
-        let digests = policy.enforced();
+        let digests = policy.enforced(unix_now());
         let mut parts = vec![policy.name().as_bytes(), &[0]];
         parts.extend(digests.iter().map(AsRef::as_ref));
         Self {
@@ -180,7 +180,7 @@ impl Lists {
             policy: wanted.policy.clone(),
             host,
             serial,
-            issued: u64::try_from(now()).unwrap_or_default(),
+            issued: unix_now(),
             expires,
             digests: wanted.digests,
         };

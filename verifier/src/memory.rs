@@ -20,6 +20,8 @@ pub struct Remembered {
     pub pinned: NewHost,
     /// Version of its policy, see [`Store::policy_version`](crate::store::Store::policy_version).
     pub policy: i64,
+    /// When that policy says something else by itself, as Unix time: something in it expires.
+    pub until: Option<u64>,
     /// What was quoted.
     pub judged: Judged,
     /// The firmware's log; shared, since it stays the same for a whole boot.
@@ -39,14 +41,15 @@ impl Remembered {
 }
 
 impl Memory {
-    /// What is remembered, if it is of this very host, policy and log.
-    pub fn of(&self, host: &Host, policy: Option<i64>, held: &HeldLog) -> Option<Arc<Remembered>> {
+    /// What is remembered, if it is of this very host, policy and log, and still holds at this Unix time.
+    pub fn of(&self, host: &Host, policy: Option<i64>, held: &HeldLog, now: u64) -> Option<Arc<Remembered>> {
         let remembered = self.lock().get(&host.id)?.clone();
         let last = remembered.judged.held();
         let seen = |held: &HeldLog| (held.reset_count, held.restart_count, held.clock, held.records);
         // Whoever else has looked at the host since, for a key, has seen a later clock.
         let same = remembered.pinned == host.pinned
             && Some(remembered.policy) == policy
+            && remembered.until.is_none_or(|until| now < until)
             && last.boot_id == held.boot_id
             && seen(last) == seen(held);
         same.then_some(remembered)

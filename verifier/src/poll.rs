@@ -18,6 +18,7 @@ use crate::judge::{self, Evidence, LookError};
 use crate::lists::{Lists, Wanted};
 use crate::memory::{Memory, Remembered};
 use crate::store::{Host, HostState, Store, StoreError, Verdict};
+use crate::time::unix_now;
 
 /// Polls all enrolled hosts.
 pub struct Poller {
@@ -149,7 +150,7 @@ async fn look_for_news(store: &Store, how: &How, host: &Host) -> Result<Looked, 
     let (id, policy) = (host.id, host.pinned.policy.clone());
     let known = store.run(move |s| Ok((s.held_log_head(id)?.0, s.policy_version(&policy)?)));
     let (held, version) = known.await?;
-    let Some(known) = how.memory.of(host, version, &held) else {
+    let Some(known) = how.memory.of(host, version, &held, unix_now()) else {
         return Ok(Looked::NotKnown);
     };
     let asking = async {
@@ -258,12 +259,17 @@ fn conclude(store: &Store, host: &Host, asked: Result<Evidence, LookError>) -> R
             // Before the policy: what is changed in between is judged by the next look.
             let version = store.policy_version(&host.pinned.policy)?;
             let policy = store.policy(&host.pinned.policy)?;
+            let before = unix_now();
             let appraisal = judge::appraise(&log, policy.as_ref());
             let verdict = judge::verdict(&log, &host.pinned.policy, appraisal.as_ref());
             let status = evidence.approved().cloned();
+            let until = policy.as_ref().and_then(|policy| policy.next_expiry(before));
+            // What IMA measures is new with each look, and is judged whole.
+            let version = version.filter(|_| !evidence.has_ima_log());
             remembered = version.map(|policy| Remembered {
                 pinned: host.pinned.clone(),
                 policy,
+                until,
                 judged: log.judged(),
                 boot_log: evidence.boot_log().cloned().map(Arc::new),
                 status: status.clone(),

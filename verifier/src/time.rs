@@ -11,6 +11,11 @@ pub fn now() -> i64 {
         .unwrap_or(0)
 }
 
+/// [`now`], as `assay-evidence` counts.
+pub fn unix_now() -> u64 {
+    u64::try_from(now()).unwrap_or(0)
+}
+
 /// `2026-11-23T20:17:00Z`; times that do not fit a four-digit year are shown as their number.
 pub fn rfc3339(seconds: i64) -> String {
     use ::time::format_description::well_known::Rfc3339;

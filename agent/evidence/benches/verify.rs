@@ -13,10 +13,10 @@ use assay_evidence::cel::Record;
 use assay_evidence::digest::Sha256Digest;
 use assay_evidence::event::{Event, LoadKind};
 use assay_evidence::pcr::RuntimePcr;
-use assay_evidence::policy::Policy;
+use assay_evidence::policy::{Approved, Policy};
 use assay_evidence::quote::HeldLog;
 use assay_evidence::replay::ReplayedLog;
-use assay_evidence::testing::{BINDING, Host, measurement};
+use assay_evidence::testing::{BINDING, Host, NOW, measurement};
 use assay_evidence::wire::{B64, LogPage};
 use assay_tests::stats::quantile;
 use serde_json::json;
@@ -93,7 +93,7 @@ fn main() -> Outcome<()> {
 /// The check of evidence that brings nothing new, from the bytes that came, against what is remembered of the last.
 fn poll(name: &'static str, host: &Host, policy: &Policy) -> Outcome<Figure> {
     let log = check(host, &last(host), &fetched(host, &pages(host)?)?)?;
-    black_box(log.appraise(policy));
+    black_box(log.appraise(policy, NOW));
     let (judged, ak, json) = (log.judged(), host.key.ak(), last(host).to_json()?);
     let values = rounds(|| {
         for _ in 0..POLLS {
@@ -137,7 +137,7 @@ fn replaying(host: &Host, pages: &[Vec<u8>]) -> Outcome<Figure> {
 fn judging(host: &Host, pages: &[Vec<u8>], policy: &Policy) -> Outcome<Figure> {
     let log = check(host, &last(host), &fetched(host, pages)?)?;
     let values = rounds(|| {
-        let verdict = black_box(log.appraise(policy));
+        let verdict = black_box(log.appraise(policy, NOW));
         verdict
             .is_trusted()
             .then_some(())
@@ -157,7 +157,7 @@ fn first_check(host: &Host, pages: &[Vec<u8>], policy: &Policy) -> Outcome<Figur
     let json = last(host).to_json()?;
     let values = rounds(|| {
         let held = fetched(host, pages)?;
-        black_box(check(host, &Bundle::from_json(&json)?, &held)?.appraise(policy));
+        black_box(check(host, &Bundle::from_json(&json)?, &held)?.appraise(policy, NOW));
         Ok(())
     })?;
     Ok(Figure {
@@ -285,11 +285,16 @@ fn busy_host() -> Host {
 fn policy() -> Outcome<Policy> {
     let host = Host::measuring();
     let log = check(&host, &host.bundle(&BINDING, 0), &HeldLog::none())?;
-    let mut policy = Policy::capture("bench", &log)?;
-    for number in 0..MANY {
+    let mut policy = Policy::capture("bench", "first", &log)?;
+    let entry = |number| {
         let path = path(number);
-        policy.allow(Sha256Digest::of(path.as_bytes()), Some(LoadKind::Program), Some(&path))?;
-    }
+        Approved {
+            sha256: Sha256Digest::of(path.as_bytes()),
+            kind: Some(LoadKind::Program),
+            path: path.into(),
+        }
+    };
+    policy.allow_all("bench", (0..MANY).map(entry).collect())?;
     Ok(policy)
 }
 

@@ -4,28 +4,23 @@
 //! repair it and meet the next. An [`Appraisal`] can only be made by [`ReplayedLog::appraise`], and is what
 //! [`release`](crate::release::release) demands for a key.
 
+mod boot;
 mod failure;
+mod ima;
 mod runtime;
 
 pub use failure::{Failure, Rule};
+pub(crate) use ima::{VIOLATION as IMA_VIOLATION, ima_files};
 pub(crate) use runtime::did_not_run;
 
 use serde::{Deserialize, Serialize};
 
-use crate::bootlog::{self, BootLogError};
 use crate::digest::Sha256Digest;
 use crate::event::Mode;
-use crate::policy::{Policy, golden_pcrs};
-use crate::quote::QUOTED_BANK;
+use crate::policy::{FlagBits, Policy, RuntimeSet};
 use crate::replay::ReplayedLog;
 
 use runtime::Seen;
-
-/// PCRs that belong to the firmware alone: if there is a boot log, it must explain each of them.
-const FIRMWARE_PCRS: core::ops::RangeInclusive<u8> = 0..=7;
-/// PCRs of boot loader, kernel stub and shim: a boot log explains them if it mentions them. Nothing extends them once the
-/// firmware's log is closed.
-const LOADER_PCRS: [u8; 3] = [8, 9, 14];
 
 /// Whether a host is trusted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,6 +46,7 @@ impl core::fmt::Display for Status {
 pub struct Appraisal {
     status: Status,
     policy: String,
+    tags: Vec<String>,
     boot_id: String,
     records: u64,
     reset_count: u32,
@@ -100,6 +96,12 @@ impl Appraisal {
         &self.policy
     }
 
+    /// What a host that meets the policy is known as: the policy's tags. Of one that doesn't, they say nothing.
+    #[must_use]
+    pub fn tags(&self) -> &[String] {
+        &self.tags
+    }
+
     /// The host's boot.
     #[must_use]
     pub fn boot_id(&self) -> &str {
@@ -144,20 +146,24 @@ impl Appraisal {
 }
 
 impl ReplayedLog {
-    /// Judges the boot and everything in the runtime log by a policy.
+    /// Judges the boot and everything in the logs by a policy, as it is at `now` (Unix time, seconds).
     #[must_use]
-    pub fn appraise(&self, policy: &Policy) -> Appraisal {
+    pub fn appraise(&self, policy: &Policy, now: u64) -> Appraisal {
         let mut judge = Judge {
             policy,
+            sets: policy.live_sets(now).collect(),
+            flags: policy.rules().flag_bits(),
+            now,
             failures: Vec::new(),
             unlisted: 0,
             seen: Seen::default(),
             notes: Vec::new(),
         };
-        judge.golden_pcrs(self);
-        judge.boot_log(self);
-        judge.runtime_start(self);
+        judge.policy_itself();
+        judge.boot(self);
         judge.events(self);
+        judge.ima_log(self);
+        judge.count_unlisted();
         let start = self.last_agent_start();
         Appraisal {
             status: if judge.failures.is_empty() {
@@ -166,6 +172,7 @@ impl ReplayedLog {
                 Status::Untrusted
             },
             policy: policy.name().to_owned(),
+            tags: policy.tags().iter().cloned().collect(),
             boot_id: self.boot_id().to_owned(),
             records: self.records(),
             reset_count: self.reset_count(),
@@ -184,6 +191,10 @@ const MAX_FAILURES: usize = 10_000;
 
 struct Judge<'a> {
     policy: &'a Policy,
+    /// Its sets that have not expired.
+    sets: Vec<&'a RuntimeSet>,
+    flags: FlagBits,
+    now: u64,
     failures: Vec<Failure>,
     /// Failures beyond the limit.
     unlisted: u64,
@@ -200,98 +211,38 @@ impl<'a> Judge<'a> {
         }
     }
 
-    /// PCRs with golden values must have one of them. The runtime PCR moves with every load: replay has judged it.
-    fn golden_pcrs(&mut self, log: &ReplayedLog) {
-        let runtime = log.runtime_pcr().index();
-        let mut unjudged = Vec::new();
-        for pcr in golden_pcrs(log.runtime_pcr()) {
-            if self.policy.pcrs().get(&pcr).is_none_or(|values| values.is_empty()) {
-                unjudged.push(pcr.to_string());
-            }
-        }
-        if !unjudged.is_empty() {
+    fn count_unlisted(&mut self) {
+        if self.unlisted > 0 {
             self.notes
-                .push(format!("the policy has no values for PCR {}", unjudged.join(", ")));
-        }
-        for (pcr, golden) in self.policy.pcrs().iter().filter(|(_, golden)| !golden.is_empty()) {
-            if *pcr == runtime {
-                let note = format!("the policy's values for PCR {pcr} are not for this host: its runtime log is there");
-                self.notes.push(note);
-                continue;
-            }
-            let quoted = log.pcr(*pcr).and_then(|value| Sha256Digest::try_from(value).ok());
-            if !quoted.is_some_and(|value| golden.contains(&value)) {
-                let nearest = golden.first().map(|value| format!("the policy has sha256:{value}"));
-                self.failures.push(Failure {
-                    pcr: Some(*pcr),
-                    digest: quoted,
-                    nearest,
-                    ..Failure::new(Rule::PcrValue, String::new())
-                });
-            }
+                .push(format!("failures beyond the first {MAX_FAILURES}: {}", self.unlisted));
         }
     }
 
-    /// The boot log, if there is one, must lead to the quoted PCRs.
-    fn boot_log(&mut self, log: &ReplayedLog) {
-        let Some(bytes) = log.boot_log() else {
-            self.notes
-                .push("no boot log with this evidence: the boot is judged by golden PCR values alone".into());
-            return;
-        };
-        let parsed = bootlog::parse(bytes);
-        let replayed = match parsed
-            .as_ref()
-            .map_err(Clone::clone)
-            .and_then(|parsed| parsed.replay(QUOTED_BANK))
-        {
-            Ok(replayed) => replayed,
-            // Nothing wrong with the log, but it says nothing about what was quoted.
-            Err(error @ BootLogError::NoBank(..)) => {
-                self.notes
-                    .push(format!("{error}: the boot is judged by golden PCR values alone"));
-                return;
-            }
-            Err(error) => {
-                self.failures.push(Failure::new(Rule::BootLog, error.to_string()));
-                return;
-            }
-        };
-        let mentioned = parsed.map(|parsed| parsed.extended_pcrs()).unwrap_or_default();
-        let loader = LOADER_PCRS
-            .into_iter()
-            .filter(|pcr| mentioned.contains(&u32::from(*pcr)));
-        for pcr in FIRMWARE_PCRS.chain(loader) {
-            // What the agent found there is what the firmware left.
-            let quoted = if log.runtime_pcr().index() == pcr {
-                log.pcr_start()
-            } else {
-                log.pcr(pcr).unwrap_or_default()
-            };
-            let value = replayed.get(&u32::from(pcr)).map(Vec::as_slice).unwrap_or_default();
-            if value != quoted {
-                self.failures.push(Failure {
-                    pcr: Some(pcr),
-                    digest: Sha256Digest::try_from(quoted).ok(),
-                    nearest: Some(format!("the log leads to sha256:{}", hex::encode(value))),
-                    ..Failure::new(Rule::BootLogPcr, String::new())
-                });
-            }
+    /// A policy that has expired trusts nobody.
+    fn policy_itself(&mut self) {
+        if let Some(at) = self.policy.expires().filter(|at| at.is_past(self.now)) {
+            let detail = format!("policy {}, approved until {at}", self.policy.name());
+            self.failures.push(Failure::new(Rule::Expired, detail));
         }
     }
 
-    /// A log that begins on an extended PCR may have a predecessor that someone removed.
-    fn runtime_start(&mut self, log: &ReplayedLog) {
-        let start = Sha256Digest::try_from(log.pcr_start()).ok();
-        let zero = Sha256Digest::ZERO;
-        if !start.is_some_and(|start| start == zero || self.policy.runtime_start().contains(&start)) {
-            self.failures.push(Failure {
-                pcr: Some(log.runtime_pcr().index()),
-                record: Some(0),
-                digest: start,
-                ..Failure::new(Rule::RuntimeStart, String::new())
-            });
+    /// Whether code with this digest is approved now.
+    fn allows(&self, digest: &Sha256Digest) -> bool {
+        self.sets.iter().any(|set| set.allows(digest))
+    }
+
+    /// What the policy knows that is next to this: most often the file was updated, or tampered with.
+    fn nearest(&self, path: &str, digest: &Sha256Digest) -> Option<String> {
+        let past = self.policy.sets().iter().find(|set| set.allows(digest));
+        if let Some(set) = past {
+            let at = set.expires().map(|at| at.to_string()).unwrap_or_default();
+            return Some(format!("it was approved until {at} by set {}", set.name()));
         }
+        if path.is_empty() {
+            return None;
+        }
+        let known = self.sets.iter().find_map(|set| set.approved_at(path).next())?;
+        Some(format!("approved at this path is sha256:{}", known.sha256))
     }
 }
 

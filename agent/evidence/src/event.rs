@@ -14,7 +14,7 @@ use serde::Serialize;
 use crate::digest::{Algorithm, Sha256Digest};
 
 pub use codec::{EventError, decode, decode_all, encode};
-pub use flags::flag_names;
+pub use flags::{flag_bit, flag_names};
 
 /// Longest path in an event, in bytes of UTF-8.
 pub const MAX_PATH: usize = 512;
@@ -439,6 +439,17 @@ pub enum Violation {
 }
 
 impl Violation {
+    /// The names of all kinds.
+    pub const NAMES: [&'static str; 7] = [
+        "lost",
+        "log-mismatch",
+        "not-hashed",
+        "sequence-gap",
+        "hooks-missing",
+        "log-full",
+        "tpm-failed",
+    ];
+
     /// Name of the kind: `lost`, `log-mismatch`, `not-hashed`, `sequence-gap`, `hooks-missing`, `log-full` or `tpm-failed`.
     #[must_use]
     pub const fn name(&self) -> &'static str {

@@ -19,8 +19,15 @@ use crate::wire::B64;
 
 /// The bank that is quoted.
 pub const QUOTED_BANK: Algorithm = Algorithm::Sha256;
-/// PCRs that every quote covers, and that a release key's policy names.
-pub const QUOTED_PCRS: core::ops::RangeInclusive<u8> = 0..=15;
+/// PCRs that every quote covers, and that a release key's policy names: those of a boot, the runtime log's, and the two of a
+/// dynamic launch (17 and 18).
+pub const QUOTED_PCRS: [u8; 18] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 17, 18];
+/// Whether every quote covers this PCR.
+#[must_use]
+pub fn is_quoted(index: u8) -> bool {
+    QUOTED_PCRS.contains(&index)
+}
+
 /// Longest runtime log of one boot that is judged, in bytes: what is held plus what came.
 pub const MAX_WHOLE_LOG: usize = 4 * MAX_LOG;
 
@@ -103,7 +110,7 @@ pub enum QuoteError {
         head: Sha256Digest,
     },
     /// A PCR that every quote must cover is missing from it.
-    #[error("the quote does not cover PCR {index} of bank {bank}; the agent must quote {bank}:0-15")]
+    #[error("the quote does not cover PCR {index} of bank {bank}; the agent must quote {bank}:0-15,17,18")]
     PcrNotQuoted {
         /// The bank.
         bank: Algorithm,

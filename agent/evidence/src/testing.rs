@@ -17,9 +17,12 @@ use crate::bundle::{Bundle, LogPart, Pcrs, QuotePart};
 use crate::cel::{Head, Record};
 use crate::digest::{Algorithm, Sha256Digest};
 use crate::event::{AgentStart, Event, LoadKind, Measurement, Mode};
+use crate::quote::QUOTED_PCRS;
 use crate::tpm::{AttestationKey, ClockInfo};
 use crate::wire::{B64, Hex};
 
+/// Unix time at which everything is judged: 2026-11-27.
+pub const NOW: u64 = 1_795_737_600;
 /// The boot id of [`Host::measuring`].
 pub const BOOT: &str = "6b1f0e2a-93c4-4d5e-8f70-0123456789ab";
 /// Another one.
@@ -176,6 +179,25 @@ pub fn sized(out: &mut Vec<u8>, bytes: &[u8]) {
     out.extend_from_slice(bytes);
 }
 
+/// Bytes behind their length, as in the kernel's IMA log.
+pub fn counted(data: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(data.len()).unwrap();
+    [length.to_le_bytes().as_slice(), data].concat()
+}
+
+/// An entry of an IMA log with these fields, as the kernel writes it.
+pub fn ima_entry(bank: Algorithm, template: &str, fields: &[&[u8]]) -> Vec<u8> {
+    let data: Vec<u8> = fields.iter().flat_map(|field| counted(field)).collect();
+    let digest = bank.hash(&data);
+    let head = [10_u32.to_le_bytes().as_slice(), &digest, &counted(template.as_bytes())].concat();
+    [head, counted(&data)].concat()
+}
+
+/// The field `d-ng` of an IMA entry.
+pub fn ima_digest(algorithm: &str, digest: &[u8]) -> Vec<u8> {
+    [algorithm.as_bytes(), b":\0", digest].concat()
+}
+
 /// A host that measures: log, PCRs and counters move together, unless a test moves one alone.
 #[derive(Debug)]
 pub struct Host {
@@ -191,6 +213,8 @@ pub struct Host {
     pub records: Vec<Record>,
     /// The firmware's log.
     pub boot_log: Option<Vec<u8>>,
+    /// The kernel's own log.
+    pub ima_log: Option<Vec<u8>>,
     /// Where its agent keeps the log.
     pub pcr: u8,
 }
@@ -198,9 +222,13 @@ pub struct Host {
 impl Host {
     /// A host before its agent starts: PCRs 0 to 7 measured by firmware, an empty log.
     pub fn booted(boot_id: &str, reset_count: u32) -> Self {
-        let pcrs = (0..16)
-            .map(|index| (index, Hex(vec![if index < 8 { index + 1 } else { 0 }; 32])))
-            .collect();
+        let value = |index| match index {
+            0..8 => index + 1,
+            17 | 18 => 0xFF,
+            _ => 0,
+        };
+        let pcrs = QUOTED_PCRS.into_iter();
+        let pcrs = pcrs.map(|index| (index, Hex(vec![value(index); 32]))).collect();
         Self {
             key: SoftKey::new(),
             boot_id: boot_id.into(),
@@ -213,6 +241,7 @@ impl Host {
             pcrs,
             records: Vec::new(),
             boot_log: None,
+            ima_log: None,
             pcr: 13,
         }
     }
@@ -260,6 +289,26 @@ impl Host {
         self.clock.clock += 10;
     }
 
+    /// Its kernel measures a file, too; `None`: it could not tell what was read. SHA-1 in the list, and each bank its own.
+    pub fn ima(&mut self, path: &str, digest: Option<(&str, &[u8])>) {
+        let name = [path.as_bytes(), &[0]].concat();
+        let field = match digest {
+            Some((algorithm, digest)) => ima_digest(algorithm, digest),
+            None => ima_digest("sha256", &[0; 32]),
+        };
+        let fields = [field.as_slice(), &name];
+        let mut entry = ima_entry(Algorithm::Sha1, "ima-ng", &fields);
+        let data: Vec<u8> = fields.iter().flat_map(|field| counted(field)).collect();
+        let mut extended = Algorithm::Sha256.hash(&data);
+        if digest.is_none() {
+            entry[4..24].fill(0);
+            extended.fill(0xFF);
+        }
+        self.ima_log.get_or_insert_default().extend(entry);
+        let pcr = self.pcrs.get_mut(&10).unwrap();
+        pcr.0 = Algorithm::Sha256.extend(&pcr.0, &extended);
+    }
+
     /// Extends its PCR alone.
     pub fn extend(&mut self, digest: &[u8]) {
         let pcr = self.pcrs.get_mut(&self.pcr).unwrap();
@@ -289,7 +338,7 @@ impl Host {
             kind: 0x8018,
             extra_data: binding.digest(head.records(), &head.value()).to_vec(),
             clock: self.clock,
-            selections: vec![(0x000B, vec![0xFF, 0xFF, 0x00])],
+            selections: vec![(0x000B, vec![0xFF, 0xFF, 0x06])],
             digest: Algorithm::Sha256.hash(&values),
         }
     }
@@ -312,7 +361,7 @@ impl Host {
                 data: B64(self.log_bytes(from)),
             },
             boot_log: self.boot_log.clone().map(B64),
-            ima_log: None,
+            ima_log: self.ima_log.clone().map(B64),
         }
     }
 

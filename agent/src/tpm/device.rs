@@ -4,6 +4,7 @@ use std::str::FromStr as _;
 use std::time::{Duration, Instant};
 
 use assay_evidence::digest::Algorithm;
+use assay_evidence::quote::QUOTED_PCRS;
 use tss_esapi::Context;
 use tss_esapi::constants::response_code::Tss2ResponseCodeKind;
 use tss_esapi::constants::{CapabilityType, PropertyTag};
@@ -17,7 +18,7 @@ use tss_esapi::structures::{
 use tss_esapi::tcti_ldr::TctiNameConf;
 use tss_esapi::traits::Marshall as _;
 
-use super::{BankDigests, QUOTED_PCRS, TpmError, pcr_digest};
+use super::{BankDigests, QuotedValues, TpmError, pcr_digest};
 
 /// First and longest pause before a busy TPM is asked again.
 const FIRST_PAUSE: Duration = Duration::from_millis(2);
@@ -33,7 +34,7 @@ const PCRS_A_READ: usize = 8;
 pub(super) struct Quoted {
     pub attest: Vec<u8>,
     pub signature: Vec<u8>,
-    pub pcrs: [[u8; 32]; QUOTED_PCRS],
+    pub pcrs: QuotedValues,
 }
 
 /// The TPM behind one TCTI.
@@ -43,8 +44,8 @@ pub(super) struct Device {
     tcti: String,
     patience: Duration,
     banks: Vec<HashingAlgorithm>,
-    /// The two halves of PCRs 0 to 15, and all of them.
-    halves: [PcrSelectionList; 2],
+    /// The quoted PCRs in as many parts as it takes reads, each with its number of PCRs; and all of them.
+    parts: Vec<(PcrSelectionList, usize)>,
     all: PcrSelectionList,
 }
 
@@ -52,14 +53,16 @@ impl Device {
     /// Connects and asks which PCR banks are active.
     pub(super) fn open(tcti: &str, patience: Duration) -> Result<Self, TpmError> {
         let context = connect(tcti)?;
-        let halves = [sha256_selection(0..8)?, sha256_selection(8..16)?];
+        let parts = QUOTED_PCRS.chunks(PCRS_A_READ);
+        let parts = parts.map(|part| Ok((sha256_selection(part)?, part.len())));
+        let parts = parts.collect::<Result<_, TpmError>>()?;
         let mut device = Self {
             context: Some(context),
             tcti: tcti.to_owned(),
             patience,
             banks: Vec::new(),
-            halves,
-            all: sha256_selection(0..16)?,
+            parts,
+            all: sha256_selection(&QUOTED_PCRS)?,
         };
         device.banks = device.active_banks()?;
         if !device.banks.contains(&HashingAlgorithm::Sha256) {
@@ -175,17 +178,17 @@ impl Device {
         Ok(values)
     }
 
-    /// SHA-256 PCRs 0 to 15.
-    pub(super) fn read_quoted_pcrs(&mut self) -> Result<[[u8; 32]; QUOTED_PCRS], TpmError> {
+    /// The values of [`QUOTED_PCRS`].
+    pub(super) fn read_quoted_pcrs(&mut self) -> Result<QuotedValues, TpmError> {
         const OPERATION: &str = "TPM2_PCR_Read";
         let nonsense = |what| TpmError::Nonsense {
             operation: OPERATION,
             what,
         };
-        let mut values = Vec::with_capacity(QUOTED_PCRS);
-        for selection in self.halves.clone() {
+        let mut values = Vec::with_capacity(QUOTED_PCRS.len());
+        for (selection, wanted) in self.parts.clone() {
             let (_, _, digests) = self.run(OPERATION, |context| context.pcr_read(selection.clone()))?;
-            if digests.value().len() != PCRS_A_READ {
+            if digests.value().len() != wanted {
                 return Err(nonsense("not all PCRs asked for came back"));
             }
             for digest in digests.value() {
@@ -194,15 +197,17 @@ impl Device {
                 );
             }
         }
-        values.try_into().map_err(|_| nonsense("not sixteen PCRs"))
+        values
+            .try_into()
+            .map_err(|_| nonsense("not as many PCRs as were asked for"))
     }
 
-    /// SHA-256 PCRs 0 to 15, as TPM2_Quote and TPM2_PolicyPCR want them.
+    /// [`QUOTED_PCRS`], as TPM2_Quote and TPM2_PolicyPCR want them.
     pub(super) fn quoted_selection(&self) -> PcrSelectionList {
         self.all.clone()
     }
 
-    /// Quotes PCRs 0 to 15 with `key`; the values belong to the quote.
+    /// Quotes [`QUOTED_PCRS`] with `key`; the values belong to the quote.
     pub(super) fn quote(&mut self, key: KeyHandle, extra_data: [u8; 32]) -> Result<Quoted, TpmError> {
         const OPERATION: &str = "TPM2_Quote";
         let data = qualifying(extra_data, OPERATION)?;
@@ -369,8 +374,8 @@ fn bank_size(bank: HashingAlgorithm) -> usize {
     }
 }
 
-fn sha256_selection(pcrs: std::ops::Range<u8>) -> Result<PcrSelectionList, TpmError> {
-    let slots = pcrs.map(slot).collect::<Result<Vec<_>, _>>()?;
+fn sha256_selection(pcrs: &[u8]) -> Result<PcrSelectionList, TpmError> {
+    let slots = pcrs.iter().map(|pcr| slot(*pcr)).collect::<Result<Vec<_>, _>>()?;
     selection(HashingAlgorithm::Sha256, &slots)
 }
 

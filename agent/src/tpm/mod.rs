@@ -16,6 +16,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use assay_evidence::digest::{Algorithm, Sha256Digest};
+use assay_evidence::quote::QUOTED_PCRS;
 use zeroize::Zeroizing;
 
 pub use self::error::TpmError;
@@ -23,8 +24,8 @@ use self::owner::Owner;
 use self::queue::{Line, Queue};
 use crate::log_view::{Advance, LogView, Snapshot};
 
-/// PCRs in a quote and in a release key's policy: 0 to 15 of the SHA-256 bank.
-pub const QUOTED_PCRS: usize = 16;
+/// Values of the PCRs in a quote and in a release key's policy: [`QUOTED_PCRS`] of the SHA-256 bank, in that order.
+pub type QuotedValues = [[u8; 32]; QUOTED_PCRS.len()];
 
 /// How long extends are held back for one release key, at most.
 pub const RELEASE_HOLD: Duration = Duration::from_secs(10);
@@ -76,8 +77,8 @@ pub struct QuoteOut {
     pub attest: Vec<u8>,
     /// TPMT_SIGNATURE over it.
     pub signature: Vec<u8>,
-    /// SHA-256 PCRs 0 to 15, as quoted.
-    pub pcrs: [[u8; 32]; QUOTED_PCRS],
+    /// The PCRs, as quoted.
+    pub pcrs: QuotedValues,
     /// The log that the quoted PCR stands for; the same as the extraData's closure was given.
     pub log: Snapshot,
 }
@@ -257,7 +258,7 @@ impl Handle {
         .await
     }
 
-    /// Quotes SHA-256 PCRs 0 to 15. `extra_data` makes the qualifying data from the log as it is at that moment.
+    /// Quotes [`QUOTED_PCRS`] of the SHA-256 bank. `extra_data` makes the qualifying data from the log as it is at that moment.
     ///
     /// # Errors
     /// [`TpmError::PcrsMoving`] when PCRs changed during every attempt, or any other.
@@ -440,6 +441,6 @@ fn sha256_name(public: &[u8]) -> Vec<u8> {
 }
 
 /// Digest of digests as TPM2_Quote and TPM2_PolicyPCR make it: SHA-256 over the concatenated values.
-fn pcr_digest(pcrs: &[[u8; 32]; QUOTED_PCRS]) -> [u8; 32] {
+fn pcr_digest(pcrs: &QuotedValues) -> [u8; 32] {
     *Sha256Digest::of(pcrs.as_flattened()).as_bytes()
 }

@@ -5,6 +5,7 @@
 //! with the empty password.
 
 use assay_evidence::digest::Sha256Digest;
+use assay_evidence::quote::QUOTED_PCRS;
 use assay_evidence::tpm::policy_pcr_digest;
 use assay_evidence::wire::Hex;
 use tss_esapi::attributes::ObjectAttributesBuilder;
@@ -22,7 +23,7 @@ use zeroize::Zeroizing;
 
 use super::device::{Device, PCR_ATTEMPTS};
 use super::keys::{self, Session};
-use super::{QUOTED_PCRS, TpmError, pcr_digest};
+use super::{QuotedValues, TpmError, pcr_digest};
 
 /// What of a release key may be known.
 pub(super) struct ReleasePublic {
@@ -68,7 +69,7 @@ impl ReleaseKey {
     }
 
     /// Whether these are the PCRs that the key can be used in.
-    pub(super) fn is_bound_to(&self, pcrs: &[[u8; 32]; QUOTED_PCRS]) -> bool {
+    pub(super) fn is_bound_to(&self, pcrs: &QuotedValues) -> bool {
         self.pcr_digest == pcr_digest(pcrs)
     }
 
@@ -142,9 +143,11 @@ fn is(error: tss_esapi::Error, kind: Tss2ResponseCodeKind) -> bool {
 }
 
 /// The key's authPolicy, by the same rule that the verifier checks it with.
-fn policy_digest(pcrs: &[[u8; 32]; QUOTED_PCRS]) -> [u8; 32] {
-    let values = (0..).zip(pcrs.iter().map(|value| Hex(value.to_vec()))).collect();
-    *policy_pcr_digest(&values).as_bytes()
+fn policy_digest(pcrs: &QuotedValues) -> [u8; 32] {
+    let values = QUOTED_PCRS
+        .into_iter()
+        .zip(pcrs.iter().map(|value| Hex(value.to_vec())));
+    *policy_pcr_digest(&values.collect()).as_bytes()
 }
 
 fn template(policy: [u8; 32], unique: &[u8]) -> tss_esapi::Result<Public> {

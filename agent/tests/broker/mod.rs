@@ -188,7 +188,7 @@ impl Inner {
             .replay(RuntimePcr::DEFAULT)
             .unwrap();
         let target = check_release_key(&log, &ak, &binding, &request.release_key).unwrap();
-        let appraisal = log.appraise(&Policy::capture("default", &log).unwrap());
+        let appraisal = log.appraise(&Policy::capture("default", "first", &log).unwrap(), 0);
         let secret = Secret::new(PASSPHRASE.as_bytes().to_vec());
         let jwe = match self.mood {
             Mood::OtherKey => {

@@ -103,6 +103,18 @@ pub enum CliError {
         "policy {0} exists already; give --add to allow what this host shows as well, --replace to lose what it allows now, or --name for another"
     )]
     PolicyExists(String),
+    /// A policy that exists would be replaced by a file.
+    #[error("policy {0} exists already; give --replace to lose what it allows now, or --name for another")]
+    PolicyThere(String),
+    /// A policy's file cannot be read.
+    #[error("cannot read {}", .0.display())]
+    PolicyRead(PathBuf, #[source] io::Error),
+    /// A policy's file cannot be written.
+    #[error("cannot write {}", .0.display())]
+    PolicyWrite(PathBuf, #[source] io::Error),
+    /// A file that holds no policy.
+    #[error("{} holds no policy that can be used", .0.display())]
+    PolicyFile(PathBuf, #[source] assay_evidence::policy::PolicyError),
     /// No policy can be made from what the host shows.
     #[error("the host's state cannot be captured")]
     Policy(#[source] assay_evidence::policy::PolicyError),

@@ -1,22 +1,25 @@
 //! `assay-verifier policy …`: known-good values.
 
-use std::fmt::Write as _;
+mod edit;
+mod exchange;
+mod show;
+
 use std::path::PathBuf;
 
 use assay_evidence::digest::Sha256Digest;
 use assay_evidence::event::LoadKind;
-use assay_evidence::policy::Policy;
+use assay_evidence::policy::{ALLOWED, Approved, MAX_NAME, MAX_PARTS, Policy, is_name};
 use clap::{ArgGroup, Args, Subcommand};
 
 use super::host::sha256_hex;
-use super::{CliError, block_on, print, print_json};
+use super::{CliError, block_on, print};
 use crate::client::Asker;
 use crate::config::{Config, StateDir};
 use crate::files::create_private;
 use crate::lists::{Lists, Wanted};
 use crate::poll;
 use crate::store::{Store, StoreError, valid_name};
-use crate::time::{now, rfc3339};
+use crate::time::{now, rfc3339, unix_now};
 
 /// Subcommands of `policy`.
 #[derive(Debug, Subcommand)]
@@ -28,6 +31,9 @@ pub(super) enum PolicyCommand {
         /// Name of the policy
         #[arg(long, default_value = "default")]
         name: String,
+        /// Name of the boot configuration and the set of code that the host's state becomes [default: HOST-DATE-TIME]
+        #[arg(long, value_name = "NAME", value_parser = part_name)]
+        part: Option<String>,
         /// Replace a policy of this name, with everything that it allows
         #[arg(long, conflicts_with = "add")]
         replace: bool,
@@ -55,10 +61,26 @@ pub(super) enum PolicyCommand {
         /// from now on: anonymous, device, block-write, code-write or one of attempt-*
         #[arg(long, value_name = "KIND")]
         kind: Option<LoadKind>,
+        /// Set of the policy that it is added to; made if there is none
+        #[arg(long, value_name = "NAME", default_value = ALLOWED, value_parser = part_name)]
+        set: String,
         /// Name of the policy
         #[arg(long, default_value = "default")]
         name: String,
     },
+    /// Let a policy allow everything that others allow, too
+    Merge(edit::Merge),
+    /// Show what one policy allows and another does not; `-` stands before what only the first has, `+` before what only the
+    /// second has
+    Diff(exchange::Diff),
+    /// Say until when a policy, or a part of it, is approved
+    Expire(edit::Expire),
+    /// Remove a boot configuration or a set from a policy
+    Drop(edit::Drop),
+    /// Write a policy to a file, to be read, edited and imported again, here or at another verifier
+    Export(exchange::Export),
+    /// Read a policy from a file
+    Import(exchange::Import),
     /// Write a signed list of what a policy approves, for a host in enforce mode that no verifier reaches: `assay-agent
     /// approve FILE` takes it there. Hosts that are polled get theirs by themselves
     SignList(SignList),
@@ -88,6 +110,7 @@ pub(super) fn run(state: &StateDir, command: PolicyCommand) -> Result<(), CliErr
         PolicyCommand::Capture {
             host,
             name,
+            part,
             replace,
             add,
         } => {
@@ -96,16 +119,37 @@ pub(super) fn run(state: &StateDir, command: PolicyCommand) -> Result<(), CliErr
                 (_, true) => Existing::Add,
                 _ => Existing::Keep,
             };
-            capture(state, &config, &store, &host, &name, existing)
+            capture(
+                state,
+                &config,
+                &store,
+                &Capture {
+                    host,
+                    name,
+                    part,
+                    existing,
+                },
+            )
         }
-        PolicyCommand::Show { name: None, json } => list(&store, json),
-        PolicyCommand::Show { name: Some(name), json } => show(&store, &name, json),
+        PolicyCommand::Show { name: None, json } => show::list(&store, json),
+        PolicyCommand::Show { name: Some(name), json } => show::show(&existing(&store, &name)?, json),
         PolicyCommand::Allow {
             digest,
             path,
             kind,
+            set,
             name,
-        } => allow(&store, digest, kind, path.as_deref(), &name),
+        } => {
+            let path = path.unwrap_or_default().into();
+            let sha256 = digest;
+            allow(&store, &name, &set, Approved { path, kind, sha256 })
+        }
+        PolicyCommand::Merge(args) => edit::merge(&store, &args),
+        PolicyCommand::Diff(args) => exchange::diff(&store, &args),
+        PolicyCommand::Expire(args) => edit::expire(&store, &args),
+        PolicyCommand::Drop(args) => edit::drop_part(&store, &args),
+        PolicyCommand::Export(args) => exchange::export(&store, &args),
+        PolicyCommand::Import(args) => exchange::import(&store, &args),
         PolicyCommand::SignList(args) => sign_list(state, &store, &args),
     }
 }
@@ -118,27 +162,58 @@ enum Existing {
     Add,
 }
 
-fn capture(
-    state: &StateDir,
-    config: &Config,
-    store: &Store,
-    host: &str,
-    name: &str,
+/// Arguments of `policy capture`.
+struct Capture {
+    host: String,
+    name: String,
+    part: Option<String>,
     existing: Existing,
-) -> Result<(), CliError> {
+}
+
+/// What a capture's part is called where the operator does not say: the host and the minute, and a number where that minute has
+/// one already.
+fn part_of(host: &str, policy: Option<&Policy>) -> String {
+    let stamp = rfc3339(now()).replace(['-', ':'], "").replace('T', "-");
+    let stamp = stamp.get(..13).unwrap_or(&stamp);
+    let taken = |name: &str| policy.is_some_and(|policy| policy.has_part(name));
+    let name = |number: usize| {
+        let end = if number == 1 {
+            format!("-{stamp}")
+        } else {
+            format!("-{stamp}-{number}")
+        };
+        let room = MAX_NAME.saturating_sub(end.len());
+        format!("{}{end}", host.get(..room).unwrap_or(host))
+    };
+    // A policy has fewer parts than that.
+    (1..=2 * MAX_PARTS)
+        .map(name)
+        .find(|name| !taken(name))
+        .unwrap_or_else(|| name(1))
+}
+
+fn capture(state: &StateDir, config: &Config, store: &Store, args: &Capture) -> Result<(), CliError> {
+    let Capture {
+        host,
+        name,
+        part,
+        existing,
+    } = args;
     valid_name(name)?;
     let row = store.host(host)?;
-    let known = store.policy(name)?.is_some();
-    if known && existing == Existing::Keep {
+    let before = store.policy(name)?;
+    let known = before.is_some();
+    if known && *existing == Existing::Keep {
         return Err(CliError::PolicyExists(name.to_owned()));
     }
     let asker = Asker::load(state)?;
     let held = store.held_log(row.id)?;
     let log = block_on(async { Ok(poll::look_from_start(&asker, &row, held, config.quote_timeout).await?) })?;
-    let captured = Policy::capture(name, &log).map_err(CliError::Policy)?;
-    if known && existing == Existing::Add {
-        store.edit_policy(name, |policy| policy.merge(&captured))?;
-    } else if !store.put_policy(name, &captured, existing == Existing::Replace)? {
+    let part = part.clone().unwrap_or_else(|| part_of(host, before.as_ref()));
+    let captured = Policy::capture(name, &part, &log).map_err(CliError::Policy)?;
+    if known && *existing == Existing::Add {
+        store.edit_policy(name, |policy| policy.learn(&captured))?;
+    } else if !store.put_policy(name, &captured, *existing == Existing::Replace)? {
         // Somebody else was quicker.
         return Err(CliError::PolicyExists(name.to_owned()));
     }
@@ -148,23 +223,18 @@ fn capture(
         "captured policy {name} from host {host} (boot {}, {} records): {}\n{host} is judged by it from now on.\n",
         log.boot_id(),
         log.records(),
-        summary(&policy),
+        show::summary(&policy),
     ))
 }
 
-fn allow(
-    store: &Store,
-    digest: Sha256Digest,
-    kind: Option<LoadKind>,
-    path: Option<&str>,
-    name: &str,
-) -> Result<(), CliError> {
-    let mut new = false;
+fn allow(store: &Store, name: &str, set: &str, entry: Approved) -> Result<(), CliError> {
+    let (kind, digest) = (entry.kind, entry.sha256);
+    let mut new = 0;
     store.edit_policy(name, |policy| {
-        new = policy.allow(digest, kind, path)?;
+        new = policy.allow_all(set, vec![entry])?;
         Ok(())
     })?;
-    let what = if new { "now allows" } else { "allowed already" };
+    let what = if new > 0 { "now allows" } else { "allowed already" };
     let deed = match kind {
         Some(kind) if kind.is_deed() => format!("{kind} by "),
         _ => String::new(),
@@ -174,10 +244,9 @@ fn allow(
 
 fn sign_list(state: &StateDir, store: &Store, args: &SignList) -> Result<(), CliError> {
     let lists = Lists::open(state)?;
-    let expires = args.expires_in_days.map(|days| {
-        let now = u64::try_from(now()).unwrap_or_default();
-        now.saturating_add(days.saturating_mul(24 * 3600))
-    });
+    let expires = args
+        .expires_in_days
+        .map(|days| unix_now().saturating_add(days.saturating_mul(24 * 3600)));
     let (signed, name, whom) = match (&args.host, &args.policy) {
         (Some(host), _) => {
             let row = store.host(host)?;
@@ -214,65 +283,12 @@ fn existing(store: &Store, name: &str) -> Result<Policy, CliError> {
     Ok(policy.ok_or_else(|| StoreError::NoSuchPolicy(name.to_owned()))?)
 }
 
-fn list(store: &Store, json: bool) -> Result<(), CliError> {
-    let policies = store.policies()?;
-    if json {
-        return print_json(
-            &policies
-                .iter()
-                .map(|(name, at)| serde_json::json!({"name": name, "updated": rfc3339(*at)}))
-                .collect(),
-        );
+fn part_name(text: &str) -> Result<String, String> {
+    if is_name(text) {
+        Ok(text.to_owned())
+    } else {
+        Err(format!("1 to {MAX_NAME} letters, digits, '-', '_' or '.'"))
     }
-    if policies.is_empty() {
-        return print("no policies: make one with `assay-verifier policy capture HOST`\n");
-    }
-    let width = policies.iter().map(|(name, _)| name.len()).max().unwrap_or(0).max(4);
-    let mut text = format!("{:width$}  CHANGED\n", "NAME");
-    for (name, at) in &policies {
-        let _infallible = writeln!(text, "{name:width$}  {}", rfc3339(*at));
-    }
-    print(&text)
-}
-
-fn show(store: &Store, name: &str, json: bool) -> Result<(), CliError> {
-    let policy = existing(store, name)?;
-    if json {
-        return print(&policy.to_json());
-    }
-    let mut text = format!("{name}: {}\n", summary(&policy));
-    for (title, digests) in [
-        ("agent", policy.agents()),
-        ("kernel programs", policy.kernel_programs()),
-    ] {
-        for digest in digests {
-            let _infallible = writeln!(text, "{title:15}  sha256:{digest}");
-        }
-    }
-    for (pcr, values) in policy.pcrs() {
-        for value in values {
-            let _infallible = writeln!(text, "PCR {pcr:<11}  {value}");
-        }
-    }
-    for entry in policy.runtime() {
-        let kind = entry.kind.map_or("any", LoadKind::name);
-        let _infallible = writeln!(
-            text,
-            "{kind:15}  sha256:{}  {}",
-            entry.sha256,
-            entry.path.escape_debug()
-        );
-    }
-    print(&text)
-}
-
-fn summary(policy: &Policy) -> String {
-    let pcrs = policy.pcrs().values().filter(|values| !values.is_empty()).count();
-    let deeds = match policy.deeds() {
-        0 => String::new(),
-        number => format!(", {number} permitted deeds"),
-    };
-    format!("{} digests{deeds}, {pcrs} boot PCRs", policy.digests())
 }
 
 fn digest(text: &str) -> Result<Sha256Digest, String> {

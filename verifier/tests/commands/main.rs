@@ -7,4 +7,5 @@
 
 mod image;
 mod inspect;
+mod policy;
 mod program;

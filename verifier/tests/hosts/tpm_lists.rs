@@ -53,8 +53,8 @@ fn a_host_gets_what_its_policy_approves_and_again_when_that_changes() {
     assert_eq!((list.serial(), list.policy()), (serial(&shown), "default"));
     assert_eq!(shown["approved_list"]["sha256"], list.sha256().to_string());
     let policy: Value = serde_json::from_str(&site.run(&["policy", "show", "default", "--json"]).good()).unwrap();
-    for name in ["agents", "kernel_programs", "runtime"] {
-        let entries = policy[name].as_array().unwrap();
+    for name in ["agents", "kernel_programs", "code"] {
+        let entries = policy["sets"][0][name].as_array().unwrap();
         assert!(!entries.is_empty());
         for entry in entries {
             let digest = entry.as_str().or_else(|| entry["sha256"].as_str()).unwrap();

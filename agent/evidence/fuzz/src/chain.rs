@@ -6,7 +6,7 @@ use assay_evidence::event::{self, Event};
 use assay_evidence::pcr::RuntimePcr;
 use assay_evidence::quote::HeldLog;
 use assay_evidence::replay::ReplayedLog;
-use assay_evidence::testing::{BINDING, Host};
+use assay_evidence::testing::{BINDING, Host, NOW};
 
 use crate::samples;
 
@@ -28,7 +28,7 @@ pub fn chain(data: &[u8]) {
     let Some(whole) = replayed(&bundle, &host, &HeldLog::none()) else {
         return;
     };
-    let verdict = whole.appraise(&policy);
+    let verdict = whole.appraise(&policy, NOW);
     assert_eq!(verdict.is_trusted(), verdict.failures().is_empty());
     drop(verdict.reasons());
 

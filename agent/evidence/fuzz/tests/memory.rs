@@ -7,7 +7,7 @@ use assay_evidence::event::{Event, LoadKind};
 use assay_evidence::pcr::RuntimePcr;
 use assay_evidence::policy::Policy;
 use assay_evidence::quote::{HeldLog, MAX_WHOLE_LOG};
-use assay_evidence::testing::{BINDING, Host, measurement};
+use assay_evidence::testing::{BINDING, Host, NOW, measurement};
 
 /// Events in a record.
 const BATCH: u64 = 2000;
@@ -70,7 +70,7 @@ fn the_longest_log_is_judged_in_four_times_its_size() {
         .unwrap()
         .replay(RuntimePcr::DEFAULT)
         .unwrap()
-        .appraise(&policy);
+        .appraise(&policy, NOW);
     assert!(!verdict.is_trusted());
     drop(verdict);
     let taken = memory("VmHWM") - before;

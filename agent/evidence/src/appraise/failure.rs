@@ -53,6 +53,26 @@ pub enum Rule {
     BootLog,
     /// The boot log does not lead to a quoted PCR.
     BootLogPcr,
+    /// The policy, or the boot configuration that fits, has expired.
+    Expired,
+    /// The version of the agent is not allowed.
+    AgentVersion,
+    /// The agent does not keep the host away from itself, and must.
+    NotProtected,
+    /// The state of the kernel's lockdown is not allowed.
+    Lockdown,
+    /// The kernel's release is not allowed.
+    Kernel,
+    /// The policy refuses this kind of code, whatever its digest.
+    KindRefused,
+    /// The policy refuses code under these circumstances, whatever its digest.
+    FlagRefused,
+    /// The IMA log is malformed, missing, or does not lead to the quoted PCR.
+    ImaLog,
+    /// IMA measured a file that the policy does not approve.
+    ImaNotApproved,
+    /// IMA could not tell what was read.
+    ImaViolation,
 }
 
 /// One reason, with all that is known about it. Its text is one line; what a stranger chose in it is escaped.
@@ -226,7 +246,12 @@ impl fmt::Display for Failure {
             Rule::KernelPrograms => write!(f, "kernel programs {digest} ({record}) are not approved")?,
             Rule::Tier => write!(f, "measuring tier {detail} ({record}) is not allowed")?,
             Rule::Mode => write!(f, "mode {detail} ({record}) is not allowed")?,
-            Rule::PcrValue => write!(f, "{pcr} is {digest}, which is not approved")?,
+            Rule::PcrValue => {
+                write!(f, "{pcr} is {digest}, which is not approved")?;
+                if !self.detail.is_empty() {
+                    write!(f, "; {detail}")?;
+                }
+            }
             Rule::RuntimeStart => {
                 write!(
                     f,
@@ -235,6 +260,30 @@ impl fmt::Display for Failure {
             }
             Rule::BootLog => f.write_str(&self.detail)?,
             Rule::BootLogPcr => write!(f, "the boot log does not lead to {pcr}, which is {digest}")?,
+            Rule::Expired => write!(f, "{detail}, has expired")?,
+            Rule::AgentVersion => write!(f, "agent version {detail} ({record}) is not allowed")?,
+            Rule::NotProtected => write!(
+                f,
+                "the agent ({record}) does not keep root away from itself, which the policy demands"
+            )?,
+            Rule::Lockdown if self.detail.is_empty() => {
+                write!(f, "the kernel has no lockdown ({record}), which the policy demands")?;
+            }
+            Rule::Lockdown => write!(f, "kernel lockdown {detail} ({record}) is not allowed")?,
+            Rule::Kernel => write!(f, "kernel {detail} ({record}) is not allowed")?,
+            Rule::KindRefused => write!(
+                f,
+                "{} {digest} ({record}) is of a kind that the policy refuses",
+                self.code()
+            )?,
+            Rule::FlagRefused => write!(
+                f,
+                "{} {digest} ({record}) was loaded in a way that the policy refuses",
+                self.code()
+            )?,
+            Rule::ImaLog => f.write_str(&self.detail)?,
+            Rule::ImaNotApproved => write!(f, "file {} {digest} ({detail}) is not approved", self.at())?,
+            Rule::ImaViolation => write!(f, "IMA could not tell what was read from {} ({detail})", self.at())?,
         }
         if let Some(nearest) = &self.nearest {
             write!(f, "; {nearest}")?;

@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use super::{Failure, Judge, MAX_FAILURES, Rule};
 use crate::digest::Sha256Digest;
-use crate::event::{AgentStart, Event, LoadKind, Measurement, Notice, flags};
+use crate::event::{AgentStart, Event, LoadKind, Measurement, Notice, Violation, flags};
+use crate::policy::{Answer, Approved, RuntimeSet};
 use crate::replay::ReplayedLog;
 
 /// Where in the failures code that was refused before stands: a program run a thousand times is one line.
@@ -29,6 +30,8 @@ struct Told<'a> {
     refused_beyond: u64,
     /// Files measured ahead of a load that are not approved.
     ahead: u64,
+    /// Violations that the policy tolerates, by name, with the first record and how often.
+    tolerated: BTreeMap<&'static str, (u64, u64)>,
     slow: u64,
     slowest_millis: u64,
     list: Option<&'a Notice>,
@@ -55,10 +58,13 @@ impl<'a> Judge<'a> {
                 }
                 // Its load, if there is one, has a record of its own.
                 Event::Load(code) if code.flags & flags::AHEAD != 0 => {
-                    let approved = code.digest.is_some_and(|digest| self.policy.allows(&digest));
+                    let approved = code.digest.is_some_and(|digest| self.allows(&digest));
                     told.ahead = told.ahead.saturating_add(u64::from(!approved));
                 }
                 Event::Inventory(code) | Event::Load(code) => self.code(record, code),
+                Event::Violation(violation) if self.policy.rules().tolerates(violation) => {
+                    told.tolerated(record, violation);
+                }
                 Event::Violation(violation) => {
                     let failure = Failure::new(Rule::Violation, violation.to_string());
                     self.refuse(Failure {
@@ -82,33 +88,45 @@ impl<'a> Judge<'a> {
             });
         }
         told.write(&mut self.notes);
-        if self.unlisted > 0 {
-            self.notes
-                .push(format!("failures beyond the first {MAX_FAILURES}: {}", self.unlisted));
-        }
     }
 
     /// Who measured, and how: each start of the agent is judged, a restart can be another program.
     fn agent(&mut self, record: u64, start: &AgentStart) {
-        let policy = self.policy;
-        let mut refuse = |rule, digest, detail| {
+        let rules = self.policy.rules();
+        let in_any = |has: &dyn Fn(&RuntimeSet) -> bool| self.sets.iter().any(|set| has(set));
+        let other = |texts: &BTreeSet<String>, text: &String| !texts.is_empty() && !texts.contains(text);
+        let mut refused = Vec::new();
+        let mut refuse = |rule, digest, detail| refused.push((rule, digest, detail));
+        if !in_any(&|set| set.agents().contains(&start.agent_digest)) {
+            refuse(Rule::Agent, Some(start.agent_digest), start.agent_version.clone());
+        }
+        if other(&rules.agent_versions, &start.agent_version) {
+            refuse(Rule::AgentVersion, None, start.agent_version.clone());
+        }
+        if !in_any(&|set| set.kernel_programs().contains(&start.bpf_digest)) {
+            refuse(Rule::KernelPrograms, Some(start.bpf_digest), String::new());
+        }
+        if !rules.tiers.contains(&start.tier) {
+            refuse(Rule::Tier, None, start.tier.to_string());
+        }
+        if !rules.modes.contains(&start.mode) {
+            refuse(Rule::Mode, None, start.mode.to_string());
+        }
+        if rules.protected && !start.protected {
+            refuse(Rule::NotProtected, None, String::new());
+        }
+        if other(&rules.lockdown, &start.lockdown) {
+            refuse(Rule::Lockdown, None, start.lockdown.clone());
+        }
+        if other(&rules.kernels, &start.kernel_release) {
+            refuse(Rule::Kernel, None, start.kernel_release.clone());
+        }
+        for (rule, digest, detail) in refused {
             self.refuse(Failure {
                 record: Some(record),
                 digest,
                 ..Failure::new(rule, detail)
             });
-        };
-        if !policy.agents().contains(&start.agent_digest) {
-            refuse(Rule::Agent, Some(start.agent_digest), start.agent_version.clone());
-        }
-        if !policy.kernel_programs().contains(&start.bpf_digest) {
-            refuse(Rule::KernelPrograms, Some(start.bpf_digest), String::new());
-        }
-        if !policy.tiers().contains(&start.tier) {
-            refuse(Rule::Tier, None, start.tier.to_string());
-        }
-        if !policy.modes().contains(&start.mode) {
-            refuse(Rule::Mode, None, start.mode.to_string());
         }
     }
 
@@ -128,7 +146,7 @@ impl<'a> Judge<'a> {
             self.seen.insert(key, self.failures.len());
         }
         let nearest = match rule {
-            Rule::NotApproved => self.nearest(&code.path),
+            Rule::NotApproved => code.digest.and_then(|digest| self.nearest(&code.path, &digest)),
             _ => None,
         };
         self.refuse(Failure {
@@ -151,40 +169,54 @@ impl<'a> Judge<'a> {
             return;
         }
         let paths = log.programs(&wanted);
+        // One walk for all: a log can have thousands of deeds, and a policy a hundred thousand entries.
+        let entries = self.sets.iter().flat_map(|set| set.code());
+        let known: HashMap<_, _> = entries
+            .filter(|entry| wanted.contains(&entry.sha256))
+            .map(|entry| (entry.sha256, entry))
+            .collect();
         for failure in self.failures.iter_mut().filter(|failure| failure.is_by_program()) {
             let path = failure.digest.and_then(|digest| paths.get(&digest));
             failure.program = path.map(|path| (*path).to_owned());
+            let known = failure.digest.and_then(|digest| known.get(&digest));
+            failure.nearest = known.map(|entry| allowed_instead(entry));
         }
     }
 
     /// Which rule refuses this, if one does.
     fn rule(&self, code: &Measurement) -> Option<Rule> {
+        let answer = self.policy.rules().kind(code.kind);
+        if answer == Answer::Refuse {
+            return Some(deed(code.kind).unwrap_or(Rule::KindRefused));
+        }
         if let Some(rule) = deed(code.kind) {
-            let allowed = code
-                .digest
-                .is_some_and(|digest| self.policy.allows_deed(code.kind, &digest));
+            let allowed = |digest: &Sha256Digest| self.sets.iter().any(|set| set.allows_deed(code.kind, digest));
+            let allowed = answer == Answer::Any || code.digest.is_some_and(|digest| allowed(&digest));
             return (!allowed).then_some(rule);
         }
         let flagged = |flag| code.flags & flag != 0;
+        let flagged_and_judged = |flag| flagged(flag & !self.flags.tolerated);
         match &code.digest {
             // Whatever it says: no hook sees what `kexec_load` loads.
             _ if code.kind == LoadKind::KexecLoad => Some(Rule::KexecLoad),
+            _ if flagged(self.flags.refused) => Some(Rule::FlagRefused),
+            _ if answer == Answer::Any => None,
             None => Some(Rule::NotHashed),
             Some(_) if flagged(flags::NOT_HASHED) => Some(Rule::NotHashed),
-            Some(digest) if !self.policy.allows(digest) => Some(Rule::NotApproved),
-            Some(_) if flagged(flags::UNSTABLE) => Some(Rule::Unstable),
-            Some(_) if flagged(flags::MODIFIED) => Some(Rule::Modified),
+            Some(digest) if !self.allows(digest) => Some(Rule::NotApproved),
+            Some(_) if flagged_and_judged(flags::UNSTABLE) => Some(Rule::Unstable),
+            Some(_) if flagged_and_judged(flags::MODIFIED) => Some(Rule::Modified),
             Some(_) => None,
         }
     }
+}
 
-    /// What the policy has for this path: most often the file was updated, or tampered with.
-    fn nearest(&self, path: &str) -> Option<String> {
-        if path.is_empty() {
-            return None;
-        }
-        let known = self.policy.approved_at(path).next()?;
-        Some(format!("approved at this path is sha256:{}", known.sha256))
+/// What the policy allows a program that did something else.
+fn allowed_instead(entry: &Approved) -> String {
+    let path = entry.path.escape_debug();
+    match entry.kind {
+        Some(deed) if deed.is_deed() => format!("the policy allows this program {deed}, at {path}"),
+        _ => format!("the policy allows this program to run, at {path}, and not to do this"),
     }
 }
 
@@ -238,6 +270,11 @@ impl<'a> Told<'a> {
         *times = times.saturating_add(1);
     }
 
+    fn tolerated(&mut self, record: u64, violation: &Violation) {
+        let (_, times) = self.tolerated.entry(violation.name()).or_insert((record, 0));
+        *times = times.saturating_add(1);
+    }
+
     fn notice(&mut self, notice: &'a Notice) {
         match notice {
             Notice::TpmSlow { millis } => {
@@ -255,6 +292,11 @@ impl<'a> Told<'a> {
             notes.push(format!(
                 "slow extends of the TPM: {}, the slowest took {} ms",
                 self.slow, self.slowest_millis
+            ));
+        }
+        for (name, (record, times)) in self.tolerated {
+            notes.push(format!(
+                "tolerated: violation {name}, {times} times, the first in record {record}"
             ));
         }
         if self.ahead > 0 {

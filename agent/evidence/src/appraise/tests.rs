@@ -4,9 +4,10 @@ use crate::event::{Event, LoadKind, Mode, Violation, flags};
 use crate::pcr::RuntimePcr;
 use crate::policy::PolicyError;
 use crate::quote::HeldLog;
-use crate::testing::{BINDING, BOOT, Host, agent_start, load, measurement};
+use crate::testing::{BINDING, BOOT, Host, NOW, agent_start, load, measurement};
 
 mod kinds;
+mod policies;
 
 fn replayed(host: &Host) -> ReplayedLog {
     host.bundle(&BINDING, 0)
@@ -17,7 +18,7 @@ fn replayed(host: &Host) -> ReplayedLog {
 }
 
 fn captured(host: &Host) -> Policy {
-    Policy::capture("default", &replayed(host)).unwrap()
+    Policy::capture("default", "first", &replayed(host)).unwrap()
 }
 
 /// The one rule that refused, and its text.
@@ -38,7 +39,7 @@ fn edited(policy: &Policy, edit: impl FnOnce(&mut serde_json::Value)) -> Policy 
 fn a_host_fits_the_policy_captured_from_it() {
     let host = Host::measuring();
     let policy = captured(&host);
-    let appraisal = replayed(&host).appraise(&policy);
+    let appraisal = replayed(&host).appraise(&policy, NOW);
     assert!(appraisal.is_trusted(), "{:?}", appraisal.reasons());
     assert_eq!(
         (appraisal.records(), appraisal.policy(), appraisal.boot_id()),
@@ -55,7 +56,7 @@ fn a_host_fits_the_policy_captured_from_it() {
     moved.path = "/tmp/renamed".into();
     moved.flags = 2;
     again.record(&[Event::Load(moved)]);
-    assert!(replayed(&again).appraise(&policy).is_trusted());
+    assert!(replayed(&again).appraise(&policy, NOW).is_trusted());
 }
 
 #[test]
@@ -67,7 +68,7 @@ fn every_unapproved_load_is_listed_with_all_that_is_known() {
     let mut updated = measurement(LoadKind::Mapping, "/lib/libc.so.6", Some(5));
     updated.digest = Some(Sha256Digest::of(b"another libc"));
     host.record(&[Event::Load(updated)]);
-    let appraisal = replayed(&host).appraise(&policy);
+    let appraisal = replayed(&host).appraise(&policy, NOW);
     let digest = |text: &str| Sha256Digest::of(text.as_bytes());
     assert_eq!(
         appraisal.reasons(),
@@ -102,7 +103,7 @@ fn every_unapproved_load_is_listed_with_all_that_is_known() {
             .allow(digest("/root/rogue"), Some(LoadKind::Program), Some("/root/rogue"))
             .unwrap()
     );
-    assert_eq!(replayed(&host).appraise(&wider).failures().len(), 2);
+    assert_eq!(replayed(&host).appraise(&wider, NOW).failures().len(), 2);
 }
 
 #[test]
@@ -110,7 +111,7 @@ fn equal_failures_are_counted_and_text_is_one_line() {
     let mut host = Host::measuring();
     let policy = captured(&host);
     host.record(&(0..5).map(|seq| load("/tmp/a\nb\u{1b}[2J", seq)).collect::<Vec<_>>());
-    let (rule, text) = only(&replayed(&host).appraise(&policy));
+    let (rule, text) = only(&replayed(&host).appraise(&policy, NOW));
     assert_eq!(rule, Rule::NotApproved);
     assert!(text.starts_with("program /tmp/a\\nb\\u{1b}[2J sha256:"), "{text}");
     assert!(text.ends_with("(record 3) is not approved; 5 times"), "{text}");
@@ -123,12 +124,14 @@ fn what_could_not_be_hashed_is_never_allowed() {
     let mut unknown = measurement(LoadKind::Program, "/mnt/x", Some(2));
     unknown.digest = None;
     host.record(&[Event::Load(unknown)]);
-    let (rule, text) = only(&replayed(&host).appraise(&policy));
+    let (rule, text) = only(&replayed(&host).appraise(&policy, NOW));
     assert_eq!(
         (rule, text.as_str()),
         (Rule::NotHashed, "program /mnt/x (record 3) could not be hashed")
     );
-    assert!(matches!(Policy::capture("p", &replayed(&host)), Err(PolicyError::NotHashed(path)) if path == "/mnt/x"));
+    assert!(
+        matches!(Policy::capture("p", "first", &replayed(&host)), Err(PolicyError::NotHashed(path)) if path == "/mnt/x")
+    );
 }
 
 #[test]
@@ -138,14 +141,14 @@ fn code_that_could_change_while_hashed_is_not_trusted() {
     let mut library = measurement(LoadKind::Mapping, "/lib/libc.so.6", Some(2));
     library.flags = flags::UNSTABLE;
     host.record(&[Event::Load(library)]);
-    let (rule, text) = only(&replayed(&host).appraise(&policy));
+    let (rule, text) = only(&replayed(&host).appraise(&policy, NOW));
     assert_eq!(rule, Rule::Unstable);
     assert!(
         text.ends_with("(record 3) was open for writing while it was measured"),
         "{text}"
     );
     assert!(matches!(
-        Policy::capture("p", &replayed(&host)),
+        Policy::capture("p", "first", &replayed(&host)),
         Err(PolicyError::Unstable(_))
     ));
 }
@@ -155,13 +158,13 @@ fn violations_are_never_allowed() {
     let mut host = Host::measuring();
     let policy = captured(&host);
     host.record(&[Event::Violation(Violation::Lost { count: 7 })]);
-    let (rule, text) = only(&replayed(&host).appraise(&policy));
+    let (rule, text) = only(&replayed(&host).appraise(&policy, NOW));
     assert_eq!(
         (rule, text.as_str()),
         (Rule::Violation, "7 measurements were lost in the kernel (record 3)")
     );
     assert!(matches!(
-        Policy::capture("p", &replayed(&host)),
+        Policy::capture("p", "first", &replayed(&host)),
         Err(PolicyError::Violation(_))
     ));
 }
@@ -171,19 +174,19 @@ fn a_log_must_be_ready_and_still_measured() {
     let policy = captured(&Host::measuring());
     let mut host = Host::booted(BOOT, 5);
     host.record(&[Event::AgentStart(agent_start(BOOT))]);
-    assert_eq!(only(&replayed(&host).appraise(&policy)).0, Rule::NotReady);
+    assert_eq!(only(&replayed(&host).appraise(&policy, NOW)).0, Rule::NotReady);
     assert!(matches!(
-        Policy::capture("p", &replayed(&host)),
+        Policy::capture("p", "first", &replayed(&host)),
         Err(PolicyError::NotReady)
     ));
 
     let mut stopped = Host::measuring();
     stopped.record(&[Event::AgentStop]);
-    assert_eq!(only(&replayed(&stopped).appraise(&policy)).0, Rule::AgentStopped);
+    assert_eq!(only(&replayed(&stopped).appraise(&policy, NOW)).0, Rule::AgentStopped);
     let mut start = agent_start(BOOT);
     start.predecessor = Some(1);
     stopped.record(&[Event::AgentStart(start)]);
-    assert!(replayed(&stopped).appraise(&policy).is_trusted());
+    assert!(replayed(&stopped).appraise(&policy, NOW).is_trusted());
 }
 
 #[test]
@@ -197,7 +200,7 @@ fn each_start_of_the_agent_is_judged() {
     start.tier = 3;
     start.mode = Mode::Hold;
     host.record(&[Event::AgentStart(start)]);
-    let appraisal = replayed(&host).appraise(&policy);
+    let appraisal = replayed(&host).appraise(&policy, NOW);
     let rules: Vec<Rule> = appraisal.failures().iter().map(Failure::rule).collect();
     assert_eq!(rules, [Rule::Agent, Rule::KernelPrograms, Rule::Tier, Rule::Mode]);
     assert!(appraisal.failures().iter().all(|failure| failure.record() == Some(3)));
@@ -219,7 +222,7 @@ fn golden_pcrs_are_compared_each_on_its_own() {
     host.pcrs.get_mut(&7).unwrap().0 = vec![0xDD; 32];
     // IMA's PCR moves with the host's work.
     host.pcrs.get_mut(&10).unwrap().0 = vec![0xCC; 32];
-    let appraisal = replayed(&host).appraise(&policy);
+    let appraisal = replayed(&host).appraise(&policy, NOW);
     assert_eq!(
         appraisal.failures().iter().map(Failure::pcr).collect::<Vec<_>>(),
         [Some(4), Some(7)]
@@ -227,22 +230,22 @@ fn golden_pcrs_are_compared_each_on_its_own() {
     assert_eq!(
         appraisal.reasons()[0],
         format!(
-            "PCR 4 is sha256:{}, which is not approved; the policy has sha256:{}",
+            "PCR 4 is sha256:{}, which is not approved; boot configuration first has sha256:{}",
             "ee".repeat(32),
             "05".repeat(32)
         )
     );
     // A PCR without values isn't judged, and the verdict says so.
     let without = edited(&policy, |file| {
-        file["pcrs"]["4"] = serde_json::json!([]);
-        file["pcrs"].as_object_mut().unwrap().remove("7");
+        file["boots"][0]["pcrs"]["4"] = serde_json::json!([]);
+        file["boots"][0]["pcrs"].as_object_mut().unwrap().remove("7");
     });
-    let appraisal = replayed(&host).appraise(&without);
+    let appraisal = replayed(&host).appraise(&without, NOW);
     assert!(appraisal.is_trusted());
     assert!(
         appraisal
             .notes()
-            .contains(&"the policy has no values for PCR 4, 7".to_owned()),
+            .contains(&"boot configuration first has no values for PCR 4, 7".to_owned()),
         "{:?}",
         appraisal.notes()
     );
@@ -257,13 +260,13 @@ fn a_log_that_begins_late_is_refused() {
     start.pcr_start = vec![(Algorithm::Sha1, vec![0; 20]), (Algorithm::Sha256, moved)];
     host.record(&[Event::AgentStart(start), Event::Ready]);
     let policy = edited(&captured(&host), |file| {
-        file["runtime_pcr_start"] = serde_json::json!([])
+        file["sets"][0]["runtime_pcr_start"] = serde_json::json!([])
     });
-    let (rule, text) = only(&replayed(&host).appraise(&policy));
+    let (rule, text) = only(&replayed(&host).appraise(&policy, NOW));
     assert_eq!(rule, Rule::RuntimeStart);
     assert!(text.contains("PCR 13 was sha256:"), "{text}");
     // A host where the stub measures system extensions into this PCR is captured with that value.
-    assert!(replayed(&host).appraise(&captured(&host)).is_trusted());
+    assert!(replayed(&host).appraise(&captured(&host), NOW).is_trusted());
 }
 
 /// A crypto-agile log with one event for each of these PCRs, and the PCR values that it leads to.
@@ -297,7 +300,7 @@ fn a_boot_log_must_lead_to_the_firmware_pcrs() {
     let mut host = Host::measuring();
     boot_log(&mut host, &[0, 1, 2, 3, 4, 5, 6, 7]);
     let policy = captured(&host);
-    let appraisal = replayed(&host).appraise(&policy);
+    let appraisal = replayed(&host).appraise(&policy, NOW);
     assert!(appraisal.is_trusted(), "{:?}", appraisal.reasons());
     assert_eq!(
         appraisal.notes(),
@@ -308,7 +311,7 @@ fn a_boot_log_must_lead_to_the_firmware_pcrs() {
     let good = host.pcrs.clone();
     boot_log(&mut host, &[0, 1, 2, 3, 5, 6, 7]);
     host.pcrs = good;
-    let appraisal = replayed(&host).appraise(&policy);
+    let appraisal = replayed(&host).appraise(&policy, NOW);
     let (rule, text) = only(&appraisal);
     assert_eq!((rule, appraisal.failures()[0].pcr()), (Rule::BootLogPcr, Some(4)));
     assert!(
@@ -318,10 +321,10 @@ fn a_boot_log_must_lead_to_the_firmware_pcrs() {
 
     // An empty log for PCRs that were extended is no explanation either.
     host.boot_log.as_mut().unwrap().truncate(65);
-    assert_eq!(replayed(&host).appraise(&policy).failures().len(), 8);
+    assert_eq!(replayed(&host).appraise(&policy, NOW).failures().len(), 8);
 
     host.boot_log = Some(b"bogus".to_vec());
-    assert_eq!(only(&replayed(&host).appraise(&policy)).0, Rule::BootLog);
+    assert_eq!(only(&replayed(&host).appraise(&policy, NOW)).0, Rule::BootLog);
 }
 
 #[test]
@@ -330,7 +333,7 @@ fn a_boot_log_of_another_bank_is_noted() {
     let policy = captured(&host);
     // The TPM 1.2 form has SHA-1 digests alone.
     host.boot_log = Some([[4u8, 0, 0, 0, 4, 0, 0, 0].as_slice(), &[7; 20], &[0; 4]].concat());
-    let appraisal = replayed(&host).appraise(&policy);
+    let appraisal = replayed(&host).appraise(&policy, NOW);
     assert!(appraisal.is_trusted(), "{:?}", appraisal.reasons());
     assert!(
         appraisal.notes()[0].contains("no sha256 digests"),
@@ -347,7 +350,7 @@ fn all_kinds_of_failure_are_listed_together() {
     host.boot_log = Some(b"bogus".to_vec());
     host.record(&[load("/root/rogue", 2)]);
     host.record(&[Event::Violation(Violation::Lost { count: 1 })]);
-    let appraisal = replayed(&host).appraise(&policy);
+    let appraisal = replayed(&host).appraise(&policy, NOW);
     let rules: Vec<Rule> = appraisal.failures().iter().map(Failure::rule).collect();
     assert_eq!(
         rules,
@@ -364,17 +367,18 @@ fn all_kinds_of_failure_are_listed_together() {
 fn the_pcr_of_the_log_has_no_golden_value() {
     let host = Host::measuring_in(12);
     let policy = captured(&host);
-    assert!(policy.pcrs().contains_key(&13) && !policy.pcrs().contains_key(&12));
-    assert!(replayed(&host).appraise(&policy).is_trusted());
+    let golden = |policy: &Policy, pcr| policy.boots()[0].pcrs().contains_key(&pcr);
+    assert!(golden(&policy, 13) && !golden(&policy, 12));
+    assert!(replayed(&host).appraise(&policy, NOW).is_trusted());
 
     // One policy for hosts with either: what was captured where it is not in use does not judge where it is.
     let usual = Host::measuring();
     let usual_policy = captured(&usual);
-    assert!(usual_policy.pcrs().contains_key(&12) && !usual_policy.pcrs().contains_key(&13));
+    assert!(golden(&usual_policy, 12) && !golden(&usual_policy, 13));
     let mut both = policy;
     both.merge(&usual_policy).unwrap();
     for (host, pcr) in [(&host, 12), (&usual, 13)] {
-        let appraisal = replayed(host).appraise(&both);
+        let appraisal = replayed(host).appraise(&both, NOW);
         assert!(appraisal.is_trusted(), "{:?}", appraisal.reasons());
         let note = format!("the policy's values for PCR {pcr} are not for this host: its runtime log is there");
         assert!(appraisal.notes().contains(&note), "{:?}", appraisal.notes());
@@ -391,7 +395,7 @@ fn a_boot_log_leads_to_the_start_of_a_log_in_its_pcr() {
     start.pcr_start = vec![(Algorithm::Sha1, vec![0; 20]), (Algorithm::Sha256, shim)];
     host.record(&[Event::AgentStart(start), Event::Ready]);
     boot_log(&mut host, &[0, 1, 2, 3, 4, 5, 6, 7, 14]);
-    let appraisal = replayed(&host).appraise(&captured(&host));
+    let appraisal = replayed(&host).appraise(&captured(&host), NOW);
     assert!(appraisal.is_trusted(), "{:?}", appraisal.reasons());
 }
 
@@ -406,7 +410,7 @@ fn a_log_that_nothing_approves_of_is_told_up_to_a_limit() {
             host.record(&events.collect::<Vec<_>>());
         }
     }
-    let appraisal = replayed(&host).appraise(&policy);
+    let appraisal = replayed(&host).appraise(&policy, NOW);
     assert_eq!(
         (appraisal.is_trusted(), appraisal.failures().len()),
         (false, MAX_FAILURES)

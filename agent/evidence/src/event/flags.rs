@@ -70,6 +70,18 @@ pub fn flag_names(flags: u32) -> Vec<&'static str> {
         .collect()
 }
 
+/// The bit with this name.
+#[must_use]
+pub fn flag_bit(name: &str) -> Option<u32> {
+    NAMES.into_iter().find(|(_, known)| *known == name).map(|(bit, _)| bit)
+}
+
+/// All names, lowest bit first.
+#[must_use]
+pub fn names() -> [&'static str; NAMES.len()] {
+    NAMES.map(|(_, name)| name)
+}
+
 #[cfg(test)]
 mod tests {
     use assay_ebpf::flags as kernel;
@@ -107,5 +119,10 @@ mod tests {
         assert_eq!(NAMES.iter().fold(0, |all, (bit, _)| all | bit), ALL);
         assert_eq!(flag_names(MEMFD | TMPFS), ["memfd", "tmpfs"]);
         assert!(flag_names(!ALL).is_empty());
+        assert!(
+            names()
+                .into_iter()
+                .all(|name| flag_names(flag_bit(name).unwrap()) == [name])
+        );
     }
 }

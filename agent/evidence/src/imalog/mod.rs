@@ -253,4 +253,19 @@ impl<'a> ImaLog<'a> {
         }
         pcrs
     }
+
+    /// How many of its entries, from the first on, lead a PCR from zero to this value: all, or fewer where the kernel has
+    /// measured on since the value was read. `None`: none do.
+    #[must_use]
+    pub fn leads_to(&self, pcr: u32, bank: Algorithm, extension: Extension, wanted: &[u8]) -> Option<usize> {
+        let mut value = vec![0; bank.size()];
+        let mut leads = (value == wanted).then_some(0);
+        for (number, entry) in self.entries.iter().enumerate().filter(|(_, entry)| entry.pcr == pcr) {
+            value = bank.extend(&value, &entry.extended_with(bank, self.bank, extension));
+            if value == wanted {
+                leads = Some(number.saturating_add(1));
+            }
+        }
+        leads
+    }
 }

@@ -1,23 +1,7 @@
 use std::collections::BTreeMap;
 
 use super::*;
-
-fn counted(data: &[u8]) -> Vec<u8> {
-    let length = u32::try_from(data.len()).unwrap();
-    [length.to_le_bytes().as_slice(), data].concat()
-}
-
-/// An entry with these fields, as the kernel writes it.
-fn entry(bank: Algorithm, template: &str, fields: &[&[u8]]) -> Vec<u8> {
-    let data: Vec<u8> = fields.iter().flat_map(|field| counted(field)).collect();
-    let digest = bank.hash(&data);
-    let head = [10_u32.to_le_bytes().as_slice(), &digest, &counted(template.as_bytes())].concat();
-    [head, counted(&data)].concat()
-}
-
-fn digest_field(algorithm: &str, digest: &[u8]) -> Vec<u8> {
-    [algorithm.as_bytes(), b":\0", digest].concat()
-}
+use crate::testing::{counted, ima_digest as digest_field, ima_entry as entry};
 
 fn none() -> BTreeMap<u32, Vec<u8>> {
     BTreeMap::new()

@@ -1,92 +1,224 @@
 use super::*;
+use crate::event::{MAX_PATH, Mode};
+use crate::testing::NOW;
 
 fn digest(text: &str) -> Sha256Digest {
     Sha256Digest::of(text.as_bytes())
 }
 
+fn code(path: &str, text: &str) -> Approved {
+    Approved {
+        path: path.into(),
+        kind: Some(LoadKind::Program),
+        sha256: digest(text),
+    }
+}
+
+fn boot(name: &str, values: &[(u8, &str)]) -> BootConfiguration {
+    BootConfiguration {
+        name: name.into(),
+        pcrs: values
+            .iter()
+            .map(|(pcr, text)| (*pcr, BTreeSet::from([digest(text)])))
+            .collect(),
+        ..BootConfiguration::default()
+    }
+}
+
+fn at(text: &str) -> Option<Expiry> {
+    Some(text.parse().unwrap())
+}
+
+/// One of everything.
+fn full() -> Policy {
+    let mut policy = Policy::new("pool-1").unwrap();
+    policy.tags.insert("pci".into());
+    policy.expires = at("2031-01-01");
+    let mut old = boot("old", &[(4, "loader"), (9, "kernel")]);
+    old.steps = [(
+        9,
+        vec![BootStep {
+            sha256: digest("step"),
+            what: "kernel \"/vmlinuz\"".into(),
+        }],
+    )]
+    .into();
+    old.expires = at("2027-01-31");
+    policy.boots = vec![old, boot("new", &[(4, "loader"), (9, "kernel 2")])];
+    policy
+        .allow_all("base", vec![code("/bin/b", "b"), code("/bin/a", "a")])
+        .unwrap();
+    policy.sets[0].agents.insert(digest("agent"));
+    policy.sets[0].kernel_programs.insert(digest("bpf"));
+    policy.sets[0].starts.insert(digest("start"));
+    policy.allow(digest("single"), None, None).unwrap();
+    policy
+        .allow(digest("jit"), Some(LoadKind::Anonymous), Some("/bin/jit"))
+        .unwrap();
+    let rules = policy.rules_mut();
+    rules.tiers.insert(1);
+    rules.modes.insert(Mode::Hold);
+    rules.protected = true;
+    rules.boot_log = true;
+    rules.lockdown.insert("integrity".into());
+    rules.kernels.insert("6.12.0".into());
+    rules.kinds.insert(LoadKind::Firmware, Answer::Any);
+    rules.flags.insert("memfd".into(), Answer::Refuse);
+    rules.violations.insert("lost".into(), Answer::Any);
+    rules.ima_log = Answer::Approved;
+    policy.check().unwrap();
+    policy
+}
+
 #[test]
 fn file_round_trip_is_sorted_and_stable() {
-    let mut policy = Policy::new("default").unwrap();
-    assert!(
-        policy
-            .allow(digest("b"), Some(LoadKind::Program), Some("/usr/bin/b"))
-            .unwrap()
-    );
-    assert!(policy.allow(digest("a"), None, None).unwrap());
-    assert!(
-        !policy
-            .allow(digest("b"), Some(LoadKind::Mapping), Some("/usr/bin/b"))
-            .unwrap()
-    );
-    policy.tiers.insert(1);
-    policy.modes.insert(Mode::Observe);
-    policy.pcrs.entry(7).or_default().insert(digest("pcr"));
+    let policy = full();
     let text = policy.to_json();
     let back = Policy::from_json(text.as_bytes()).unwrap();
     assert_eq!(back, policy);
     assert_eq!(back.to_json(), text);
-    assert_eq!((back.digests(), back.runtime().len()), (2, 3));
-    assert!(back.allows(&digest("a")) && !back.allows(&digest("c")));
-    assert_eq!(back.approved_at("/usr/bin/b").count(), 2);
-    assert_eq!(back.approved_at("/usr/bin").count(), 0);
+    assert!(back.allows(&digest("a"), NOW) && back.allows(&digest("single"), NOW));
+    assert!(!back.allows(&digest("c"), NOW) && !back.allows(&digest("jit"), NOW));
+    assert_eq!((back.digests(), back.deeds(), back.sets().len()), (3, 1, 2));
+    let base = &back.sets()[0];
+    assert_eq!(
+        base.code().map(|entry| &*entry.path).collect::<Vec<_>>(),
+        ["/bin/a", "/bin/b"]
+    );
+    assert_eq!(base.approved_at("/bin/b").count(), 1);
+    assert_eq!(base.approved_at("/bin").count(), 0);
+    // A rule that says nothing is not written.
+    let plain = Policy::new("p").unwrap().to_json();
+    assert!(!plain.contains("lockdown") && !plain.contains("expires"), "{plain}");
+}
+
+#[test]
+fn the_first_version_is_one_configuration_and_one_set() {
+    let first = serde_json::json!({
+        "version": 1, "name": "default", "tiers": [1], "modes": ["observe"],
+        "agents": [digest("agent")], "kernel_programs": [digest("bpf")],
+        "pcrs": {"7": [digest("one"), digest("two")], "4": []},
+        "runtime_pcr_start": [digest("start")],
+        "runtime": [{"path": "/bin/a", "kind": "program", "sha256": digest("a")}],
+    });
+    let policy = Policy::from_json(first.to_string().as_bytes()).unwrap();
+    assert_eq!((policy.boots().len(), policy.sets().len()), (1, 1));
+    assert_eq!(policy.boots()[0].pcrs()[&7].len(), 2);
+    assert!(policy.allows(&digest("a"), NOW) && policy.rules().tiers.contains(&1));
+    let set = &policy.sets()[0];
+    assert!(set.agents().contains(&digest("agent")) && set.runtime_start().contains(&digest("start")));
+    let second = policy.to_json();
+    assert!(second.contains("\"version\": 2"));
+    assert_eq!(Policy::from_json(second.as_bytes()).unwrap(), policy);
 }
 
 #[test]
 fn malformed_files_have_their_own_errors() {
-    let good = Policy::new("p").unwrap().to_json();
+    let good = full().to_json();
     let with = |from: &str, to: &str| {
         assert!(good.contains(from), "{from}");
         Policy::from_json(good.replacen(from, to, 1).as_bytes()).unwrap_err()
     };
+    let version = "\"version\": 2";
+    assert!(matches!(with(version, "\"version\": 3"), PolicyError::Version(3)));
     assert!(matches!(
-        with("\"version\": 1", "\"version\": 2"),
-        PolicyError::Version(2)
-    ));
-    assert!(matches!(
-        with("\"version\": 1", "\"version\": 1, \"surprise\": 1"),
+        with(version, "\"version\": 2, \"more\": 1"),
         PolicyError::Json(_)
     ));
     assert!(matches!(
-        with("\"name\": \"p\"", "\"name\": \"a/b\""),
-        PolicyError::Name(_)
+        with("\"pool-1\"", "\"a/b\""),
+        PolicyError::Name(_, "a policy")
     ));
-    assert!(matches!(with("\"tiers\": []", "\"tiers\": [4]"), PolicyError::Tier(4)));
+    assert!(matches!(with("\"pci\"", "\"a b\""), PolicyError::Name(_, "a tag")));
     assert!(matches!(
-        with("\"pcrs\": {}", "\"pcrs\": {\"16\": []}"),
-        PolicyError::Pcr(16)
-    ));
-    assert!(matches!(
-        with("\"pcrs\": {}", "\"pcrs\": {\"0\": [\"00\"]}"),
-        PolicyError::PcrValue { pcr: 0, .. }
+        with("\"name\": \"new\"", "\"name\": \"old\""),
+        PolicyError::Twice(..)
     ));
     assert!(matches!(
-        with("\"modes\": []", "\"modes\": [\"sleep\"]"),
-        PolicyError::Json(_)
+        with("\"name\": \"base\"", "\"name\": \"allowed\""),
+        PolicyError::Twice(..)
     ));
+    assert!(matches!(with("\"9\":", "\"16\":"), PolicyError::Pcr(16)));
+    assert!(matches!(with("\"hold\"", "\"sleep\""), PolicyError::Json(_)));
+    assert!(matches!(with("2027-01-31T", "2027-02-31T"), PolicyError::Json(_)));
     assert!(matches!(Policy::from_json(b"{}"), Err(PolicyError::Json(_))));
+    // The kind of a deed turns code into what it is not.
+    assert!(matches!(
+        with("\"program\"", "\"kexec-load\""),
+        PolicyError::NeverAllowed(_)
+    ));
     let long = "x".repeat(MAX_PATH + 1);
     assert!(matches!(
         Policy::new("p").unwrap().allow(digest("a"), None, Some(&long)),
         Err(PolicyError::Path(_))
     ));
     for name in ["", "a b", "ü", &"n".repeat(MAX_NAME + 1)] {
-        assert!(matches!(Policy::new(name), Err(PolicyError::Name(_))), "{name}");
+        assert!(matches!(Policy::new(name), Err(PolicyError::Name(..))), "{name}");
     }
 }
 
 #[test]
-fn merge_is_the_union_or_nothing() {
-    let mut one = Policy::new("one").unwrap();
-    one.allow(digest("a"), None, None).unwrap();
-    one.pcrs.entry(0).or_default().insert(digest("old"));
-    let mut two = Policy::new("two").unwrap();
-    two.allow(digest("b"), None, None).unwrap();
-    two.pcrs.entry(0).or_default().insert(digest("new"));
-    one.merge(&two).unwrap();
-    assert!(one.allows(&digest("a")) && one.allows(&digest("b")));
-    assert_eq!((one.name(), one.pcrs()[&0].len()), ("one", 2));
+fn rules_that_make_no_sense_are_refused() {
+    let edits: [fn(&mut Rules); 9] = [
+        |rules| {
+            let _known = rules.tiers.insert(4);
+        },
+        |rules| {
+            let _known = rules.lockdown.insert(String::new());
+        },
+        |rules| rules.kernels.extend((0..=MAX_VALUES).map(|n| n.to_string())),
+        |rules| {
+            let _known = rules.kinds.insert(LoadKind::KexecLoad, Answer::Any);
+        },
+        |rules| {
+            let _known = rules.flags.insert("memfds".into(), Answer::Refuse);
+        },
+        |rules| {
+            let _known = rules.flags.insert("memfd".into(), Answer::Any);
+        },
+        |rules| {
+            let _known = rules.violations.insert("lots".into(), Answer::Any);
+        },
+        |rules| {
+            let _known = rules.violations.insert("lost".into(), Answer::Approved);
+        },
+        |rules| rules.ima_log = Answer::Refuse,
+    ];
+    for (number, edit) in edits.into_iter().enumerate() {
+        let mut policy = Policy::new("p").unwrap();
+        edit(policy.rules_mut());
+        assert!(policy.check().is_err(), "{number}");
+    }
+    let mut policy = Policy::new("p").unwrap();
+    policy.rules_mut().flags.insert("open for writing".into(), Answer::Any);
+    policy.rules_mut().violations.insert("ima".into(), Answer::Any);
+    policy.check().unwrap();
+}
 
-    two.agents
+#[test]
+fn merge_is_the_union_or_nothing() {
+    let mut one = full();
+    let mut two = Policy::new("two").unwrap();
+    two.allow_all("base", vec![code("/bin/c", "c")]).unwrap();
+    two.allow_all("update", vec![code("/bin/d", "d")]).unwrap();
+    two.boots = vec![boot("new", &[(9, "kernel 3")]), boot("newest", &[(9, "kernel 4")])];
+    two.rules.tiers.insert(2);
+    one.merge(&two).unwrap();
+    assert!(["a", "b", "c", "d"].iter().all(|text| one.allows(&digest(text), NOW)));
+    let names: Vec<_> = one.boots().iter().map(BootConfiguration::name).collect();
+    assert_eq!((one.name(), names), ("pool-1", vec!["old", "new", "newest"]));
+    assert_eq!(one.boots()[1].pcrs()[&9].len(), 2);
+    assert_eq!(one.sets().len(), 3);
+    // What one of them demands alone is not demanded any more; what one allows is allowed.
+    let rules = one.rules();
+    assert!(!rules.protected && !rules.boot_log && rules.lockdown.is_empty() && rules.kernels.is_empty());
+    assert_eq!(rules.tiers, BTreeSet::from([1, 2]));
+    assert_eq!((rules.kind(LoadKind::Firmware), rules.flags.len()), (Answer::Any, 0));
+    assert_eq!(rules.violations["lost"], Answer::Any);
+    assert_eq!((rules.ima_log, one.expires()), (Answer::Any, None));
+
+    two.sets[0]
+        .agents
         .extend((0..=MAX_VALUES).map(|number| digest(&number.to_string())));
     let before = one.clone();
     assert!(matches!(
@@ -94,6 +226,84 @@ fn merge_is_the_union_or_nothing() {
         Err(PolicyError::TooMany { list: "agents", .. })
     ));
     assert_eq!(one, before);
+}
+
+#[test]
+fn learning_takes_what_is_new_and_nothing_else() {
+    let mut policy = full();
+    let mut host = Policy::new("x").unwrap();
+    host.boots = vec![boot("today", &[(4, "loader"), (9, "kernel 2")])];
+    host.allow_all("today", vec![code("/bin/a", "a")]).unwrap();
+    policy.learn(&host).unwrap();
+    assert_eq!((policy.boots().len(), policy.sets().len()), (2, 2), "known already");
+    host.boots = vec![boot("today", &[(4, "loader"), (9, "kernel 3")])];
+    host.allow_all("today", vec![code("/bin/e", "e")]).unwrap();
+    host.allow_all(
+        "today",
+        vec![Approved {
+            kind: Some(LoadKind::Device),
+            ..code("/bin/e", "e")
+        }],
+    )
+    .unwrap();
+    host.rules.modes.insert(Mode::Enforce);
+    policy.learn(&host).unwrap();
+    assert_eq!((policy.boots().len(), policy.sets().len()), (3, 3));
+    let learnt = &policy.sets()[2];
+    assert_eq!((learnt.name(), learnt.code().len()), ("today", 2));
+    assert!(policy.rules().modes.contains(&Mode::Enforce) && policy.rules().protected);
+    let before = policy.clone();
+    host.boots = vec![boot("today", &[(9, "kernel 5")])];
+    assert!(matches!(policy.learn(&host), Err(PolicyError::Twice(..))));
+    assert_eq!(policy, before);
+}
+
+#[test]
+fn parts_expire_and_go() {
+    let mut policy = full();
+    let day: Expiry = "2027-02-01".parse().unwrap();
+    policy.expire(Some("base"), Some(day)).unwrap();
+    assert!(policy.allows(&digest("a"), day.unix() - 1) && !policy.allows(&digest("a"), day.unix()));
+    assert!(policy.allows(&digest("single"), day.unix()));
+    assert!(!policy.enforced(day.unix()).contains(&digest("a")));
+    // The boot that expires first, then this set, then all.
+    let mut now = NOW;
+    let mut order = Vec::new();
+    while let Some(next) = policy.next_expiry(now) {
+        order.push(Expiry::new(next).unwrap().to_string()[..10].to_owned());
+        now = next;
+    }
+    assert_eq!(order, ["2027-01-31", "2027-02-01", "2031-01-01"]);
+    policy.expire(Some("base"), None).unwrap();
+    policy.expire(None, None).unwrap();
+    assert!(policy.allows(&digest("a"), day.unix()) && policy.expires().is_none());
+    policy.drop_part("base").unwrap();
+    policy.drop_part("old").unwrap();
+    assert!(!policy.allows(&digest("a"), NOW));
+    assert_eq!((policy.boots().len(), policy.sets().len()), (1, 1));
+    for missing in [policy.drop_part("base"), policy.expire(Some("base"), None)] {
+        assert!(matches!(missing, Err(PolicyError::NoSuchPart { part, .. }) if part == "base"));
+    }
+}
+
+#[test]
+fn a_difference_is_one_line_each() {
+    let old = full();
+    assert!(old.differences(&old).is_empty());
+    let mut new = old.clone();
+    new.allow_all("base", vec![code("/bin/c\n", "c")]).unwrap();
+    new.boots[1].pcrs.insert(9, BTreeSet::from([digest("kernel 3")]));
+    new.rules.protected = false;
+    let lines: Vec<_> = old.differences(&new).iter().map(Difference::to_string).collect();
+    assert_eq!(
+        lines,
+        [
+            format!("- boot new PCR 9: sha256:{}", digest("kernel 2")),
+            format!("+ boot new PCR 9: sha256:{}", digest("kernel 3")),
+            "- rules: protected true".to_owned(),
+            format!("+ set base code: /bin/c\\n program sha256:{}", digest("c")),
+        ]
+    );
 }
 
 #[test]
@@ -105,49 +315,51 @@ fn deeds_are_kept_apart_from_code() {
         !policy.allow(jit, Some(kind), Some("/opt/jit")).unwrap(),
         "permitted already"
     );
-    assert!(policy.allows_deed(kind, &jit) && !policy.allows_deed(LoadKind::Device, &jit));
-    assert!(!policy.allows(&jit));
-    assert_eq!((policy.digests(), policy.deeds()), (0, 1));
+    let set = &policy.sets()[0];
+    assert!(set.allows_deed(kind, &jit) && !set.allows_deed(LoadKind::Device, &jit));
     assert_eq!(
-        policy.approved_at("/usr/bin/jit").count(),
+        set.approved_at("/usr/bin/jit").count(),
         0,
         "no known-good value of the file"
     );
+    assert!(!policy.allows(&jit, NOW));
+    assert_eq!((policy.digests(), policy.deeds()), (0, 1));
     assert!(policy.allow(jit, None, Some("/usr/bin/jit")).unwrap());
-    assert!(policy.allows(&jit));
+    assert!(policy.allows(&jit, NOW));
 
     let back = Policy::from_json(policy.to_json().as_bytes()).unwrap();
     assert_eq!(back, policy);
     let mut merged = Policy::new("m").unwrap();
     merged.merge(&back).unwrap();
-    assert!(merged.allows_deed(kind, &jit) && merged.allows(&jit));
+    assert!(merged.sets()[0].allows_deed(kind, &jit) && merged.allows(&jit, NOW));
 }
 
 #[test]
-fn what_has_no_digest_cannot_be_approved() {
-    let mut policy = Policy::new("p").unwrap();
-    let kexec = LoadKind::KexecLoad;
+fn many_at_once_are_allowed_all_or_none() {
+    let mut policy = full();
+    let new = policy.allow_all(
+        "update",
+        vec![code("/bin/a", "a"), code("/bin/x", "x"), code("/bin/y", "x")],
+    );
+    assert_eq!(new.unwrap(), 1, "one is known, and one there twice");
+    let before = policy.clone();
+    let bad = Approved {
+        kind: Some(LoadKind::KexecLoad),
+        ..code("", "z")
+    };
+    assert!(policy.allow_all("update", vec![code("/bin/z", "z"), bad]).is_err());
+    let many = (0..=MAX_ENTRIES).map(|number| code("", &number.to_string())).collect();
     assert!(matches!(
-        policy.allow(digest("a"), Some(kexec), None),
-        Err(PolicyError::NeverAllowed(LoadKind::KexecLoad))
+        policy.allow_all("update", many),
+        Err(PolicyError::TooMany { list: "code", .. })
     ));
-    policy.allow(digest("a"), Some(LoadKind::KexecImage), None).unwrap();
-    let file = policy.to_json().replace("kexec-image", "kexec-load");
-    assert!(matches!(
-        Policy::from_json(file.as_bytes()),
-        Err(PolicyError::NeverAllowed(LoadKind::KexecLoad))
-    ));
+    assert_eq!(policy, before);
 }
 
 #[test]
 fn enforced_is_all_code_and_the_agent_itself() {
-    let mut policy = Policy::new("p").unwrap();
-    policy.allow(digest("a"), Some(LoadKind::Program), None).unwrap();
-    policy.allow(digest("b"), Some(LoadKind::Mapping), None).unwrap();
-    policy.allow(digest("deed"), Some(LoadKind::Device), None).unwrap();
-    policy.agents.extend([digest("agent"), digest("a")]);
-    policy.kernel_programs.insert(digest("bpf"));
-    let mut wanted = ["a", "b", "agent", "bpf"].map(digest);
+    let policy = full();
+    let mut wanted = ["a", "b", "single", "agent", "bpf"].map(digest);
     wanted.sort_unstable();
-    assert_eq!(policy.enforced(), wanted);
+    assert_eq!(policy.enforced(NOW), wanted);
 }

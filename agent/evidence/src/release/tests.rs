@@ -1,7 +1,7 @@
 use super::*;
 use crate::policy::Policy;
 use crate::quote::HeldLog;
-use crate::testing::{AK_ATTRIBUTES, EXPORTER, Host, NONCE, SoftKey, load, sized};
+use crate::testing::{AK_ATTRIBUTES, EXPORTER, Host, NONCE, NOW, SoftKey, load, sized};
 use crate::wire::B64;
 use ring::agreement::{self, ECDH_P256, EphemeralPrivateKey, UnparsedPublicKey};
 use ring::rand::SystemRandom;
@@ -155,11 +155,11 @@ fn a_trusted_host_gets_its_key() {
     let asking = asking();
     let name = asking.name();
     let log = asking.log(&binding(&name));
-    let policy = Policy::capture("default", &log).unwrap();
+    let policy = Policy::capture("default", "first", &log).unwrap();
     let target = asking.check().unwrap();
     assert_eq!((target.key_id(), target.disk()), (KEY_ID, DISK));
     let jwe = release(
-        &log.appraise(&policy),
+        &log.appraise(&policy, NOW),
         &target,
         KEY_ID,
         &Secret::new(b"passphrase".to_vec()),
@@ -177,12 +177,12 @@ fn an_untrusted_host_gets_every_reason_and_no_key() {
     let mut host = Host::measuring();
     let good = asking();
     let name = good.name();
-    let policy = Policy::capture("default", &good.log(&binding(&name))).unwrap();
+    let policy = Policy::capture("default", "first", &good.log(&binding(&name))).unwrap();
     host.record(&[load("/root/rogue", 2)]);
     host.record(&[load("/root/other", 3)]);
     let asking = Asking::new(host);
     let name = asking.name();
-    let appraisal = asking.log(&binding(&name)).appraise(&policy);
+    let appraisal = asking.log(&binding(&name)).appraise(&policy, NOW);
     let target = asking.check().unwrap();
     let refused = release(&appraisal, &target, KEY_ID, &Secret::new(b"passphrase".to_vec())).unwrap_err();
     assert_eq!(refused.reasons().len(), 2);
@@ -195,8 +195,8 @@ fn verdict_key_and_request_belong_together() {
     let first = asking();
     let name = first.name();
     let log = first.log(&binding(&name));
-    let policy = Policy::capture("default", &log).unwrap();
-    let appraisal = log.appraise(&policy);
+    let policy = Policy::capture("default", "first", &log).unwrap();
+    let appraisal = log.appraise(&policy, NOW);
     let second = asking();
     let secret = Secret::new(b"passphrase".to_vec());
     let other = release(&appraisal, &second.check().unwrap(), KEY_ID, &secret);

@@ -3,8 +3,9 @@
 //! Everything here is refused only while [`control::PROTECT`] is set, and each refusal is a record.
 
 use core::ffi::c_void;
+use core::mem::MaybeUninit;
 
-use assay_ebpf::{MAX_CGROUPS, MAX_FOLDERS, MAX_GUARDED, MAX_HEIRS, control, counter, flags, guarded, kind};
+use assay_ebpf::{ABSENT, MAX_CGROUPS, MAX_FOLDERS, MAX_GUARDED, MAX_HEIRS, control, counter, flags, guarded, kind};
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use aya_ebpf::helpers::generated::bpf_probe_read_kernel;
 use aya_ebpf::macros::{btf_tracepoint, lsm, map};
@@ -33,10 +34,11 @@ static FOLDERS: HashMap<u64, u32> = HashMap::with_max_entries(MAX_FOLDERS, 0);
 static HEIRS: HashMap<[u64; 4], u32> = HashMap::with_max_entries(MAX_HEIRS, 0);
 
 /// A signal that reaches the agent. Those that a process may ignore anyway pass; systemd, which is process 1, may ask it
-/// to end, and nothing harder.
+/// to end, and nothing harder, unless somebody has frozen it: its watchdog then puts another one in its place.
 #[lsm(hook = "task_kill")]
 pub fn signal(ctx: LsmContext) -> i32 {
     const SIGINT: u32 = 2;
+    const SIGKILL: u32 = 9;
     const SIGTERM: u32 = 15;
     const HARMLESS: u64 = 1 | 1 << 17 | 1 << 18 | 1 << 23 | 1 << 28; // none, CHLD, CONT, URG, WINCH
     let target: *const c_void = ctx.arg(0);
@@ -47,6 +49,10 @@ pub fn signal(ctx: LsmContext) -> i32 {
     }
     let from_init = bpf_get_current_pid_tgid() >> 32 == 1;
     if HARMLESS >> (signal & 63) & 1 != 0 || from_init && (signal == SIGTERM || signal == SIGINT) {
+        return 0;
+    }
+    // SAFETY: as above.
+    if from_init && signal == SIGKILL && unsafe { task::is_frozen(target) } {
         return 0;
     }
     refuse(kind::ATTEMPT_SIGNAL, u64::from(signal))
@@ -90,14 +96,20 @@ pub fn led(program: &Outcome) -> i32 {
 }
 
 /// The agent is moved to another control group, which can be a frozen one. No hook could refuse it, and this one is not
-/// told who does it by digest (inode storage is for security hooks): the agent finds out, once it runs again.
+/// told who does it by digest (inode storage is for security hooks). From this moment on the new group and those above it
+/// are guarded; the agent itself finds out, once it runs again.
 #[btf_tracepoint(function = "cgroup_attach_task")]
 pub fn moved(ctx: BtfTracePointContext) -> i32 {
     const EOPNOTSUPP: i32 = 95;
     let task: *const c_void = ctx.arg(2);
     let from_init = bpf_get_current_pid_tgid() >> 32 == 1;
     // SAFETY: the tracepoint's argument is a `struct task_struct *`.
-    if !is_on() || from_init || unsafe { !task::is_agents(task) } || task::is_agent() {
+    if !is_on() || unsafe { !task::is_agents(task) } {
+        return 0;
+    }
+    // SAFETY: the tracepoint's argument is a `struct cgroup *`.
+    unsafe { guard_groups(ctx.arg(0)) };
+    if from_init || task::is_agent() {
         return 0;
     }
     let facts = Facts::of_buffer(kind::ATTEMPT_FREEZE, 0, Outcome::failed(EOPNOTSUPP));
@@ -106,6 +118,46 @@ pub fn moved(ctx: BtfTracePointContext) -> i32 {
         count(counter::LOST);
     }
     0
+}
+
+/// Guards a control group and those above it. The agent lets go of those that it has left, when it looks.
+///
+/// # Safety
+/// `group` is a `struct cgroup *` that the verifier tracks.
+#[inline(always)]
+unsafe fn guard_groups(group: *const c_void) {
+    /// Groups above each other that are looked at; systemd's have up to seven.
+    const MAX_LEVELS: u32 = 32;
+    unsafe {
+        let node: *const c_void = load(group, layout!(cgroup_node));
+        let _full = CGROUPS.insert(&load::<u64>(node, layout!(node_id)), &1, 0);
+        if layout!(cgroup_ancestors) == ABSENT {
+            return;
+        }
+        let level = load::<u32>(group, layout!(cgroup_level));
+        for above in 0..MAX_LEVELS {
+            if above >= level {
+                break;
+            }
+            // An array of no fixed length: the verifier does not follow its pointers.
+            let place = group.byte_add((layout!(cgroup_ancestors) + above * 8) as usize);
+            let ancestor = peek::<*const c_void>(place);
+            let node = peek::<*const c_void>(ancestor.wrapping_byte_add(layout!(cgroup_node) as usize));
+            let id = peek::<u64>(node.wrapping_byte_add(layout!(node_id) as usize));
+            let _full = CGROUPS.insert(&id, &1, 0);
+        }
+    }
+}
+
+/// What stands at a kernel address; zero where nothing can be read.
+#[inline(always)]
+fn peek<T: Copy>(place: *const c_void) -> T {
+    let mut value = MaybeUninit::<T>::zeroed();
+    // SAFETY: room for one; numbers and pointers alone are asked for, which may be zero.
+    unsafe {
+        bpf_probe_read_kernel(value.as_mut_ptr().cast(), size_of::<T>() as u32, place);
+        value.assume_init()
+    }
 }
 
 /// Limits that would make the kernel end the agent.

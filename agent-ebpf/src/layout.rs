@@ -98,8 +98,18 @@ layout! {
     task_leader,
     /// `task_struct.start_boottime`
     task_start,
+    /// `task_struct.jobctl`
+    task_jobctl,
     /// `task_struct.ptrace`: not 0 while somebody traces it
     task_ptrace,
+    /// `cgroup.kn`
+    cgroup_node,
+    /// `cgroup.level`: how many groups are above it
+    cgroup_level,
+    /// `cgroup.ancestors`: the groups above it and itself; absent before Linux 6.1
+    cgroup_ancestors,
+    /// `kernfs_node.id`
+    node_id,
     /// `task_struct.mm`
     task_mm,
     /// `mm_struct.exe_file`

@@ -76,6 +76,17 @@ pub unsafe fn digest_of(task: *const c_void) -> Outcome {
     }
 }
 
+/// Whether this task is frozen with its control group, or about to be.
+///
+/// # Safety
+/// `task` is a `struct task_struct *` that the verifier tracks.
+#[inline(always)]
+pub unsafe fn is_frozen(task: *const c_void) -> bool {
+    /// `JOBCTL_TRAP_FREEZE` (include/linux/sched/jobctl.h).
+    const TRAP_FREEZE: u64 = 1 << 23;
+    unsafe { load::<u64>(task, layout!(task_jobctl)) & TRAP_FREEZE != 0 }
+}
+
 /// Whether somebody traces the calling task.
 #[inline(always)]
 pub fn is_traced() -> bool {

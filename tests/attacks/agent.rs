@@ -155,7 +155,7 @@ fn attack_03_the_agent_killed_stopped_or_traced() -> Result<(), HarnessError> {
         }
         into_own_group(&scene)?;
         play_attempts(&mut row, &scene, mode, &ON_ITS_LIFE)?;
-        frozen_group(&mut row, &scene, mode)?;
+        frozen_group(&mut row, &mut scene, mode)?;
         // Not even process 1 may do more than ask.
         let refused = scene.guest().signal_from_init(scene.stage.agent.pid(), 9);
         assert!(refused.is_err_and(|error| error.to_string().contains("not permitted")));
@@ -168,24 +168,42 @@ fn attack_03_the_agent_killed_stopped_or_traced() -> Result<(), HarnessError> {
 }
 
 /// A control group that is frozen already, into which the agent is moved.
-fn frozen_group(row: &mut Row, scene: &Scene, mode: Mode) -> Result<(), HarnessError> {
+fn frozen_group(row: &mut Row, scene: &mut Scene, mode: Mode) -> Result<(), HarnessError> {
     let script = r#"mkdir("/sys/fs/cgroup/trap"); open(my $f, ">", "/sys/fs/cgroup/trap/cgroup.freeze") or die; syswrite($f, "1") or die;
         open(my $p, ">", "/sys/fs/cgroup/trap/cgroup.procs") or exit(100 + $!); syswrite($p, $ARGV[0]) or exit(100 + $!);"#;
     let pid = scene.stage.agent.pid().to_string();
     let before = count(&scene.log()?, LoadKind::AttemptFreeze);
     let ended = perl_with(scene.guest(), script, &[&pid])?;
     assert_eq!(Hook::of(&ended, 0)?, Hook::Passed, "no hook can refuse it: {ended}");
-    // The test goes on with an agent that runs.
-    scene.guest().put("/sys/fs/cgroup/trap/cgroup.freeze", 0o644, b"0")?;
-    scene.wait_log("that the agent was moved", |log| {
+    // Root can't kill it for that, but systemd's watchdog can, and starts the next one.
+    let killed = perl_with(scene.guest(), "kill(9, $ARGV[0]) or exit(100 + $!);", &[&pid])?;
+    assert_eq!(Hook::of(&killed, 0)?, Hook::Refused(EPERM), "{killed}");
+    scene.guest().signal_from_init(scene.stage.agent.pid(), 9)?;
+    scene.guest().wait(scene.stage.agent.pid(), PATIENCE)?;
+    scene.stage.agent = Agent::start(scene.guest())?;
+    let log = scene.wait_log("that the agent was moved", |log| {
         count(log, LoadKind::AttemptFreeze) > before
     })?;
+    log.assert_no_gap();
     scene.distrusted_for("control group")?;
     row.set(
         Column::Assay(mode),
         "moved into a frozen control group",
         Outcome::Recorded,
     );
+    moved_and_frozen(scene, mode)
+}
+
+/// A control group that is frozen after the agent was moved into one below it: guarded from the moment of the move.
+fn moved_and_frozen(scene: &Scene, mode: Mode) -> Result<(), HarnessError> {
+    let script = format!(
+        r#"my $up = "/sys/fs/cgroup/up-{mode}"; mkdir($up); mkdir("$up/down");
+        open(my $p, ">", "$up/down/cgroup.procs") or die; syswrite($p, $ARGV[0]) or die;
+        open(my $f, ">", "$up/cgroup.freeze") or exit(100 + $!); syswrite($f, "1") or exit(100 + $!);"#
+    );
+    let pid = scene.stage.agent.pid().to_string();
+    let ended = perl_with(scene.guest(), &script, &[&pid])?;
+    assert_eq!(Hook::of(&ended, 0)?, Hook::Refused(EPERM), "{ended}");
     Ok(())
 }
 

@@ -8,7 +8,8 @@ use super::btf::{Btf, BtfError};
 ///
 /// # Errors
 /// The name of the first structure, member or enumerator that the kernel does not have. Only
-/// `READING_MODULE_COMPRESSED` may be missing: kernels before 7 have no id of its own for a packed module.
+/// `READING_MODULE_COMPRESSED` may be missing: kernels before 7 have no id of its own for a packed module; and
+/// `cgroup.ancestors`, before 6.1.
 pub fn resolve(btf: &Btf) -> Result<Layout, BtfError> {
     let member = |structure, path| btf.member(structure, path);
     // The change time has been renamed twice (6.6, 6.11), the path once (7.0): first name that exists.
@@ -58,7 +59,12 @@ pub fn resolve(btf: &Btf) -> Result<Layout, BtfError> {
         task_tgid: member("task_struct", "tgid")?,
         task_leader: member("task_struct", "group_leader")?,
         task_start: either("task_struct", &["start_boottime", "real_start_time"])?,
+        task_jobctl: member("task_struct", "jobctl")?,
         task_ptrace: member("task_struct", "ptrace")?,
+        cgroup_node: member("cgroup", "kn")?,
+        cgroup_level: member("cgroup", "level")?,
+        cgroup_ancestors: member("cgroup", "ancestors").unwrap_or(ABSENT),
+        node_id: member("kernfs_node", "id")?,
         task_mm: member("task_struct", "mm")?,
         mm_exe_file: member("mm_struct", "exe_file")?,
         mm_arg_start: member("mm_struct", "arg_start")?,
@@ -100,7 +106,7 @@ mod tests {
         };
         let layout = resolve(&Btf::parse(bytes).unwrap()).unwrap();
         let required = layout.words().iter().filter(|word| **word == ABSENT).count();
-        assert!(required <= 1, "{layout:?}");
+        assert!(required <= 2, "{layout:?}");
         assert_ne!(layout.inode_ino, layout.inode_size);
         assert_ne!(layout.reading_module, ABSENT);
     }

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::convert::Infallible;
 
 use assay_evidence::approved::{ListKey, UntrustedList};
-use assay_evidence::bootlog;
+use assay_evidence::bootlog::{self, BootFacts, Claim, Meaning, Proven};
 use assay_evidence::bundle::Bundle;
 use assay_evidence::cel::{self, Head, Record};
 use assay_evidence::digest::{Algorithm, Sha256Digest};
@@ -26,7 +26,21 @@ use serde::de::DeserializeOwned;
 pub use self::chain::chain;
 pub use self::samples::{TARGETS, samples};
 
-/// The firmware's event log: parsed, replayed in each bank, shown.
+/// Whether the digest is a hash of what it is said to prove.
+fn covers(bank: Algorithm, event: &Proven<'_>) -> bool {
+    let is_hash_of = |data: &[u8]| bank.hash(data) == event.digest();
+    match event.meaning() {
+        Meaning::Separator { error: true } => is_hash_of(&[1, 0, 0, 0]),
+        Meaning::Separator { error: false } => is_hash_of(&[0; 4]) || is_hash_of(&[0xFF; 4]),
+        Meaning::Content { claimed } => is_hash_of(claimed.value),
+        Meaning::Section(name) => is_hash_of(format!("{name}\0").as_bytes()),
+        Meaning::Data { data, .. } => is_hash_of(data),
+        Meaning::Text { text, claimed } if *claimed == Claim::GrubCommand => is_hash_of(text.as_bytes()),
+        _ => true,
+    }
+}
+
+/// The firmware's event log: parsed, replayed in each bank, shown, and nothing called proven that its digest does not cover.
 pub fn boot_log(data: &[u8]) {
     let Ok(log) = bootlog::parse(data) else { return };
     for bank in log.banks() {
@@ -36,6 +50,16 @@ pub fn boot_log(data: &[u8]) {
                 "{bank}: a value of another size"
             );
         }
+        let Ok(proven) = log.proven(*bank, Some("root=/dev/vda ro")) else {
+            continue;
+        };
+        for event in &proven {
+            let text = event.describe();
+            assert!(text.chars().count() <= bootlog::MAX_DESCRIPTION, "{text}");
+            assert!(!text.chars().any(char::is_control), "{text:?}");
+            assert!(covers(*bank, event), "{event:?}");
+        }
+        drop(BootFacts::of(&proven).to_string());
     }
     drop(log.to_string());
     drop(log.to_json());

@@ -214,9 +214,20 @@ fn boot_log() -> Vec<u8> {
     let mut log = [0_u32.to_le_bytes(), EV_NO_ACTION.to_le_bytes()].concat();
     log.extend([0; 20]);
     log.extend(counted(&header));
-    for (pcr, data) in [(4_u32, b"loader".as_slice()), (8, b"command line")] {
+    let global = b"\x61\xdf\xe4\x8b\xca\x93\xd2\x11\xaa\x0d\x00\xe0\x98\x03\x2b\x8c".as_slice();
+    let secure_boot = [global, b"\x02\0\0\0\0\0\0\0\x01\0\0\0\0\0\0\0P\0K\0\x01"].concat();
+    // PCR, what is hashed, what is logged.
+    let events: [(u32, &[u8], &[u8]); 6] = [
+        (7, &secure_boot, &secure_boot),
+        (4, b"loader", b"loader"),
+        (8, b"linux /vmlinuz", b"grub_cmd: linux /vmlinuz\0"),
+        (9, b"a kernel", b"/vmlinuz\0"),
+        (11, b".linux\0", b".\0l\0i\0n\0u\0x\0\0\0"),
+        (11, b"a kernel", b".\0l\0i\0n\0u\0x\0\0\0"),
+    ];
+    for (pcr, hashed, data) in events {
         let head = [pcr.to_le_bytes(), EV_IPL.to_le_bytes(), 1_u32.to_le_bytes()].concat();
-        log.extend([&head[..], &sha256, &Algorithm::Sha256.hash(data), &counted(data)].concat());
+        log.extend([&head[..], &sha256, &Algorithm::Sha256.hash(hashed), &counted(data)].concat());
     }
     assert!(bootlog::parse(&log).is_ok(), "a good log");
     log

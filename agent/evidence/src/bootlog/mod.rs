@@ -7,14 +7,23 @@
 //! The log proves nothing by itself: whoever holds the host can write any log. It counts only so far as its replay
 //! equals quoted PCR values, and even then the replay proves PCR index and digests, **not** the event's type and data,
 //! which the firmware may have hashed differently than logged. So those are shown to people ([`BootEvent::untrusted_type`],
-//! [`BootEvent::untrusted_data`]) and judge nothing.
+//! [`BootEvent::untrusted_data`]) and judge nothing. What the digests do prove is what [`BootLog::proven`] tells.
 
+mod describe;
+mod facts;
 mod names;
 mod parse;
+mod proven;
 mod show;
+mod text;
+mod uefi;
 
+pub use describe::MAX_DESCRIPTION;
+pub use facts::{BootFacts, CommandLine, GrubFile, KeyDatabase, Loaded, Role, Section, SecureBoot};
 pub use names::event_name;
 pub use parse::parse;
+pub use proven::{Claim, Meaning, Proven};
+pub use uefi::{Keys, Variable};
 
 use crate::digest::Algorithm;
 use std::collections::{BTreeMap, BTreeSet};

@@ -1,13 +1,11 @@
 //! A boot log for people and their scripts.
 
-use super::{BootEvent, BootLog, Format, banks_text, event_name};
+use super::proven::Proven;
+use super::text::summary;
+use super::{BootEvent, BootFacts, BootLog, Format, banks_text, event_name};
 use crate::digest::Algorithm;
 use serde_json::{Value, json};
 use std::fmt;
-
-/// How much of an event's data is shown as text, in characters, and as hexadecimal, in bytes.
-const TEXT: usize = 96;
-const HEX: usize = 32;
 
 impl fmt::Display for BootLog {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -22,6 +20,8 @@ impl fmt::Display for BootLog {
             banks_text(&self.banks),
             self.locality
         )?;
+        let bank = self.best_bank();
+        let proven = self.proven(bank, None).unwrap_or_default();
         for (number, event) in self.events.iter().enumerate() {
             write!(
                 f,
@@ -29,11 +29,12 @@ impl fmt::Display for BootLog {
                 pcr_text(event),
                 event_name(event.event_type)
             )?;
-            if let Some((bank, digest)) = best(event) {
-                write!(f, " {}:{}", bank, hex::encode(digest))?;
+            if let Some(digest) = event.digest(bank).filter(|_| event.is_extended()) {
+                write!(f, " {bank}:{}", hex::encode(digest))?;
             }
-            writeln!(f, " {}", summary(&event.data))?;
+            writeln!(f, " {}", description(event, number, &proven))?;
         }
+        write!(f, "{}", BootFacts::of(&proven))?;
         for &bank in &self.banks {
             match self.replay(bank) {
                 Err(error) => writeln!(f, "replay {}: {error}", bank)?,
@@ -50,10 +51,11 @@ impl fmt::Display for BootLog {
 }
 
 impl BootLog {
-    /// The log as one JSON object: form, banks, events with type names, digests and a summary of their data, and the
-    /// replayed PCR values a bank (those PCRs that some event extends).
+    /// The log as one JSON object: form, banks, events with type names (claims), digests and what those prove, the boot in
+    /// short, and the replayed PCR values a bank (those PCRs that some event extends).
     #[must_use]
     pub fn to_json(&self) -> Value {
+        let proven = self.proven(self.best_bank(), None).unwrap_or_default();
         let events: Vec<Value> = self
             .events
             .iter()
@@ -67,7 +69,7 @@ impl BootLog {
                 json!({
                     "event": number, "at": event.at, "pcr": event.pcr, "type": event_name(event.event_type),
                     "extended": event.is_extended(), "digests": digests, "size": event.data.len(),
-                    "summary": summary(&event.data),
+                    "description": description(event, number, &proven),
                 })
             })
             .collect();
@@ -89,8 +91,25 @@ impl BootLog {
             "banks": self.banks.iter().map(|bank| bank.name()).collect::<Vec<_>>(),
             "startup_locality": self.locality,
             "events": events,
+            "facts": BootFacts::of(&proven),
             "pcrs": replay,
         })
+    }
+
+    /// SHA-256 where the log has it, for a line has room for one digest.
+    fn best_bank(&self) -> Algorithm {
+        let best = self.banks.iter().find(|&&bank| bank == Algorithm::Sha256);
+        best.or(self.banks.first()).copied().unwrap_or(Algorithm::Sha256)
+    }
+}
+
+/// What an event proves and claims; of one that is not extended, and so proves nothing, its data in short.
+fn description(event: &BootEvent, number: usize, proven: &[Proven<'_>]) -> String {
+    let found = proven.binary_search_by_key(&number, Proven::number);
+    match found.ok().and_then(|at| proven.get(at)) {
+        Some(proven) => proven.describe(),
+        None if event.data.is_empty() => "claimed".into(),
+        None => format!("claimed {}", summary(&event.data)),
     }
 }
 
@@ -100,93 +119,5 @@ fn pcr_text(event: &BootEvent) -> String {
         event.pcr.to_string()
     } else {
         "-".into()
-    }
-}
-
-/// SHA-256 where there is one, for a line has room for one digest.
-fn best(event: &BootEvent) -> Option<&(Algorithm, Vec<u8>)> {
-    let wanted = |(bank, _): &&(Algorithm, Vec<u8>)| *bank == Algorithm::Sha256;
-    if event.is_extended() {
-        event.digests.iter().find(wanted).or(event.digests.first())
-    } else {
-        None
-    }
-}
-
-/// An event's data in short: text if it is text, a UEFI variable's name if it is laid out as one, else hexadecimal.
-/// It is a stranger's data, so nothing but printable characters comes out.
-fn summary(data: &[u8]) -> String {
-    if data.is_empty() {
-        return String::new();
-    }
-    if let Some(text) = ascii(data).or_else(|| variable(data)).or_else(|| utf16(data)) {
-        let cut: String = text.chars().take(TEXT).collect();
-        return if cut.len() < text.len() {
-            format!("\"{cut}…\"")
-        } else {
-            format!("\"{cut}\"")
-        };
-    }
-    let shown = hex::encode(data.get(..HEX.min(data.len())).unwrap_or_default());
-    if data.len() > HEX {
-        format!("{shown}… ({} bytes)", data.len())
-    } else {
-        shown
-    }
-}
-
-/// Printable ASCII, with at most closing NULs.
-fn ascii(data: &[u8]) -> Option<String> {
-    let text = std::str::from_utf8(data).ok()?.trim_end_matches('\0');
-    (text.len() >= 2 && text.chars().all(|c| c == ' ' || c.is_ascii_graphic())).then(|| text.to_owned())
-}
-
-/// UEFI_VARIABLE_DATA: a GUID, two lengths (u64, in UTF-16 units and in bytes), the name in UTF-16.
-fn variable(data: &[u8]) -> Option<String> {
-    let (units, rest) = data.get(16..)?.split_at_checked(8)?;
-    let units = usize::try_from(u64::from_le_bytes(units.try_into().ok()?)).ok()?;
-    let (size, rest) = rest.split_at_checked(8)?;
-    let size = usize::try_from(u64::from_le_bytes(size.try_into().ok()?)).ok()?;
-    let name = rest.get(..units.checked_mul(2)?)?;
-    (rest.len() >= name.len().checked_add(size)?).then_some(())?;
-    Some(format!("variable {}, {size} bytes", utf16(name)?))
-}
-
-fn utf16(data: &[u8]) -> Option<String> {
-    if !data.len().is_multiple_of(2) {
-        return None;
-    }
-    let units = data.chunks_exact(2).map(|pair| match pair {
-        [low, high] => u16::from_le_bytes([*low, *high]),
-        _ => 0,
-    });
-    let text: String = char::decode_utf16(units).collect::<Result<_, _>>().ok()?;
-    let text = text.trim_end_matches('\0');
-    (!text.is_empty() && text.chars().all(|c| c == ' ' || c.is_ascii_graphic())).then(|| text.to_owned())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::summary;
-
-    #[test]
-    fn data_in_short() {
-        assert_eq!(summary(b""), "");
-        assert_eq!(
-            summary(b"Exit Boot Services Invocation"),
-            "\"Exit Boot Services Invocation\""
-        );
-        assert_eq!(summary(b"grub_cmd: linux\0"), "\"grub_cmd: linux\"");
-        assert_eq!(summary(&[0, 0, 0, 0]), "00000000");
-        assert_eq!(summary(b"\x1b[2Jevil"), "1b5b324a6576696c");
-        assert_eq!(summary(b"G\0C\0E\0"), "\"GCE\"");
-        let mut variable = vec![0xAA; 16];
-        variable.extend(10u64.to_le_bytes());
-        variable.extend(1u64.to_le_bytes());
-        variable.extend("SecureBoot".encode_utf16().flat_map(u16::to_le_bytes));
-        variable.push(1);
-        assert_eq!(summary(&variable), "\"variable SecureBoot, 1 bytes\"");
-        assert!(summary(&[7; 100]).ends_with("… (100 bytes)"));
-        assert!(summary(&[b'x'; 200]).ends_with("…\""));
     }
 }

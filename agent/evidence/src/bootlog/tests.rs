@@ -1,5 +1,7 @@
 use super::*;
 
+mod proven;
+
 /// A small log writer: the header and events of the crypto-agile form.
 fn header(algorithms: &[(u16, u16)], vendor: &[u8]) -> Vec<u8> {
     let mut data = b"Spec ID Event03\0".to_vec();

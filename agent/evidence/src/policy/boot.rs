@@ -145,17 +145,18 @@ pub(crate) fn steps(log: &ReplayedLog) -> BTreeMap<u8, Vec<BootStep>> {
     let Ok(replayed) = parsed.replay(QUOTED_BANK) else {
         return BTreeMap::new();
     };
+    // The digest alone of the kernel's command line is in the log; what the agent says that it is either has that digest or not.
+    let command_line = &log.agent_start().cmdline;
+    let Ok(proven) = parsed.proven(QUOTED_BANK, Some(command_line)) else {
+        return BTreeMap::new();
+    };
     let explained = |pcr: u8| replayed.get(&u32::from(pcr)).map(Vec::as_slice) == log.pcr(pcr);
     let mut steps: BTreeMap<u8, Vec<BootStep>> = BTreeMap::new();
-    for event in parsed.events().iter().filter(|event| event.is_extended()) {
-        let Some(pcr) = u8::try_from(event.pcr()).ok().filter(|pcr| GOLDEN_PCRS.contains(pcr)) else {
-            continue;
-        };
-        let digest = event
-            .digest(QUOTED_BANK)
-            .and_then(|digest| Sha256Digest::try_from(digest).ok());
-        if let Some(sha256) = digest.filter(|_| explained(pcr)) {
-            let what = cut(&bootlog::event_name(event.untrusted_type()), MAX_WHAT).to_owned();
+    for event in proven {
+        let pcr = u8::try_from(event.pcr()).ok();
+        let pcr = pcr.filter(|pcr| GOLDEN_PCRS.contains(pcr) && explained(*pcr));
+        if let (Some(pcr), Ok(sha256)) = (pcr, Sha256Digest::try_from(event.digest())) {
+            let what = cut(&event.describe(), MAX_WHAT).to_owned();
             steps.entry(pcr).or_default().push(BootStep { sha256, what });
         }
     }

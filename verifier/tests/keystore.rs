@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test says what it expects by panicking")]
 
 use std::{
+    collections::BTreeSet,
     fs::{self, Permissions},
     os::unix::fs::PermissionsExt,
     path::PathBuf,
@@ -29,6 +30,7 @@ fn info(number: u128) -> KeyInfo {
         key_id: uuid(number),
         disk_uuid: uuid(number << 64),
         policy: "default".into(),
+        tags: BTreeSet::new(),
         image: "disk.luks".into(),
         size: 1 << 30,
         created: 1_795_465_020,
@@ -150,10 +152,10 @@ fn strict_format() {
         KeyStoreError::Malformed { .. }
     ));
     let mut newer = good.clone();
-    newer["version"] = 2.into();
+    newer["version"] = 3.into();
     assert!(matches!(
         refusal(newer.to_string().as_bytes()),
-        KeyStoreError::Version { version: 2, .. }
+        KeyStoreError::Version { version: 3, .. }
     ));
     assert!(matches!(refusal(b""), KeyStoreError::Malformed { .. }));
     assert!(matches!(
@@ -249,6 +251,41 @@ fn master_key_missing_short_long_or_another() {
         FileKeyStore::open(dir.path()),
         Err(KeyStoreError::MasterMissing { .. })
     ));
+}
+
+#[test]
+fn tags_are_kept_and_authenticated() {
+    let (dir, store) = state();
+    let tagged = KeyInfo {
+        tags: ["pci".to_owned(), "rack-7".to_owned()].into(),
+        ..info(1)
+    };
+    for info in [&tagged, &info(2)] {
+        store.put(info, &Passphrase::generate().unwrap()).unwrap();
+        assert_eq!(&store.get(info.key_id).unwrap().info, info);
+    }
+    // One taken away, all taken away with the version that has none, one put where there were none.
+    for (file, from, to) in [
+        (&tagged, "    \"pci\",\n", ""),
+        (&tagged, "\"version\": 2", "\"version\": 1"),
+        (&info(2), "\"policy\"", "\"tags\": [\"pci\"], \"policy\""),
+    ] {
+        let path = file_of(&dir, file);
+        let good = fs::read_to_string(&path).unwrap();
+        assert!(good.contains(from), "{good}");
+        fs::write(&path, good.replacen(from, to, 1)).unwrap();
+        assert!(
+            matches!(store.get(file.key_id), Err(KeyStoreError::Tampered { .. })),
+            "{from}"
+        );
+        fs::write(&path, good).unwrap();
+    }
+    let odd = KeyInfo {
+        tags: ["a b".to_owned()].into(),
+        ..info(3)
+    };
+    let error = store.put(&odd, &Passphrase::generate().unwrap()).unwrap_err();
+    assert!(matches!(error, KeyStoreError::Tags { .. }), "{error}");
 }
 
 #[test]

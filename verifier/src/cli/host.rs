@@ -1,5 +1,6 @@
 //! `assay-verifier host …`: enrolling hosts and looking at them.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::path::PathBuf;
 
@@ -33,6 +34,17 @@ pub(super) enum HostCommand {
         /// As JSON, for programs
         #[arg(long)]
         json: bool,
+    },
+    /// Give a host tags, which keys can demand of it (`image seal --require-tag`); shows those that it has then
+    Tag {
+        /// The host
+        name: String,
+        /// A tag that it gets
+        #[arg(long, value_name = "TAG")]
+        add: Vec<String>,
+        /// A tag that it loses
+        #[arg(long, value_name = "TAG")]
+        remove: Vec<String>,
     },
     /// Forget a host, its pins and its log; it gets no more keys
     Remove {
@@ -88,6 +100,10 @@ pub(super) fn run(state: &StateDir, command: HostCommand) -> Result<(), CliError
         HostCommand::List { json: false } => print(&list(&store.hosts()?)),
         HostCommand::Show { name, json: true } => print_json(&store.host(&name)?.to_json()),
         HostCommand::Show { name, json: false } => print(&show(&store.host(&name)?)),
+        HostCommand::Tag { name, add, remove } => {
+            let tags = store.tag_host(&name, &add, &remove)?;
+            print(&format!("{name}: {}\n", listed(&tags)))
+        }
         HostCommand::Remove { name } => {
             store.remove_host(&name)?;
             print(&format!("removed {name}; it gets no more keys\n"))
@@ -170,9 +186,10 @@ fn show(host: &Host) -> String {
     let unknown = || "-".to_owned();
     let _infallible = write!(
         text,
-        "address     {}\npolicy      {}\nruntime PCR {}\nmeasuring   {}\napproved    {}\nlast quote  {}\nboot id     {}\nrecords     {}\nEK sha256   {}\nAK name     {}\nTLS sha256  {}\n",
+        "address     {}\npolicy      {}\ntags        {}\nruntime PCR {}\nmeasuring   {}\napproved    {}\nlast quote  {}\nboot id     {}\nrecords     {}\nEK sha256   {}\nAK name     {}\nTLS sha256  {}\n",
         pinned.address,
         pinned.policy,
+        listed(&host.tags),
         pinned.pcr,
         host.measuring.as_ref().map_or_else(unknown, measuring),
         host.list.as_ref().map_or_else(unknown, approved),
@@ -184,6 +201,15 @@ fn show(host: &Host) -> String {
         hex::encode(pinned.tls_spki_sha256),
     );
     text
+}
+
+/// Tags in one line.
+fn listed(tags: &BTreeSet<String>) -> String {
+    if tags.is_empty() {
+        "-".to_owned()
+    } else {
+        tags.iter().map(String::as_str).collect::<Vec<_>>().join(" ")
+    }
 }
 
 /// Which list of what may run in enforce mode the host has.

@@ -32,6 +32,9 @@ pub(super) struct SealArgs {
     /// The policy that a host must meet to get the key
     #[arg(long, value_name = "NAME", default_value = "default")]
     policy: String,
+    /// Give the key only to hosts with this tag (`host tag`, or the policy's own tags); may be given several times
+    #[arg(long, value_name = "TAG", value_parser = super::policy::part_name)]
+    require_tag: Vec<String>,
 }
 
 /// Why no image was sealed.
@@ -55,6 +58,7 @@ fn seal_image(state: &StateDir, args: &SealArgs) -> Result<(), CliError> {
         input: &args.input,
         output: &args.output,
         policy: &args.policy,
+        tags: &args.require_tag,
         verifiers: &[config.url.to_string()],
         verifier_spki_sha256: Sha256Digest::new(ca_spki_sha256(state)?),
         now: crate::time::now(),

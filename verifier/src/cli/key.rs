@@ -45,6 +45,7 @@ fn as_json(key: &KeyInfo) -> serde_json::Value {
         "key_id": key.key_id,
         "disk_uuid": key.disk_uuid,
         "policy": key.policy,
+        "tags": key.tags,
         "image": key.image,
         "size": key.size,
         "created": rfc3339(key.created),
@@ -56,16 +57,17 @@ fn as_text(keys: &[KeyInfo]) -> String {
         return "No keys: `assay-verifier image seal IN OUT` makes an image and its key\n".to_owned();
     }
     let mut text = format!(
-        "{:36}  {:36}  {:20}  {:>15}  {:16}  IMAGE\n",
-        "KEY", "DISK", "CREATED", "BYTES", "POLICY"
+        "{:36}  {:36}  {:20}  {:>15}  {:16}  {:16}  IMAGE\n",
+        "KEY", "DISK", "CREATED", "BYTES", "POLICY", "TAGS"
     );
     for key in keys {
         let [key_id, disk] = [key.key_id.to_string(), key.disk_uuid.to_string()];
         let created = rfc3339(key.created);
         text.push_str(&format!(
-            "{key_id}  {disk}  {created:20}  {size:>15}  {policy:16}  {image}\n",
+            "{key_id}  {disk}  {created:20}  {size:>15}  {policy:16}  {tags:16}  {image}\n",
             size = key.size,
             policy = key.policy,
+            tags = key.tags.iter().map(String::as_str).collect::<Vec<_>>().join(","),
             image = key.image.escape_debug(),
         ));
     }

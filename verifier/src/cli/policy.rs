@@ -283,7 +283,7 @@ fn existing(store: &Store, name: &str) -> Result<Policy, CliError> {
     Ok(policy.ok_or_else(|| StoreError::NoSuchPolicy(name.to_owned()))?)
 }
 
-fn part_name(text: &str) -> Result<String, String> {
+pub(super) fn part_name(text: &str) -> Result<String, String> {
     if is_name(text) {
         Ok(text.to_owned())
     } else {

@@ -104,6 +104,14 @@ pub enum KeyStoreError {
         /// The file.
         path: PathBuf,
     },
+    /// Tags that no host can have.
+    #[error(
+        "key store: key {key_id} can't demand these tags: at most 64, each 1 to 64 letters, digits, '-', '_' or '.'"
+    )]
+    Tags {
+        /// The key.
+        key_id: Uuid,
+    },
     /// A name is longer than the format can hold.
     #[error("key store: {field} has {len} bytes, at most {limit} fit; choose a shorter one")]
     FieldTooLong {

@@ -1,19 +1,24 @@
 //! The key file: JSON for people and backups, AES-256-GCM for the secret, and every field under its authentication.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
-use assay_evidence::{uuid::Uuid, wire::B64};
+use assay_evidence::{policy::is_name, uuid::Uuid, wire::B64};
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use super::{KeyInfo, KeyStoreError, Passphrase, StoredKey, io::fill_random};
 
-/// The one version of the file format so far.
-pub(super) const VERSION: u32 = 1;
+/// The versions of the file format: the second one has tags, and only keys that demand some are written in it.
+const PLAIN: u32 = 1;
+/// See [`PLAIN`].
+pub(super) const VERSION: u32 = 2;
 /// Longest policy or image name in bytes.
 pub(super) const MAX_NAME: usize = 1024;
-/// A key file is under 3 KiB; whatever is longer is something else.
+/// Most tags that one key demands.
+const MAX_TAGS: usize = 64;
+/// A key file is under 8 KiB; whatever is longer is something else.
 pub(super) const MAX_FILE: u64 = 16 * 1024;
 /// Length of the master key in bytes.
 pub(super) const MASTER_LEN: usize = 32;
@@ -25,6 +30,8 @@ struct KeyFile {
     key_id: Uuid,
     disk_uuid: Uuid,
     policy: String,
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    tags: BTreeSet<String>,
     image: String,
     size: u64,
     created: i64,
@@ -58,6 +65,10 @@ pub(super) fn seal(master: &MasterKey, info: &KeyInfo, passphrase: &Passphrase) 
             });
         }
     }
+    if info.tags.len() > MAX_TAGS || info.tags.iter().any(|tag| !is_name(tag)) {
+        return Err(KeyStoreError::Tags { key_id: info.key_id });
+    }
+    let version = if info.tags.is_empty() { PLAIN } else { VERSION };
     let mut nonce = [0_u8; NONCE_LEN];
     fill_random(&mut nonce)?;
     // Encrypted in place: with room for the tag, the clear text is never copied by a growing vector.
@@ -67,15 +78,16 @@ pub(super) fn seal(master: &MasterKey, info: &KeyInfo, passphrase: &Passphrase) 
         .0
         .seal_in_place_append_tag(
             Nonce::assume_unique_for_key(nonce),
-            Aad::from(associated_data(VERSION, info)),
+            Aad::from(associated_data(version, info)),
             &mut *sealed,
         )
         .map_err(|_| KeyStoreError::Encrypt { key_id: info.key_id })?;
     let file = KeyFile {
-        version: VERSION,
+        version,
         key_id: info.key_id,
         disk_uuid: info.disk_uuid,
         policy: info.policy.clone(),
+        tags: info.tags.clone(),
         image: info.image.clone(),
         size: info.size,
         created: info.created,
@@ -93,7 +105,7 @@ pub(super) fn open(master: &MasterKey, path: &Path, bytes: &[u8]) -> Result<Stor
         path: path.to_owned(),
         source,
     })?;
-    if file.version != VERSION {
+    if !(PLAIN..=VERSION).contains(&file.version) {
         return Err(KeyStoreError::Version {
             path: path.to_owned(),
             version: file.version,
@@ -104,11 +116,16 @@ pub(super) fn open(master: &MasterKey, path: &Path, bytes: &[u8]) -> Result<Stor
         key_id: file.key_id,
         disk_uuid: file.disk_uuid,
         policy: file.policy,
+        tags: file.tags,
         image: file.image,
         size: file.size,
         created: file.created,
     };
     let tampered = || KeyStoreError::Tampered { path: path.to_owned() };
+    // The first version does not authenticate them.
+    if (file.version == PLAIN) != info.tags.is_empty() {
+        return Err(tampered());
+    }
     let nonce = Nonce::try_assume_unique_for_key(&file.nonce.0).map_err(|_| tampered())?;
     let mut buffer = Zeroizing::new(file.ciphertext.0);
     let clear = master
@@ -128,7 +145,7 @@ fn associated_data(version: u32, info: &KeyInfo) -> Vec<u8> {
     data.extend_from_slice(info.disk_uuid.as_bytes());
     data.extend_from_slice(&info.size.to_be_bytes());
     data.extend_from_slice(&info.created.to_be_bytes());
-    for text in [&info.policy, &info.image] {
+    for text in [&info.policy, &info.image].into_iter().chain(&info.tags) {
         // As u64: no length is ever cut.
         let len = u64::try_from(text.len()).unwrap_or(u64::MAX);
         data.extend_from_slice(&len.to_be_bytes());

@@ -9,6 +9,7 @@ mod file;
 mod format;
 mod io;
 
+use std::collections::BTreeSet;
 use std::fmt;
 
 use assay_evidence::uuid::Uuid;
@@ -26,6 +27,8 @@ pub struct KeyInfo {
     pub disk_uuid: Uuid,
     /// The policy that a host must meet to get the key. This, never the image's token, decides.
     pub policy: String,
+    /// What a host must be tagged as to get the key, beside meeting the policy: by its operator, or by the policy.
+    pub tags: BTreeSet<String>,
     /// File name of the image when it was sealed: a help for people, no more.
     pub image: String,
     /// Size of the disk inside the image, in bytes.

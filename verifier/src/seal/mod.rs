@@ -35,6 +35,8 @@ pub struct Request<'a> {
     pub output: &'a Path,
     /// Name of the policy that hosts must meet to get the key.
     pub policy: &'a str,
+    /// What hosts must be tagged as to get the key.
+    pub tags: &'a [String],
     /// URLs at which hosts ask for the key.
     pub verifiers: &'a [String],
     /// SHA-256 over the subject public key info of the verifier's CA certificate.
@@ -67,6 +69,7 @@ pub fn seal(
         key_id,
         disk_uuid: header.uuid,
         policy: request.policy.to_owned(),
+        tags: request.tags.iter().cloned().collect(),
         image: request
             .output
             .file_name()

@@ -175,21 +175,43 @@ impl Judging<'_> {
             .store
             .keep_log(self.host.id, &log.into_held())
             .map_err(|e| Refusal::internal(&e))?;
-        self.still_enrolled()?;
+        self.check_tags(&key, &self.still_enrolled()?, &appraisal)?;
         let secret = Secret::new(key.passphrase.expose().to_vec());
         release_key(&appraisal, &target, &self.request.key_id, &secret).map_err(|e| Refusal::internal(&e))
     }
 
     /// Sending and judging evidence takes time, in which an operator may have removed the host.
-    fn still_enrolled(&self) -> Result<(), Refusal> {
+    fn still_enrolled(&self) -> Result<Host, Refusal> {
         match self.service.store.host(&self.host.pinned.name) {
-            Ok(now) if now.id == self.host.id => Ok(()),
+            Ok(now) if now.id == self.host.id => Ok(now),
             Ok(_) | Err(StoreError::NoSuchHost(_)) => Err(Refusal::forbidden(
                 "host-removed",
                 format!("host {} was removed while it asked", self.host.pinned.name),
             )),
             Err(e) => Err(Refusal::internal(&e)),
         }
+    }
+
+    /// What the key demands of hosts beside its policy.
+    fn check_tags(&self, key: &StoredKey, host: &Host, appraisal: &Appraisal) -> Result<(), Refusal> {
+        let has = |tag: &&String| host.tags.contains(*tag) || appraisal.tags().contains(*tag);
+        let missing: Vec<_> = key
+            .info
+            .tags
+            .iter()
+            .filter(|tag| !has(tag))
+            .map(String::as_str)
+            .collect();
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let message = format!(
+            "key {} is for hosts that are tagged {}, which {} is not",
+            key.info.key_id,
+            missing.join(" and "),
+            host.pinned.name
+        );
+        Err(Refusal::forbidden("missing-tags", message))
     }
 
     /// Evidence that answers our challenge, on this connection, for this release key, disk and key id.

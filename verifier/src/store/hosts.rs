@@ -1,12 +1,18 @@
 //! Hosts: what was pinned at enrolment, and what the last look at them found.
 
+use std::collections::BTreeSet;
+
 use assay_evidence::event::{AgentStart, Mode};
 use assay_evidence::pcr::RuntimePcr;
+use assay_evidence::policy::is_name;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use serde::{Deserialize, Serialize};
 
 use super::{HostList, Store, StoreError, sql};
 use crate::time::{now, rfc3339};
+
+/// Most tags of one host.
+pub const MAX_TAGS: usize = 64;
 
 /// How a host stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -92,6 +98,8 @@ pub struct Host {
     pub measuring: Option<Measuring>,
     /// The approved list that was last signed for it.
     pub list: Option<HostList>,
+    /// What the operator calls it, for keys that demand that.
+    pub tags: BTreeSet<String>,
 }
 
 /// How a host measures, as its agent's last start says.
@@ -135,6 +143,7 @@ impl Host {
             "approved_list": self.list.as_ref().map(HostList::to_json),
             "pcr": self.pinned.pcr.index(),
             "policy": self.pinned.policy,
+            "tags": self.tags,
             "ek_sha256": hex::encode(self.pinned.ek_sha256),
             "ak_name": hex::encode(&self.pinned.ak_name),
             "tls_spki_sha256": hex::encode(self.pinned.tls_spki_sha256),
@@ -287,6 +296,34 @@ impl Store {
         }
     }
 
+    /// Gives a host tags, and takes some from it; returns those that it has then.
+    ///
+    /// # Errors
+    /// [`StoreError::BadTag`], [`StoreError::TooManyTags`], [`StoreError::NoSuchHost`]; the host is then as before.
+    pub fn tag_host(&self, name: &str, add: &[String], remove: &[String]) -> Result<BTreeSet<String>, StoreError> {
+        if let Some(bad) = add.iter().find(|tag| !is_name(tag)) {
+            return Err(StoreError::BadTag(bad.clone()));
+        }
+        self.transaction("change the host's tags", |t| {
+            let failed = sql("change the host's tags");
+            let row = t
+                .query_row(&format!("{SELECT} WHERE name = ?1"), [name], |row| Ok(read_host(row)))
+                .optional()
+                .map_err(&failed)?;
+            let host = row.ok_or_else(|| StoreError::NoSuchHost(name.to_owned()))??;
+            let mut tags = host.tags;
+            tags.extend(add.iter().cloned());
+            tags.retain(|tag| !remove.contains(tag));
+            if tags.len() > MAX_TAGS {
+                return Err(StoreError::TooManyTags(tags.len()));
+            }
+            let json = serde_json::to_string(&tags).map_err(|_| StoreError::Corrupt { what: "list of tags" })?;
+            t.execute("UPDATE hosts SET tags = ?2 WHERE id = ?1", params![host.id, json])
+                .map_err(&failed)?;
+            Ok(tags)
+        })
+    }
+
     /// Writes down the outcome of a look at a host. A verdict about fewer records of a boot than the stored one is older
     /// evidence that arrived late (a poll and a key request can overlap): it changes nothing. So does one for a host
     /// that was removed meanwhile.
@@ -368,7 +405,7 @@ fn find(connection: &Connection, column: &str, value: &dyn rusqlite::ToSql) -> r
 const SELECT: &str =
     "SELECT id, name, address, ek_sha256, ek_public, ek_certificate, ak_public, ak_name, tls_spki_sha256, policy,
     state, reasons, since, last_quote, boot_id, reset_count, records, notes, pcr, measuring,
-    serial, sha256, content, problem FROM hosts LEFT JOIN host_lists ON host_lists.host_id = hosts.id";
+    serial, sha256, content, problem, tags FROM hosts LEFT JOIN host_lists ON host_lists.host_id = hosts.id";
 
 fn read_host(row: &Row<'_>) -> Result<Host, StoreError> {
     let failed = sql("read a host");
@@ -379,6 +416,7 @@ fn read_host(row: &Row<'_>) -> Result<Host, StoreError> {
     let notes: String = row.get(17).map_err(&failed)?;
     let pcr: u8 = row.get(18).map_err(&failed)?;
     let measuring: Option<String> = row.get(19).map_err(&failed)?;
+    let tags: String = row.get(24).map_err(&failed)?;
     Ok(Host {
         id: row.get(0).map_err(&failed)?,
         pinned: NewHost {
@@ -405,5 +443,6 @@ fn read_host(row: &Row<'_>) -> Result<Host, StoreError> {
             .map(|text| serde_json::from_str(&text).map_err(|_| corrupt("way of measuring")))
             .transpose()?,
         list: HostList::read(row, 20)?,
+        tags: serde_json::from_str(&tags).map_err(|_| corrupt("list of tags"))?,
     })
 }

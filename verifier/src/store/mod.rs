@@ -16,7 +16,7 @@ mod logs;
 mod policies;
 mod schema;
 
-pub use hosts::{Host, HostState, Measuring, NewHost, Quoted, Transition, Verdict, valid_name};
+pub use hosts::{Host, HostState, MAX_TAGS, Measuring, NewHost, Quoted, Transition, Verdict, valid_name};
 pub use lists::HostList;
 
 /// Why the store refused or failed.
@@ -59,6 +59,12 @@ pub enum StoreError {
         "{0:?} is not a usable name: give 1 to 64 letters, digits, '.', '_' or '-', beginning with a letter or digit"
     )]
     BadName(String),
+    /// A tag that could not be demanded.
+    #[error("{0:?} is no tag: 1 to 64 letters, digits, '-', '_' or '.'")]
+    BadTag(String),
+    /// More tags than anybody needs.
+    #[error("a host with {0} tags: at most {MAX_TAGS} are kept")]
+    TooManyTags(usize),
     /// The name is in use.
     #[error("host {0} exists already; to enrol it again, first run `assay-verifier host remove {0}`")]
     HostExists(String),

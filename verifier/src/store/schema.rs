@@ -5,7 +5,7 @@ use rusqlite::{Connection, OptionalExtension, TransactionBehavior};
 use super::{StoreError, sql};
 
 /// Step `n` leads from version `n` to `n + 1`. Steps are never edited once released; new ones are added below.
-const STEPS: [&str; 4] = [
+const STEPS: [&str; 5] = [
     "
 CREATE TABLE hosts (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -66,6 +66,8 @@ CREATE TABLE host_lists (
 ) STRICT;
 CREATE TABLE list_serial (serial INTEGER NOT NULL) STRICT;
 ",
+    // What the operator calls each host, JSON: keys can demand it.
+    "ALTER TABLE hosts ADD COLUMN tags TEXT NOT NULL DEFAULT '[]';",
 ];
 
 /// Brings the database to the present version, in one transaction a step.

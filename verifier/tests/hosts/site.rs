@@ -211,6 +211,11 @@ impl Site {
 
     /// Keeps a new key under a policy.
     pub fn new_key(&self, policy: &str) -> (KeyInfo, Passphrase) {
+        self.new_key_for(policy, &[])
+    }
+
+    /// The same for hosts with these tags alone.
+    pub fn new_key_for(&self, policy: &str, tags: &[&str]) -> (KeyInfo, Passphrase) {
         let store = FileKeyStore::open(self.state().path()).unwrap();
         let mut bytes = [[0; 16]; 2];
         for id in &mut bytes {
@@ -221,6 +226,7 @@ impl Site {
             key_id,
             disk_uuid,
             policy: policy.to_owned(),
+            tags: tags.iter().map(ToString::to_string).collect(),
             image: "disk.img".to_owned(),
             size: 1 << 20,
             created: 1,

@@ -225,7 +225,7 @@ fn hosts_of_before_the_pcr_was_pinned_have_the_default() {
     let raw = rusqlite::Connection::open(&path).unwrap();
     raw.execute("UPDATE hosts SET pcr = 11", []).unwrap_err();
     raw.execute_batch(
-        "ALTER TABLE hosts DROP COLUMN pcr; ALTER TABLE hosts DROP COLUMN measuring;
+        "ALTER TABLE hosts DROP COLUMN pcr; ALTER TABLE hosts DROP COLUMN measuring; ALTER TABLE hosts DROP COLUMN tags;
              DROP TABLE host_lists; DROP TABLE list_serial; UPDATE schema_version SET version = 1",
     )
     .unwrap();

@@ -288,6 +288,42 @@ fn keys_disks_and_policies_that_do_not_fit() {
 }
 
 #[test]
+fn a_key_can_demand_tags_of_a_host() {
+    let (site, machine) = ready();
+    let (key, _) = site.new_key_for("default", &["pci", "rack-7"]);
+    let ask = |status, code, named| {
+        run(async {
+            let mut client = connect(&site, &machine).await;
+            let (_, found, body) = request(&mut client, &machine, &key).await;
+            match code {
+                "" => assert_eq!(found, status, "{body:#}"),
+                code => refused(&(found, body), status, code, named),
+            }
+        });
+    };
+    ask(403, "missing-tags", "tagged pci and rack-7");
+    site.run(&["host", "tag", "alpha", "--add", "no such tag"])
+        .refused(&["no such tag"]);
+    site.run(&["host", "tag", "beta", "--add", "pci"]).refused(&["beta"]);
+    assert_eq!(
+        site.run(&["host", "tag", "alpha", "--add", "pci"]).good(),
+        "alpha: pci\n"
+    );
+    ask(403, "missing-tags", "tagged rack-7");
+    // The rest comes from the policy: every host that meets it has that.
+    let policy = site.state().path().join("policy.json");
+    let policy = policy.to_str().unwrap();
+    site.run(&["policy", "export", "default", "--out", policy]).good();
+    let text = std::fs::read_to_string(policy).unwrap();
+    std::fs::write(policy, text.replacen('{', "{\"tags\": [\"rack-7\"],", 1)).unwrap();
+    site.run(&["policy", "import", policy, "--replace"]).good();
+    ask(200, "", "");
+    assert_eq!(site.show("alpha")["tags"], serde_json::json!(["pci"]));
+    site.run(&["host", "tag", "alpha", "--remove", "pci"]).good();
+    ask(403, "missing-tags", "tagged pci");
+}
+
+#[test]
 fn strangers_operators_and_hosts_each_get_their_own() {
     let (site, machine) = ready();
     let (key, _) = site.new_key("default");

@@ -145,6 +145,18 @@ impl Evidence {
         self.bundle.verify_unchanged(&key, &self.binding(), judged)
     }
 
+    /// Whether this is what was judged as trusted, and nothing came since but code that the policy approves.
+    pub fn progress(&self, host: &Host, judged: &Judged, policy: &Policy) -> Option<Judged> {
+        let key = attestation_key(host).ok()?;
+        self.bundle
+            .verify_progress(&key, &self.binding(), judged, &policy.passes(unix_now()))
+    }
+
+    /// What came of the log.
+    pub fn news(&self) -> &[u8] {
+        self.bundle.log.data.as_ref()
+    }
+
     /// Asks a host of which nothing is known.
     pub async fn ask_first(agent: &mut Agent) -> Result<Self, LookError> {
         Self::ask(agent, HeldLog::none(), false).await

@@ -1,17 +1,24 @@
-//! What was judged of each host last, in memory: a host on which nothing has happened since is asked for a quote, and needs no more.
+//! What was judged of each host last, in memory: a host on which nothing has happened since is asked for a quote, and needs no more;
+//! one that ran approved code since is judged by that alone.
 //! After a restart of the verifier each host is judged whole once.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use assay_evidence::policy::Policy;
 use assay_evidence::quote::{HeldLog, Judged};
 use assay_evidence::wire::{B64, ListStatus};
 
-use crate::store::{Host, NewHost, Verdict};
+use crate::store::{Host, NewHost, Store, StoreError, Verdict};
 
-/// The memory, by row id.
+/// The memory.
 #[derive(Default)]
-pub struct Memory(Mutex<HashMap<i64, Arc<Remembered>>>);
+pub struct Memory {
+    /// By row id.
+    hosts: Mutex<HashMap<i64, Arc<Remembered>>>,
+    /// Policies by name, each with its version: reading a large one takes longer than what it is read for.
+    policies: Mutex<HashMap<String, (i64, Arc<Policy>)>>,
+}
 
 /// A verdict, and all that it came from.
 #[derive(Clone)]
@@ -36,7 +43,15 @@ impl Remembered {
     /// The same, at a later quote.
     #[must_use]
     pub fn at(&self, judged: Judged) -> Self {
-        Self { judged, ..self.clone() }
+        let mut verdict = self.verdict.clone();
+        if let Some(quoted) = &mut verdict.quoted {
+            quoted.records = judged.held().records;
+        }
+        Self {
+            judged,
+            verdict,
+            ..self.clone()
+        }
     }
 }
 
@@ -60,17 +75,43 @@ impl Memory {
         self.lock().insert(id, Arc::new(remembered));
     }
 
+    /// The policy of this name in this version; `None` if it has another by now.
+    ///
+    /// # Errors
+    /// The database's.
+    pub fn policy(&self, store: &Store, name: &str, version: i64) -> Result<Option<Arc<Policy>>, StoreError> {
+        let known = self.policies().get(name).cloned();
+        if let Some((_, policy)) = known.filter(|(known, _)| *known == version) {
+            return Ok(Some(policy));
+        }
+        let read = store.policy(name)?.map(Arc::new);
+        // Whoever changes it after this makes the version another one.
+        if store.policy_version(name)? != Some(version) {
+            return Ok(None);
+        }
+        if let Some(policy) = &read {
+            self.policies().insert(name.to_owned(), (version, policy.clone()));
+        }
+        Ok(read)
+    }
+
     /// Forgets a host.
     pub fn forget(&self, id: i64) {
         self.lock().remove(&id);
     }
 
-    /// Forgets all hosts but these.
+    /// Forgets all hosts but these, and the policies of the others.
     pub fn retain(&self, hosts: &[Host]) {
         self.lock().retain(|id, _| hosts.iter().any(|host| host.id == *id));
+        let in_use = |name: &String| hosts.iter().any(|host| host.pinned.policy == *name);
+        self.policies().retain(|name, _| in_use(name));
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<i64, Arc<Remembered>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    fn policies(&self) -> MutexGuard<'_, HashMap<String, (i64, Arc<Policy>)>> {
+        self.policies.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<i64, Arc<Remembered>>> {
+        self.hosts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

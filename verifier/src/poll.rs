@@ -163,11 +163,15 @@ async fn look_for_news(store: &Store, how: &How, host: &Host) -> Result<Looked, 
         Ok(None) => return Ok(Looked::NotKnown),
         Err(error) => return Ok(Looked::News(Box::new(Err(error)))),
     };
-    if evidence.approved() == known.status.as_ref()
-        && let Some(judged) = evidence.unchanged(host, &known.judged)
-    {
-        still_so(store, how, host, &known, judged).await?;
-        return Ok(Looked::Unchanged);
+    if evidence.approved() == known.status.as_ref() {
+        if let Some(judged) = evidence.unchanged(host, &known.judged) {
+            still_so(store, how, host, &known, judged).await?;
+            return Ok(Looked::Unchanged);
+        }
+        match went_on(store, how, host, &known, evidence).await? {
+            None => return Ok(Looked::Unchanged),
+            Some(back) => evidence = back,
+        }
     }
     let held = store.run(move |s| s.held_log(id)).await?;
     Ok(if evidence.complete(held, known.boot_log.as_deref().cloned()) {
@@ -188,6 +192,41 @@ async fn still_so(store: &Store, how: &How, host: &Host, known: &Remembered, jud
     tracing::debug!("host {}: nothing new", host.pinned.name);
     how.memory.put(host.id, known.at(judged));
     Ok(())
+}
+
+/// Judges a trusted host by what came since, and writes that down, if all of it is approved code. Otherwise gives the evidence
+/// back.
+async fn went_on(
+    store: &Store,
+    how: &How,
+    host: &Host,
+    known: &Arc<Remembered>,
+    evidence: Evidence,
+) -> Result<Option<Evidence>, StoreError> {
+    let (row, remembered, memory) = (host.clone(), known.clone(), how.memory.clone());
+    let work = move |s: &Store| {
+        if remembered.verdict.state != HostState::Trusted {
+            return Ok(Err(evidence));
+        }
+        let policy = memory.policy(s, &row.pinned.policy, remembered.policy)?;
+        let judged = policy.and_then(|policy| evidence.progress(&row, &remembered.judged, &policy));
+        let Some(judged) = judged else { return Ok(Err(evidence)) };
+        if !s.append_log(row.id, &remembered.judged, &judged, evidence.news())? {
+            return Ok(Err(evidence));
+        }
+        let now = remembered.at(judged);
+        write_down(s, &row, &now.verdict)?;
+        Ok(Ok(now))
+    };
+    match store.run(work).await? {
+        Ok(now) => {
+            let records = now.judged.held().records;
+            tracing::debug!("host {}: went on to {records} records, all approved", host.pinned.name);
+            how.memory.put(host.id, now);
+            Ok(None)
+        }
+        Err(evidence) => Ok(Some(evidence)),
+    }
 }
 
 /// What a host that gave good evidence should hold, and how its agent stands with that.

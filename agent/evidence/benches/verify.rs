@@ -53,7 +53,7 @@ fn main() -> Outcome<()> {
         return load(&words.next().ok_or("which policy?")?);
     }
     let policy = policy()?;
-    let (small, busy) = (Host::measuring(), busy_host());
+    let (small, mut busy) = (Host::measuring(), busy_host());
     let pages = pages(&busy)?;
     println!(
         "{MANY} events in {} records, {BATCH} each; {:.1} MiB as JSON in {} pages and a bundle; medians of {ROUNDS} rounds",
@@ -64,6 +64,7 @@ fn main() -> Outcome<()> {
     let figures = [
         poll("poll with nothing new, log of 3 records", &small, &policy)?,
         poll("poll with nothing new, log of 100,000 events", &busy, &policy)?,
+        news(&mut busy, &policy)?,
         replaying(&busy, &pages)?,
         judging(&busy, &pages, &policy)?,
         first_check(&busy, &pages, &policy)?,
@@ -109,6 +110,37 @@ fn poll(name: &'static str, host: &Host, policy: &Policy) -> Outcome<Figure> {
         values: values.into_iter().map(per_second).collect(),
         unit: "/s",
         limit: 10_000.0,
+        rate: true,
+    })
+}
+
+/// The check of evidence that brings ten starts of approved programs, a record each, after many.
+fn news(host: &mut Host, policy: &Policy) -> Outcome<Figure> {
+    let log = check(host, &last(host), &fetched(host, &pages(host)?)?)?;
+    let (judged, held, kept) = (log.judged(), host.records.len(), host.pcrs.clone());
+    for number in 0..10 {
+        let load = measurement(LoadKind::Program, &path(number), Some(2 + MANY + number));
+        host.record(&[Event::Load(load)]);
+    }
+    let (json, ak) = (host.bundle(&BINDING, held).to_json()?, host.key.ak());
+    host.records.truncate(held);
+    host.pcrs = kept;
+    let values = rounds(|| {
+        for _ in 0..POLLS {
+            let bundle = Bundle::from_json(&json)?;
+            let judged = bundle.verify_progress(&ak, &BINDING, &judged, &policy.passes(NOW));
+            black_box(judged.ok_or("not all of it passes")?);
+        }
+        Ok(())
+    })?;
+    Ok(Figure {
+        name: "poll with ten new records after 100,000 events",
+        values: values
+            .into_iter()
+            .map(|time| f64::from(POLLS) / time.as_secs_f64())
+            .collect(),
+        unit: "/s",
+        limit: 5_000.0,
         rate: true,
     })
 }

@@ -16,7 +16,7 @@ pub(crate) use runtime::did_not_run;
 use serde::{Deserialize, Serialize};
 
 use crate::digest::Sha256Digest;
-use crate::event::Mode;
+use crate::event::{Event, Mode};
 use crate::policy::{FlagBits, Policy, RuntimeSet};
 use crate::replay::ReplayedLog;
 
@@ -149,16 +149,7 @@ impl ReplayedLog {
     /// Judges the boot and everything in the logs by a policy, as it is at `now` (Unix time, seconds).
     #[must_use]
     pub fn appraise(&self, policy: &Policy, now: u64) -> Appraisal {
-        let mut judge = Judge {
-            policy,
-            sets: policy.live_sets(now).collect(),
-            flags: policy.rules().flag_bits(),
-            now,
-            failures: Vec::new(),
-            unlisted: 0,
-            seen: Seen::default(),
-            notes: Vec::new(),
-        };
+        let mut judge = Judge::new(policy, now);
         judge.policy_itself();
         judge.boot(self);
         judge.events(self);
@@ -202,7 +193,29 @@ struct Judge<'a> {
     notes: Vec<String>,
 }
 
+impl Policy {
+    /// Which events leave a verdict that trusts by this policy, at `now` (Unix time), as it is: code that ran and is approved. Of
+    /// such a verdict, only the number of records is another after them.
+    pub fn passes(&self, now: u64) -> impl Fn(&Event) -> bool {
+        let judge = Judge::new(self, now);
+        move |event| judge.passes(event)
+    }
+}
+
 impl<'a> Judge<'a> {
+    fn new(policy: &'a Policy, now: u64) -> Self {
+        Self {
+            policy,
+            sets: policy.live_sets(now).collect(),
+            flags: policy.rules().flag_bits(),
+            now,
+            failures: Vec::new(),
+            unlisted: 0,
+            seen: Seen::default(),
+            notes: Vec::new(),
+        }
+    }
+
     fn refuse(&mut self, failure: Failure) {
         if self.failures.len() < MAX_FAILURES {
             self.failures.push(failure);

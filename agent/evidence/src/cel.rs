@@ -14,6 +14,7 @@ pub use json::to_json;
 
 use crate::digest::{Algorithm, DigestError};
 use crate::event::{self, Event, EventError};
+use crate::pcr::RuntimePcr;
 use crate::reader::{ReadError, Reader};
 use crate::tlv;
 
@@ -260,6 +261,12 @@ impl Record {
             .iter()
             .find(|(known, _)| *known == bank)
             .map(|(_, digest)| digest.as_slice())
+    }
+
+    /// Whether it was extended into this PCR.
+    #[must_use]
+    pub fn is_in(&self, pcr: RuntimePcr) -> bool {
+        self.register == Register::Pcr && self.pcr == pcr.index()
     }
 
     /// Recomputes every claimed digest from the content.

@@ -100,6 +100,7 @@ pub enum ReplayError {
 pub struct ReplayedLog {
     quote: VerifiedQuote,
     pcr: RuntimePcr,
+    banks: Vec<Algorithm>,
     events: Vec<(u64, Event)>,
     start: AgentStart,
 }
@@ -131,6 +132,7 @@ impl VerifiedQuote {
         Ok(ReplayedLog {
             quote: self,
             pcr,
+            banks: banks.unwrap_or_default(),
             events,
             start,
         })
@@ -190,11 +192,10 @@ fn banks(record: &Record) -> Vec<Algorithm> {
 }
 
 fn check_record(record: &Record, wanted: RuntimePcr) -> Result<(), ReplayError> {
-    let register = record.register;
-    if register != Register::Pcr || record.pcr != wanted.index() {
+    if !record.is_in(wanted) {
         return Err(ReplayError::PcrIndex {
             record: record.number,
-            register,
+            register: record.register,
             found: record.pcr,
             wanted,
         });
@@ -250,6 +251,11 @@ impl ReplayedLog {
     #[must_use]
     pub const fn runtime_pcr(&self) -> RuntimePcr {
         self.pcr
+    }
+
+    /// The banks that each of its records has a digest for.
+    pub(crate) fn banks(&self) -> &[Algorithm] {
+        &self.banks
     }
 
     /// Value of the runtime PCR before the first record, SHA-256 bank. Other than zero, something extended it before
@@ -329,7 +335,7 @@ impl ReplayedLog {
     /// What a verifier remembers of what it has judged here.
     #[must_use]
     pub fn judged(&self) -> Judged {
-        Judged::of(&self.quote)
+        Judged::of(self)
     }
 
     /// What a verifier keeps for the next question.

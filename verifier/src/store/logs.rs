@@ -1,6 +1,6 @@
 //! The log held of each host's present boot, in chunks: a poll appends what is new.
 
-use assay_evidence::replay::HeldLog;
+use assay_evidence::quote::{HeldLog, Judged};
 use rusqlite::{OptionalExtension, Transaction, params};
 
 use super::{Store, StoreError, sql};
@@ -63,21 +63,37 @@ impl Store {
                 Some(known) if known.held.reset_count > log.reset_count => return Ok(()),
                 Some(_) => 0,
             };
-            write_head(t, host_id, log)?;
+            write_head(t, host_id, log, log.bytes.len())?;
             if start == 0 {
                 t.execute("DELETE FROM log_chunks WHERE host_id = ?1", [host_id])
                     .map_err(&failed)?;
             }
-            let tail = log.bytes.get(start..).unwrap_or_default();
-            if !tail.is_empty() {
-                let start = i64::try_from(start).map_err(|_| CORRUPT)?;
-                t.execute(
-                    "INSERT INTO log_chunks (host_id, start, data) VALUES (?1, ?2, ?3)",
-                    params![host_id, start, tail],
-                )
-                .map_err(&failed)?;
+            append(t, host_id, start, log.bytes.get(start..).unwrap_or_default())
+        })
+    }
+
+    /// Appends what came since `before`, if that is what is held still. `false`: it is not, or it is in so many pieces that the
+    /// whole is to be written anew, by [`Store::keep_log`].
+    pub fn append_log(&self, host_id: i64, before: &Judged, now: &Judged, news: &[u8]) -> Result<bool, StoreError> {
+        self.transaction("keep a log", |t| {
+            let Some(known) = head(t, host_id)? else {
+                return Ok(false);
+            };
+            let last = before.held();
+            let same = known.held.boot_id == last.boot_id
+                && known.held.reset_count == last.reset_count
+                && known.held.records == last.records
+                && known.length == before.length();
+            if !same || chunks(t, host_id)? >= MAX_CHUNKS {
+                return Ok(false);
             }
-            Ok(())
+            let held = HeldLog {
+                clock: now.held().clock.max(known.held.clock),
+                ..now.held().clone()
+            };
+            write_head(t, host_id, &held, now.length())?;
+            append(t, host_id, known.length, news)?;
+            Ok(true)
         })
     }
 
@@ -132,8 +148,21 @@ fn head(t: &Transaction<'_>, host_id: i64) -> Result<Option<Head>, StoreError> {
     }))
 }
 
-fn write_head(t: &Transaction<'_>, host_id: i64, log: &HeldLog) -> Result<(), StoreError> {
-    let length = i64::try_from(log.bytes.len()).map_err(|_| CORRUPT)?;
+fn append(t: &Transaction<'_>, host_id: i64, start: usize, tail: &[u8]) -> Result<(), StoreError> {
+    if tail.is_empty() {
+        return Ok(());
+    }
+    let start = i64::try_from(start).map_err(|_| CORRUPT)?;
+    t.execute(
+        "INSERT INTO log_chunks (host_id, start, data) VALUES (?1, ?2, ?3)",
+        params![host_id, start, tail],
+    )
+    .map_err(sql("keep a log"))?;
+    Ok(())
+}
+
+fn write_head(t: &Transaction<'_>, host_id: i64, log: &HeldLog, length: usize) -> Result<(), StoreError> {
+    let length = i64::try_from(length).map_err(|_| CORRUPT)?;
     // A TPM's clock counts milliseconds: it stays below 2^63.
     let [clock, records] = [log.clock, log.records].map(|n| i64::try_from(n).unwrap_or(i64::MAX));
     t.execute(

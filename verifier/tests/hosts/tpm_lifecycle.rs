@@ -123,6 +123,34 @@ fn a_poll_with_nothing_new_costs_its_quote_and_all_that_is_new_is_seen() {
 }
 
 #[test]
+fn a_poll_of_a_host_that_went_on_costs_what_is_new() {
+    let mut site = Site::serving(0.2);
+    let machine = site.trusted_host("alpha");
+    let program = machine.run_program("/root/tool");
+    site.run(&["policy", "allow", &program.to_string()]).good();
+    site.serve_talkative();
+    site.wait_for("alpha", "trusted");
+    let went_on = |site: &Site| site.log().matches("host alpha: went on to").count();
+    let records = |shown: &serde_json::Value| shown["records"].as_u64().unwrap();
+    site.wait_until("alpha", |_| site.log().contains("host alpha: nothing new"));
+    for _ in 0..3 {
+        let (times, before) = (went_on(&site), records(&site.show("alpha")));
+        machine.run_program("/root/tool");
+        let shown = site.wait_until("alpha", |shown| records(shown) > before);
+        assert_eq!((shown["state"].as_str(), went_on(&site)), (Some("trusted"), times + 1));
+    }
+    // What it ran is held: a verifier that starts anew goes on from there, and what nobody approved is seen.
+    let before = records(&site.show("alpha"));
+    site.serve_again();
+    machine.run_program("/root/tool");
+    let shown = site.wait_until("alpha", |shown| records(shown) > before);
+    assert_eq!(shown["state"], "trusted", "{shown:#}");
+    machine.run_program("/root/rogue");
+    let shown = site.wait_for("alpha", "untrusted");
+    assert!(reasons(&shown)[0].contains("/root/rogue"), "{shown:#}");
+}
+
+#[test]
 fn a_silent_host_is_unreachable_and_what_was_bad_stays_known() {
     let site = Site::serving(0.2);
     let mut machine = site.trusted_host("alpha");

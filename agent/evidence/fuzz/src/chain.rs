@@ -4,6 +4,7 @@
 use assay_evidence::bundle::Bundle;
 use assay_evidence::event::{self, Event};
 use assay_evidence::pcr::RuntimePcr;
+use assay_evidence::policy::Policy;
 use assay_evidence::quote::HeldLog;
 use assay_evidence::replay::ReplayedLog;
 use assay_evidence::testing::{BINDING, Host, NOW};
@@ -33,6 +34,7 @@ pub fn chain(data: &[u8]) {
     drop(verdict.reasons());
 
     increment(&host, &whole);
+    progress(&mut host, &policy, &whole, log);
     tampered(&host, &bundle, &whole, *tampering);
 }
 
@@ -88,6 +90,25 @@ fn increment(host: &Host, whole: &ReplayedLog) {
     let poll = host.bundle(&BINDING, host.records.len());
     let again = replayed(&poll, host, &all).expect("nothing new");
     assert_eq!(again.to_held(), all);
+}
+
+/// Who judges only what came since ends where one does who judges all.
+fn progress(host: &mut Host, policy: &Policy, before: &ReplayedLog, log: &[u8]) {
+    let (held, kept) = (host.records.len(), host.pcrs.clone());
+    // The same events once more, the last first: what was refused before can pass alone, and the other way round.
+    for events in records(log).iter().rev() {
+        host.record(events);
+    }
+    let news = host.bundle(&BINDING, held);
+    let judged = news.verify_progress(&host.key.ak(), &BINDING, &before.judged(), &policy.passes(NOW));
+    if let Some(judged) = judged {
+        let whole = replayed(&host.bundle(&BINDING, 0), host, &HeldLog::none()).expect("all of it passes");
+        assert_eq!(judged, whole.judged());
+        let (was, is) = (before.appraise(policy, NOW), whole.appraise(policy, NOW));
+        assert_eq!((was.reasons(), was.notes()), (is.reasons(), is.notes()));
+    }
+    host.records.truncate(held);
+    host.pcrs = kept;
 }
 
 /// A byte of the evidence is changed: it is refused, or says the very same.

@@ -1,10 +1,14 @@
-//! Evidence that brings nothing new: what is remembered of evidence that was judged, so that a poll of a host on which nothing
-//! has happened costs its quote and no more, however long its log is.
+//! Evidence that brings little new: what is remembered of evidence that was judged, so that a poll of a host costs its quote and
+//! what has happened since, however long its log is.
 
-use super::{Attested, Bundle, HeldLog, VerifiedQuote, check_progress, compare_pcr_sets};
+use super::{Attested, Bundle, HeldLog, MAX_WHOLE_LOG, QUOTED_BANK, check_progress, compare_pcr_sets};
 use crate::binding::Binding;
 use crate::bundle::Pcrs;
-use crate::digest::Sha256Digest;
+use crate::cel::{self, Head};
+use crate::digest::{Algorithm, Sha256Digest};
+use crate::event::Event;
+use crate::pcr::RuntimePcr;
+use crate::replay::{MAX_LOG_EVENTS, ReplayedLog};
 use crate::tpm::{AttestationKey, ClockInfo};
 use crate::wire::B64;
 
@@ -14,7 +18,15 @@ use crate::wire::B64;
 pub struct Judged {
     /// Without the log's bytes.
     held: HeldLog,
-    head: Sha256Digest,
+    /// Bytes of the log.
+    length: usize,
+    /// Events in it.
+    events: usize,
+    head: Head,
+    /// Where the log is.
+    pcr: RuntimePcr,
+    /// Banks that every record of the log has digests for.
+    banks: Vec<Algorithm>,
     firmware_version: u64,
     pcrs: Pcrs,
     ima_log: Option<Sha256Digest>,
@@ -27,20 +39,57 @@ impl Judged {
         &self.held
     }
 
-    pub(crate) fn of(quote: &VerifiedQuote) -> Self {
+    /// Bytes of the log that was judged.
+    #[must_use]
+    pub const fn length(&self) -> usize {
+        self.length
+    }
+
+    pub(crate) fn of(log: &ReplayedLog) -> Self {
+        let quote = log.quote();
         Self {
             held: quote.held(Vec::new()),
-            head: quote.head.value(),
+            length: quote.log.len(),
+            events: log.events().count(),
+            head: quote.head,
+            pcr: log.runtime_pcr(),
+            banks: log.banks().to_vec(),
             firmware_version: quote.firmware_version,
             pcrs: quote.pcrs.clone(),
             ima_log: digest(quote.ima_log.as_ref()),
         }
     }
 
-    fn at(&self, clock: ClockInfo) -> Self {
+    fn at(&self, clock: &ClockInfo) -> Self {
         let mut now = self.clone();
         now.held.clock = clock.clock;
         now
+    }
+
+    /// Takes in what the log has had since, if `passes` all of its events. What is quoted then is for the caller to compare.
+    fn after(&self, data: &[u8], passes: &dyn Fn(&Event) -> bool) -> Option<Self> {
+        let mut now = self.clone();
+        now.length = self
+            .length
+            .checked_add(data.len())
+            .filter(|length| *length <= MAX_WHOLE_LOG)?;
+        let runtime = now.pcrs.get_mut(&QUOTED_BANK)?.get_mut(&self.pcr.index())?;
+        for record in cel::read_all(data).ok()? {
+            let banks = record.digests.iter().map(|(bank, _)| *bank);
+            if !record.is_in(self.pcr) || !banks.eq(self.banks.iter().copied()) {
+                return None;
+            }
+            record.check_digests().ok()?;
+            let events = record.events().ok()?;
+            now.events = now.events.checked_add(events.len())?;
+            if now.events > MAX_LOG_EVENTS || !events.iter().all(passes) {
+                return None;
+            }
+            runtime.0 = QUOTED_BANK.extend(&runtime.0, record.digest(QUOTED_BANK)?);
+            now.head.push(&record).ok()?;
+        }
+        now.held.records = now.head.records();
+        Some(now)
     }
 }
 
@@ -53,31 +102,48 @@ impl Bundle {
     /// `None` is no verdict: anything is new, or wrong, and [`Bundle::verify`] tells which.
     #[must_use]
     pub fn verify_unchanged(&self, ak: &AttestationKey, binding: &Binding<'_>, judged: &Judged) -> Option<Judged> {
+        self.log.data.as_ref().is_empty().then_some(())?;
+        self.verify_progress(ak, binding, judged, &|_| false)
+    }
+
+    /// As [`Bundle::verify_unchanged`], where the log went on by events that all `passes`: those that change nothing in a
+    /// verdict that trusts, see [`Policy::passes`](crate::policy::Policy::passes).
+    #[must_use]
+    pub fn verify_progress(
+        &self,
+        ak: &AttestationKey,
+        binding: &Binding<'_>,
+        judged: &Judged,
+        passes: &dyn Fn(&Event) -> bool,
+    ) -> Option<Judged> {
         let held = &judged.held;
-        let same = self.boot_id == held.boot_id
-            && self.log.from == held.records
-            && self.log.records == held.records
-            && self.log.data.as_ref().is_empty()
-            && self.pcrs == judged.pcrs
-            && digest(self.ima_log.as_ref()) == judged.ima_log;
-        if !same {
+        if self.boot_id != held.boot_id || self.log.from != held.records {
             return None;
         }
         self.check().ok()?;
         let attest = self.signed_attest(ak).ok()?;
-        let Attested::Quote { selections, digest } = &attest.attested else {
+        let Attested::Quote {
+            selections,
+            digest: quoted,
+        } = &attest.attested
+        else {
             return None;
         };
-        if attest.extra_data != binding.digest(held.records, &judged.head) {
+        let now = judged.after(self.log.data.as_ref(), passes)?;
+        let same = self.log.records == now.held.records
+            && self.pcrs == now.pcrs
+            && digest(self.ima_log.as_ref()) == judged.ima_log
+            && attest.extra_data == binding.digest(now.held.records, &now.head.value());
+        if !same {
             return None;
         }
         compare_pcr_sets(selections, &self.pcrs).ok()?;
-        self.check_pcr_digest(selections, digest).ok()?;
+        self.check_pcr_digest(selections, quoted).ok()?;
         check_progress(&self.boot_id, &attest.clock, held).ok()?;
         let same = attest.firmware_version == judged.firmware_version
             && attest.clock.restart_count == held.restart_count
             && attest.clock.safe;
-        same.then(|| judged.at(attest.clock))
+        same.then(|| now.at(&attest.clock))
     }
 }
 
@@ -128,6 +194,58 @@ mod tests {
     }
 
     type Change = (&'static str, fn(&mut Host));
+
+    #[test]
+    fn new_records_are_taken_in_where_all_of_them_pass() {
+        let mut host = Host::measuring();
+        let before = judged(&host);
+        let held = host.records.len();
+        host.clock.clock += 60_000;
+        host.record(&[load("/bin/new", 2), load("/bin/newer", 3)]);
+        host.record(&[load("/bin/newest", 4)]);
+        let news = host.bundle(&BINDING, held);
+        let ak = host.key.ak();
+        let now = news.verify_progress(&ak, &BINDING, &before, &|_| true).unwrap();
+        assert_eq!(now, judged(&host), "as if all of it had been replayed");
+        assert_eq!(now.length(), host.log_bytes(0).len());
+        assert_eq!(poll(&host).verify_unchanged(&ak, &BINDING, &now).as_ref(), Some(&now));
+        // One that does not pass is for the whole check, as is everything that is wrong.
+        let newest = |event: &Event| event.code().is_some_and(|code| code.path != "/bin/newest");
+        assert_eq!(news.verify_progress(&ak, &BINDING, &before, &newest), None);
+        assert_eq!(news.verify_unchanged(&ak, &BINDING, &before), None);
+        let wrong: [fn(&mut Bundle); 5] = [
+            |b| *b.log.data.0.last_mut().unwrap() ^= 1,
+            |b| b.log.data.0.truncate(0),
+            |b| b.log.records -= 1,
+            |b| b.log.from -= 1,
+            |b| b.pcrs.values_mut().for_each(|bank| bank.get_mut(&4).unwrap().0[0] ^= 1),
+        ];
+        for (number, change) in wrong.into_iter().enumerate() {
+            let mut bundle = news.clone();
+            change(&mut bundle);
+            assert_eq!(
+                bundle.verify_progress(&ak, &BINDING, &before, &|_| true),
+                None,
+                "{number}"
+            );
+        }
+        // Records that the quoted PCR does not have.
+        let mut beside = host.records.len();
+        host.extend(&[7; 32]);
+        assert_eq!(
+            host.bundle(&BINDING, beside)
+                .verify_progress(&ak, &BINDING, &now, &|_| true),
+            None
+        );
+        host.pcr = 12;
+        host.record(&[load("/bin/elsewhere", 5)]);
+        beside = host.records.len() - 1;
+        assert_eq!(
+            host.bundle(&BINDING, beside)
+                .verify_progress(&ak, &BINDING, &now, &|_| true),
+            None
+        );
+    }
 
     #[test]
     fn whatever_is_new_or_wrong_is_for_the_whole_check() {

@@ -11,6 +11,8 @@ use std::time::Duration;
 use assay_evidence::event::Mode;
 use serde::Deserialize;
 
+use crate::tpm::AkKind;
+
 /// Where the configuration is looked for when `--config` is not given.
 pub const DEFAULT_PATH: &str = "/etc/assay/agent.toml";
 
@@ -79,6 +81,8 @@ pub struct Tpm {
     pub pcr: u8,
     /// Persistent handle of the attestation key.
     pub ak_handle: u32,
+    /// What the attestation key signs with.
+    pub ak: AkKind,
     /// How long one TPM command may take before the TPM counts as dead.
     pub timeout: Duration,
 }
@@ -267,6 +271,7 @@ struct RawTpm {
     tcti: String,
     pcr: i64,
     ak_handle: i64,
+    ak: String,
     timeout_s: u64,
 }
 
@@ -327,6 +332,7 @@ impl Default for RawTpm {
             tcti: "device:/dev/tpmrm0".to_owned(),
             pcr: 13,
             ak_handle: 0x8101_0A55,
+            ak: AkKind::EcdsaP256.name().to_owned(),
             timeout_s: 30,
         }
     }
@@ -412,6 +418,10 @@ impl Raw {
                     "0x81000000 to 0x81ffffff",
                 )
             })?;
+        let ak = AkKind::from_name(&self.tpm.ak).ok_or_else(|| {
+            let value = format!("{:?}", self.tpm.ak);
+            range("tpm.ak", value, "\"ecdsa-p256\" (the default) or \"rsa-2048\"")
+        })?;
         if !LOG_MIB.contains(&self.measure.log_max_mib) {
             return Err(range(
                 "measure.log_max_mib",
@@ -447,6 +457,7 @@ impl Raw {
                 pcr: check_pcr(self.tpm.pcr, path)?,
                 tcti: self.tpm.tcti,
                 ak_handle,
+                ak,
                 timeout: seconds("tpm.timeout_s", self.tpm.timeout_s)?,
             },
             measure: Measure {

@@ -61,6 +61,7 @@ fn registers_of_others_are_refused_with_their_owner() {
 fn values_out_of_range_are_refused() {
     for (text, key) in [
         ("[tpm]\nak_handle = 0x80000000", "tpm.ak_handle"),
+        ("[tpm]\nak = \"rsa-1024\"", "tpm.ak"),
         ("[tpm]\ntimeout_s = 0", "tpm.timeout_s"),
         ("[tpm]\ntcti = \"\"", "tpm.tcti"),
         ("[measure]\nlog_max_mib = 0", "measure.log_max_mib"),
@@ -136,4 +137,17 @@ fn the_tier_is_auto_or_one_that_there_is() {
     assert!(matches!(tier("[1]").unwrap_err(), ConfigError::Syntax { line: 2, .. }));
     let error = parse("[measure]\nbtf = \"vmlinux\"\n").unwrap_err();
     assert!(matches!(error, ConfigError::RelativePath { .. }), "{error}");
+}
+
+#[test]
+fn the_attestation_key_is_ecdsa_unless_told_otherwise() {
+    let ak = |text: &str| parse(text).unwrap().tpm.ak;
+    assert_eq!(ak(""), AkKind::EcdsaP256);
+    assert_eq!(ak("[tpm]\nak = \"ecdsa-p256\""), AkKind::EcdsaP256);
+    assert_eq!(ak("[tpm]\nak = \"rsa-2048\""), AkKind::Rsa2048);
+    let error = parse("[tpm]\nak = \"rsa\"").unwrap_err().to_string();
+    assert!(
+        error.contains("tpm.ak = \"rsa\"") && error.contains("rsa-2048"),
+        "{error}"
+    );
 }

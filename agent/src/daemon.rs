@@ -423,6 +423,7 @@ fn status(config: &Config, (tier, blind): (u8, String), tpm: tpm::Handle, contro
             no_room: control.no_room(),
             log_full: control.log_full(),
             ek_sha256: Sha256Digest::of(&identity.ek_public),
+            ak: identity.ak_kind.name().to_owned(),
             tpm_manufacturer: identity.manufacturer.clone(),
             tpm_firmware: identity.firmware.clone(),
             joined: joined_status(&config),
@@ -440,11 +441,13 @@ fn joined_status(config: &Config) -> Option<JoinedStatus> {
     })
 }
 
-fn tpm_config(config: &config::Tpm) -> TpmConfig {
+/// The `[tpm]` section as the TPM's thread takes it.
+pub(crate) fn tpm_config(config: &config::Tpm) -> TpmConfig {
     TpmConfig {
         tcti: config.tcti.clone(),
         pcr: config.pcr,
         ak_handle: config.ak_handle,
+        ak: config.ak,
         timeout: config.timeout,
     }
 }

@@ -89,6 +89,33 @@ fn join_prints_the_endorsement_key_and_what_to_do_on_the_verifier() {
 }
 
 #[test]
+fn another_kind_of_attestation_key_is_said_to_need_enrolment() {
+    let swtpm = Swtpm::start().unwrap();
+    let host = Host::new(&swtpm.tcti());
+    let file = host.file(&Ca::new("verifier"));
+    let (code, out, err) = host.join(&file, false);
+    assert_eq!(code, 0, "{err}");
+    assert!(
+        out.contains("\nak:        ecdsa-p256\n") && !out.contains("anew"),
+        "{out}"
+    );
+
+    let path = host.dir.path().join("agent.toml");
+    let config = std::fs::read_to_string(&path).unwrap() + "ak = \"rsa-2048\"\n";
+    std::fs::write(&path, config).unwrap();
+    let (code, out, err) = host.join(&file, false);
+    assert_eq!(code, 0, "{err}");
+    assert!(out.contains("\nak:        rsa-2048\n"), "{out}");
+    assert!(
+        out.contains("was ecdsa-p256 and is rsa-2048 now: this host must be enrolled anew")
+            && out.contains("assay-verifier host remove "),
+        "{out}"
+    );
+    let (_, out, _) = host.join(&file, false);
+    assert!(!out.contains("anew"), "said once: {out}");
+}
+
+#[test]
 fn without_a_tpm_or_a_join_file_nothing_is_left_behind() {
     let host = Host::new("device:/nonexistent/tpmrm0");
     let (code, _, err) = host.join(&host.file(&Ca::new("verifier")), false);

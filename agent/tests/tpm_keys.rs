@@ -13,7 +13,7 @@ use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
 use assay_agent::log_view::LogView;
-use assay_agent::tpm::{Handle, TpmConfig, TpmError};
+use assay_agent::tpm::{AkKind, Handle, TpmConfig, TpmError};
 use assay_evidence::binding::{Binding, Exporter, Nonce};
 use assay_evidence::credential::make_credential;
 use assay_evidence::digest::{Algorithm, Sha256Digest};
@@ -24,7 +24,9 @@ use assay_evidence::wire::{B64, ReleaseKey};
 use assay_evidence::{jwe, release};
 use assay_tests::Swtpm;
 use assay_tests::proxy::{CC_QUOTE, TpmProxy};
-use common::{AK_HANDLE, EXPORTER, NONCE, Queue, Running, ak, open, open_for, settings};
+use common::{AK_HANDLE, EXPORTER, NONCE, Queue, Running, ak, open, open_for, open_with, settings};
+
+const KINDS: [AkKind; 2] = [AkKind::EcdsaP256, AkKind::Rsa2048];
 
 fn tpm2(tcti: &str, arguments: &[&str]) -> Output {
     let output = Command::new("tpm2")
@@ -54,10 +56,15 @@ fn extend(tpm: &Handle, what: &[u8]) -> Result<(), TpmError> {
 
 #[tokio::test]
 async fn tpm_quotes_are_signed_by_the_attestation_key_over_the_bytes_given() {
-    let swtpm = Swtpm::start().unwrap();
-    let tpm = open(swtpm.tcti());
+    for kind in KINDS {
+        let swtpm = Swtpm::start().unwrap();
+        quotes_are_signed(&open_with(swtpm.tcti(), kind)).await;
+    }
+}
+
+async fn quotes_are_signed(tpm: &Handle) {
     let quote = tpm.quote(|_| [7; 32]).await.unwrap();
-    ak(&tpm)
+    ak(tpm)
         .verify(&quote.attest, &Signature::parse(&quote.signature).unwrap())
         .unwrap();
     assert_eq!(Attest::parse(&quote.attest).unwrap().extra_data, [7; 32]);
@@ -117,11 +124,16 @@ fn tpm_extends_reach_every_active_bank() {
 
 #[tokio::test]
 async fn tpm_a_credential_opens_only_for_the_right_key() {
-    let swtpm = Swtpm::start().unwrap();
-    let tpm = open(swtpm.tcti());
+    for kind in KINDS {
+        let swtpm = Swtpm::start().unwrap();
+        a_credential_opens(&open_with(swtpm.tcti(), kind)).await;
+    }
+}
+
+async fn a_credential_opens(tpm: &Handle) {
     let ek = Public::parse(&tpm.identity().ek_public).unwrap();
     let secret = [0x5e; 32];
-    let credential = make_credential(&ek, ak(&tpm).name(), &secret).unwrap();
+    let credential = make_credential(&ek, ak(tpm).name(), &secret).unwrap();
     let opened = tpm
         .activate(credential.blob.clone(), credential.encrypted_secret.clone())
         .await
@@ -140,7 +152,7 @@ async fn tpm_a_credential_opens_only_for_the_right_key() {
     ));
     // Nothing stays behind in the TPM: sessions and transient keys are few.
     for _ in 0..10 {
-        let credential = make_credential(&ek, ak(&tpm).name(), &secret).unwrap();
+        let credential = make_credential(&ek, ak(tpm).name(), &secret).unwrap();
         tpm.activate(credential.blob, credential.encrypted_secret)
             .await
             .unwrap();
@@ -189,6 +201,25 @@ fn tpm_the_attestation_key_stays_and_a_strangers_key_is_not_used() {
 }
 
 #[test]
+fn tpm_an_attestation_key_of_another_kind_takes_the_place_of_the_former() {
+    let swtpm = Swtpm::start().unwrap();
+    let identity = |kind| open_with(swtpm.tcti(), kind).identity().clone();
+    let [ecdsa, rsa] = KINDS.map(identity);
+    assert_eq!((ecdsa.ak_replaced, rsa.ak_replaced), (None, Some(AkKind::EcdsaP256)));
+    let parsed = |public: &[u8]| Public::parse(public).unwrap().parameters().clone();
+    assert!(matches!(parsed(&ecdsa.ak_public), Parameters::P256 { .. }));
+    assert!(matches!(parsed(&rsa.ak_public), Parameters::Rsa { bits: 2048, .. }));
+    let again = identity(AkKind::Rsa2048);
+    assert_eq!((again.ak_replaced, &again.ak_public), (None, &rsa.ak_public));
+    // Back: the same key as at first, so that a host whose change was a mistake need not be enrolled anew.
+    let back = identity(AkKind::EcdsaP256);
+    assert_eq!(
+        (back.ak_replaced, &back.ak_public),
+        (Some(AkKind::Rsa2048), &ecdsa.ak_public)
+    );
+}
+
+#[test]
 fn tpm_the_endorsement_certificate_is_found() {
     let swtpm = Swtpm::start_with_ek_certificate().unwrap();
     let tpm = open(swtpm.tcti());
@@ -205,8 +236,14 @@ fn tpm_the_endorsement_certificate_is_found() {
 
 #[tokio::test]
 async fn tpm_a_release_key_opens_in_its_state_and_holds_extends_back() {
-    let (swtpm, dir, queue) = (Swtpm::start().unwrap(), tempfile::tempdir().unwrap(), Queue::default());
-    let tpm = open(swtpm.tcti());
+    for kind in KINDS {
+        let swtpm = Swtpm::start().unwrap();
+        a_release_key_opens(open_with(swtpm.tcti(), kind)).await;
+    }
+}
+
+async fn a_release_key_opens(tpm: Handle) {
+    let (dir, queue) = (tempfile::tempdir().unwrap(), Queue::default());
     let running = Running::start(settings(dir.path(), true), &queue, &tpm);
     let key = tpm.release_begin().await.unwrap();
     let name = Public::parse(key.public()).unwrap().name();
@@ -390,6 +427,7 @@ fn tpm_bad_configuration_is_named() {
             tcti: tcti.into(),
             pcr,
             ak_handle,
+            ak: AkKind::EcdsaP256,
             timeout: Duration::from_secs(1),
         };
         let Err(error) = Handle::open(config, LogView::new("b".into())) else {

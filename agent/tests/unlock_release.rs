@@ -19,14 +19,14 @@ use std::time::{Duration, Instant};
 use assay_agent::approved::ApprovedStore;
 use assay_agent::bundle::Source;
 use assay_agent::log_view::LogView;
-use assay_agent::tpm::Handle;
+use assay_agent::tpm::{AkKind, Handle};
 use assay_agent::unlock::Unlocker;
 use assay_agent::unlock::api::{Status, UnlockRequest};
 use assay_agent::unlock::socket::SocketServer;
 use assay_evidence::digest::Sha256Digest;
 use assay_tests::Swtpm;
 use broker::{Broker, DISK, KEY_ID, Mood};
-use verifier::{BOOT_ID, Ca, join_to, measure, tpm_config};
+use verifier::{BOOT_ID, Ca, join_to, measure, tpm_config_with};
 
 /// A joined host with an agent's socket, and a sealed image.
 struct Host {
@@ -39,9 +39,13 @@ struct Host {
 impl Host {
     /// Joined to `ca`, which may be another than the one that signed the broker's certificate.
     fn start(broker: &Broker, ca: &Ca) -> Self {
+        Self::start_with(broker, ca, AkKind::EcdsaP256)
+    }
+
+    fn start_with(broker: &Broker, ca: &Ca, ak: AkKind) -> Self {
         let swtpm = Swtpm::start().unwrap();
         let log = LogView::new(BOOT_ID.to_owned());
-        let tpm = Handle::open(tpm_config(&swtpm.tcti()), log.clone()).unwrap();
+        let tpm = Handle::open(tpm_config_with(&swtpm.tcti(), ak), log.clone()).unwrap();
         let dir = tempfile::tempdir().unwrap();
         measure(&tpm, dir.path());
         let state = dir.path().join("state");
@@ -114,6 +118,7 @@ fn status(tpm: &Handle, log: &LogView) -> Status {
         no_room: 0,
         log_full: false,
         ek_sha256: Sha256Digest::of(&tpm.identity().ek_public),
+        ak: tpm.identity().ak_kind.name().to_owned(),
         tpm_manufacturer: tpm.identity().manufacturer.clone(),
         tpm_firmware: tpm.identity().firmware.clone(),
         joined: None,
@@ -166,8 +171,14 @@ fn seal(image: &std::path::Path, url: &str, ca_spki: Sha256Digest) {
 /// the TPM, authenticated.
 #[test]
 fn a_trusted_host_gets_its_key() {
+    for ak in [AkKind::EcdsaP256, AkKind::Rsa2048] {
+        gets_its_key(ak);
+    }
+}
+
+fn gets_its_key(ak: AkKind) {
     let broker = Broker::start(Mood::Judge);
-    let host = Host::start(&broker, &broker.ca());
+    let host = Host::start_with(&broker, &broker.ca(), ak);
     let name = format!("assay-test-{}", std::process::id());
     let request = UnlockRequest {
         image: host.image(),

@@ -31,6 +31,8 @@ struct Faults {
     only: Option<u32>,
     /// The codes of all commands that came, in order.
     seen: Vec<u32>,
+    /// Every byte that crossed, both ways, once it is wanted.
+    crossed: Option<Vec<u8>>,
 }
 
 #[derive(Debug, Default)]
@@ -122,6 +124,18 @@ impl TpmProxy {
         faults.seen.iter().filter(|&&seen| seen == code).count()
     }
 
+    /// Keeps what crosses from now on, as somebody does who listens on the TPM's bus.
+    pub fn listen(&self) {
+        self.set(|faults| faults.crossed = Some(Vec::new()));
+    }
+
+    /// Whether these bytes have crossed in clear, either way, since [`TpmProxy::listen`].
+    pub fn heard(&self, bytes: &[u8]) -> bool {
+        let faults = self.shared.faults.lock().unwrap_or_else(PoisonError::into_inner);
+        let crossed = faults.crossed.as_deref().unwrap_or_default();
+        !bytes.is_empty() && crossed.windows(bytes.len()).any(|window| window == bytes)
+    }
+
     fn set(&self, change: impl FnOnce(&mut Faults)) {
         change(&mut self.shared.faults.lock().unwrap_or_else(PoisonError::into_inner));
         self.shared.changed.notify_all();
@@ -186,9 +200,19 @@ fn serve(mut client: TcpStream, upstream: u16, shared: &Shared) -> std::io::Resu
             Decision::Pass(delay) => {
                 std::thread::sleep(delay);
                 tpm.write_all(&command)?;
-                client.write_all(&read_message(&mut tpm)?)?;
+                let response = read_message(&mut tpm)?;
+                // Before the client has it: it may ask at once what was heard.
+                hear(shared, &[&command, &response]);
+                client.write_all(&response)?;
             }
         }
+    }
+}
+
+fn hear(shared: &Shared, messages: &[&[u8]]) {
+    let mut faults = shared.faults.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(crossed) = &mut faults.crossed {
+        crossed.extend(messages.iter().copied().flatten());
     }
 }
 

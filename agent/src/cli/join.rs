@@ -7,16 +7,18 @@ use assay_evidence::pcr::RuntimePcr;
 
 use super::{CliError, client, say};
 use crate::config::Config;
+use crate::daemon::tpm_config;
 use crate::join::{self, Joined, Membership, Outcome};
 use crate::log_view::LogView;
-use crate::tpm::{Handle, TpmConfig};
+use crate::tpm::{AkKind, Handle};
 use crate::unlock::api::Status;
 
 /// Joins, and prints what the verifier's operator needs next.
 pub(super) fn run(config: &Config, file: &Path, force: bool) -> Result<(), CliError> {
     let membership = Membership::read(file)?;
     // Before anything is written: a host without a TPM cannot be added to any verifier.
-    let ek_sha256 = ek_sha256(config)?;
+    let keys = Keys::of(config)?;
+    let ek_sha256 = keys.ek_sha256;
     let outcome = join::join(&config.state_dir, file, &membership, force)?;
     say(match outcome {
         Outcome::Joined => "joined: this host has a new TLS key",
@@ -28,10 +30,14 @@ pub(super) fn run(config: &Config, file: &Path, force: bool) -> Result<(), CliEr
         say(&format!("tls key:   sha256:{}", joined.spki()))?;
     }
     say(&format!("ek:        sha256:{ek_sha256}"))?;
+    say(&format!("ak:        {}", keys.ak))?;
     if outcome == Outcome::Joined && force {
         say("next, here:            systemctl restart assay-agent")?;
     }
     let name = host_name();
+    if let Some(notice) = keys.notice(config, &name) {
+        say(&notice)?;
+    }
     let port = config.listen.port();
     let pcr = match config.tpm.pcr {
         usual if usual == RuntimePcr::DEFAULT.index() => String::new(),
@@ -42,21 +48,53 @@ pub(super) fn run(config: &Config, file: &Path, force: bool) -> Result<(), CliEr
     ))
 }
 
-/// From the running agent, which owns the TPM; or from the TPM itself where none runs.
-fn ek_sha256(config: &Config) -> Result<Sha256Digest, CliError> {
-    match client::get::<Status>(&config.socket(), "/v1/status") {
-        Ok(status) => return Ok(status.ek_sha256),
-        Err(CliError::Client(error)) if error.is_absent() => {}
-        Err(error) => return Err(error),
+/// The keys that this host is enrolled with.
+struct Keys {
+    ek_sha256: Sha256Digest,
+    ak: String,
+    replaced: Option<AkKind>,
+}
+
+impl Keys {
+    /// From the running agent, which owns the TPM; or from the TPM itself where none runs.
+    fn of(config: &Config) -> Result<Self, CliError> {
+        match client::get::<Status>(&config.socket(), "/v1/status") {
+            Ok(status) => {
+                return Ok(Self {
+                    ek_sha256: status.ek_sha256,
+                    ak: status.ak,
+                    replaced: None,
+                });
+            }
+            Err(CliError::Client(error)) if error.is_absent() => {}
+            Err(error) => return Err(error),
+        }
+        let handle = Handle::open(tpm_config(&config.tpm), LogView::new(String::new())).map_err(CliError::Tpm)?;
+        let identity = handle.identity();
+        Ok(Self {
+            ek_sha256: Sha256Digest::of(&identity.ek_public),
+            ak: identity.ak_kind.name().to_owned(),
+            replaced: identity.ak_replaced,
+        })
     }
-    let tpm = TpmConfig {
-        tcti: config.tpm.tcti.clone(),
-        pcr: config.tpm.pcr,
-        ak_handle: config.tpm.ak_handle,
-        timeout: config.tpm.timeout,
-    };
-    let handle = Handle::open(tpm, LogView::new(String::new())).map_err(CliError::Tpm)?;
-    Ok(Sha256Digest::of(&handle.identity().ek_public))
+
+    /// What follows from another attestation key than before: verifiers know the former one.
+    fn notice(&self, config: &Config, name: &str) -> Option<String> {
+        let wanted = config.tpm.ak;
+        let anew = format!("on a verifier that knows this host first run: assay-verifier host remove {name}");
+        if let Some(former) = self.replaced {
+            return Some(format!(
+                "the attestation key was {former} and is {wanted} now: this host must be enrolled anew; {anew}"
+            ));
+        }
+        (self.ak != wanted.name()).then(|| {
+            format!(
+                "agent.toml has [tpm] ak = \"{wanted}\", but the running agent attests with another key ({}): \
+                 systemctl restart assay-agent; after that this host must be enrolled anew; {anew}",
+                self.ak
+            )
+        })
+    }
 }
 
 /// A suggestion that the operator may change.

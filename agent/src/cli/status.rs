@@ -50,6 +50,7 @@ fn lines(status: &Status) -> Vec<(&'static str, String)> {
             format!("{}, firmware {}", status.tpm_manufacturer, status.tpm_firmware),
         ),
         ("ek", format!("sha256:{}", status.ek_sha256)),
+        ("ak", status.ak.clone()),
     ]);
     match &status.joined {
         None => lines.push(("joined", "no verifier: run `assay-agent join FILE`".to_owned())),

@@ -1,28 +1,22 @@
-//! Endorsement key, attestation key, and the credential that ties them together.
+//! Endorsement key, what identifies the TPM, and the credential that ties endorsement and attestation key together.
 
 use tss_esapi::Context;
 use tss_esapi::abstraction::{AsymmetricAlgorithmSelection, DefaultKey, ek, nv};
-use tss_esapi::attributes::{ObjectAttributesBuilder, SessionAttributesBuilder};
+use tss_esapi::attributes::SessionAttributesBuilder;
 use tss_esapi::constants::{PropertyTag, SessionType};
-use tss_esapi::handles::{
-    AuthHandle, KeyHandle, NvIndexTpmHandle, ObjectHandle, PersistentTpmHandle, SessionHandle, TpmHandle,
-};
-use tss_esapi::interface_types::algorithm::{HashingAlgorithm, PublicAlgorithm};
-use tss_esapi::interface_types::dynamic_handles::Persistent;
-use tss_esapi::interface_types::ecc::EccCurve;
+use tss_esapi::handles::{AuthHandle, KeyHandle, NvIndexTpmHandle, PersistentTpmHandle, SessionHandle, TpmHandle};
+use tss_esapi::interface_types::algorithm::HashingAlgorithm;
 use tss_esapi::interface_types::key_bits::RsaKeyBits;
-use tss_esapi::interface_types::resource_handles::{Hierarchy, NvAuth, Provision};
+use tss_esapi::interface_types::resource_handles::{Hierarchy, NvAuth};
 use tss_esapi::interface_types::session_handles::{AuthSession, PolicySession};
-use tss_esapi::structures::{
-    Digest, EccPoint, EccScheme, EncryptedSecret, HashScheme, IdObject, KeyDerivationFunctionScheme, Nonce, Public,
-    PublicBuilder, PublicEccParametersBuilder, SymmetricDefinition,
-};
+use tss_esapi::structures::{Digest, EncryptedSecret, IdObject, Nonce, Public, SymmetricDefinition};
 use tss_esapi::traits::Marshall as _;
 use tss_esapi::utils::TpmsContext;
 use zeroize::Zeroizing;
 
+use super::ak::{self, Ak};
 use super::device::Device;
-use super::{Identity, TpmError};
+use super::{AkKind, Identity, TpmError};
 
 /// Where TCG's provisioning guidance keeps an RSA-2048 endorsement key.
 const EK_HANDLE: u32 = 0x8101_0001;
@@ -41,9 +35,9 @@ pub(super) struct Keys {
 }
 
 /// Finds or makes the keys.
-pub(super) fn set_up(device: &mut Device, ak_handle: u32) -> Result<Keys, TpmError> {
+pub(super) fn set_up(device: &mut Device, ak_handle: u32, kind: AkKind) -> Result<Keys, TpmError> {
     let (ek, ek_public) = Endorsement::find_or_make(device)?;
-    identify(device, ek, &ek_public, ak_handle)
+    identify(device, ek, &ek_public, ak_handle, kind)
 }
 
 /// The same keys through a new connection.
@@ -63,8 +57,18 @@ pub(super) fn find_again(device: &mut Device, keys: &mut Keys, ak_handle: u32) -
     Ok(())
 }
 
-fn identify(device: &mut Device, ek: Endorsement, ek_public: &Public, ak_handle: u32) -> Result<Keys, TpmError> {
-    let (ak, ak_public) = attestation_key(device, ak_handle)?;
+fn identify(
+    device: &mut Device,
+    ek: Endorsement,
+    ek_public: &Public,
+    ak_handle: u32,
+    kind: AkKind,
+) -> Result<Keys, TpmError> {
+    let Ak {
+        handle: ak,
+        public: ak_public,
+        replaced: ak_replaced,
+    } = ak::find_or_make(device, ak_handle, kind)?;
     let manufacturer = device.property(PropertyTag::Manufacturer)?.to_be_bytes();
     let firmware = (
         device.property(PropertyTag::FirmwareVersion1)?,
@@ -74,6 +78,8 @@ fn identify(device: &mut Device, ek: Endorsement, ek_public: &Public, ak_handle:
         ek_public: marshal_public(ek_public)?,
         ek_certificate: ek_certificate(device)?,
         ak_public: marshal_public(&ak_public)?,
+        ak_kind: kind,
+        ak_replaced,
         manufacturer: String::from_utf8_lossy(&manufacturer)
             .trim_end_matches(['\0', ' '])
             .to_owned(),
@@ -290,70 +296,8 @@ fn ek_certificate(device: &mut Device) -> Result<Option<Vec<u8>>, TpmError> {
     }
 }
 
-fn attestation_key(device: &mut Device, ak_handle: u32) -> Result<(KeyHandle, Public), TpmError> {
-    let template = attestation_template().map_err(|source| TpmError::Refused {
-        operation: "attestation key template",
-        source,
-    })?;
-    if let Some((handle, public)) = persistent_key(device, ak_handle)? {
-        if same_template(&public, &template) {
-            return Ok((handle, public));
-        }
-        return Err(TpmError::ForeignKey { handle: ak_handle });
-    }
-    let made = device.run_authorised("TPM2_CreatePrimary", |context| {
-        context.create_primary(Hierarchy::Endorsement, template.clone(), None, None, None, None)
-    })?;
-    let persistent = Persistent::Persistent(persistent_handle(ak_handle)?);
-    let transient = ObjectHandle::from(made.key_handle);
-    let kept = device.run_authorised("TPM2_EvictControl", |context| {
-        context.evict_control(Provision::Owner, transient, persistent)
-    });
-    match kept {
-        Ok(handle) => {
-            device.flush(transient);
-            Ok((handle.into(), made.out_public))
-        }
-        Err(error @ TpmError::Refused { .. }) => {
-            // The template always gives the same key, so a restart finds it again; it only takes a slot and some time.
-            tracing::warn!(%error, "the attestation key cannot be made persistent (owner password set, or no room): kept in memory");
-            Ok((made.key_handle, made.out_public))
-        }
-        Err(error) => {
-            device.flush(transient);
-            Err(error)
-        }
-    }
-}
-
-/// ECDSA P-256 with SHA-256, restricted: it signs nothing but what the TPM itself made.
-fn attestation_template() -> tss_esapi::Result<Public> {
-    let attributes = ObjectAttributesBuilder::new()
-        .with_fixed_tpm(true)
-        .with_fixed_parent(true)
-        .with_sensitive_data_origin(true)
-        .with_user_with_auth(true)
-        .with_restricted(true)
-        .with_sign_encrypt(true)
-        .build()?;
-    let parameters = PublicEccParametersBuilder::new()
-        .with_ecc_scheme(EccScheme::EcDsa(HashScheme::new(HashingAlgorithm::Sha256)))
-        .with_curve(EccCurve::NistP256)
-        .with_key_derivation_function_scheme(KeyDerivationFunctionScheme::Null)
-        .with_is_signing_key(true)
-        .with_restricted(true)
-        .build()?;
-    PublicBuilder::new()
-        .with_public_algorithm(PublicAlgorithm::Ecc)
-        .with_name_hashing_algorithm(HashingAlgorithm::Sha256)
-        .with_object_attributes(attributes)
-        .with_ecc_parameters(parameters)
-        .with_ecc_unique_identifier(EccPoint::default())
-        .build()
-}
-
 /// The key at a persistent handle, if there is one.
-fn persistent_key(device: &mut Device, handle: u32) -> Result<Option<(KeyHandle, Public)>, TpmError> {
+pub(super) fn persistent_key(device: &mut Device, handle: u32) -> Result<Option<(KeyHandle, Public)>, TpmError> {
     let persistent = persistent_handle(handle)?;
     if !device.has_handle(handle)? {
         return Ok(None);
@@ -366,7 +310,7 @@ fn persistent_key(device: &mut Device, handle: u32) -> Result<Option<(KeyHandle,
     Ok(Some((key, public)))
 }
 
-fn persistent_handle(handle: u32) -> Result<PersistentTpmHandle, TpmError> {
+pub(super) fn persistent_handle(handle: u32) -> Result<PersistentTpmHandle, TpmError> {
     // Owner handles are the lower half; the upper one is the platform's (TPM 2.0 Part 2, 7.5).
     if !(0x8100_0000..=0x817f_ffff).contains(&handle) {
         return Err(TpmError::BadHandle { handle });
@@ -375,7 +319,7 @@ fn persistent_handle(handle: u32) -> Result<PersistentTpmHandle, TpmError> {
 }
 
 /// Whether `found` is a key of this template: everything equal but the public key itself.
-fn same_template(found: &Public, template: &Public) -> bool {
+pub(super) fn same_template(found: &Public, template: &Public) -> bool {
     match (found.clone(), template.clone()) {
         (
             Public::Rsa {

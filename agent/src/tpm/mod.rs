@@ -3,6 +3,7 @@
 //! Everybody else has a [`Handle`]: it queues work for that thread and waits for the answer, with a deadline. So a slow quote
 //! blocks no async task, and a TPM that hangs is an error with a name instead of a silent stop.
 
+mod ak;
 mod device;
 mod error;
 mod keys;
@@ -19,6 +20,7 @@ use assay_evidence::digest::{Algorithm, Sha256Digest};
 use assay_evidence::quote::QUOTED_PCRS;
 use zeroize::Zeroizing;
 
+pub use self::ak::AkKind;
 pub use self::error::TpmError;
 use self::owner::Owner;
 use self::queue::{Line, Queue};
@@ -49,6 +51,8 @@ pub struct TpmConfig {
     pub pcr: u8,
     /// Persistent handle of the attestation key.
     pub ak_handle: u32,
+    /// What it signs with.
+    pub ak: AkKind,
     /// How long a command may take, waiting and retries included.
     pub timeout: Duration,
 }
@@ -62,6 +66,10 @@ pub struct Identity {
     pub ek_certificate: Option<Vec<u8>>,
     /// Attestation key, TPMT_PUBLIC.
     pub ak_public: Vec<u8>,
+    /// What it signs with.
+    pub ak_kind: AkKind,
+    /// Its kind before this connection, if that was another one: verifiers know the former key.
+    pub ak_replaced: Option<AkKind>,
     /// TPM_PT_MANUFACTURER, four letters.
     pub manufacturer: String,
     /// TPM_PT_FIRMWARE_VERSION_1 and _2 in hexadecimal.

@@ -94,7 +94,7 @@ impl Owner {
         device::pcr_handle(config.pcr)?;
         let mut device = Device::open(&config.tcti, config.timeout)?;
         drop(stages.send(Stage::Connected));
-        let keys = keys::set_up(&mut device, config.ak_handle)?;
+        let keys = keys::set_up(&mut device, config.ak_handle, config.ak)?;
         Ok(Self {
             device,
             keys,

@@ -45,6 +45,9 @@ pub struct Status {
     pub log_full: bool,
     /// SHA-256 of the endorsement key's TPMT_PUBLIC: what `host add --ek-sha256` wants.
     pub ek_sha256: Sha256Digest,
+    /// What the attestation key signs with: `ecdsa-p256` or `rsa-2048`; empty from agents of before there was a choice.
+    #[serde(default)]
+    pub ak: String,
     /// The TPM's maker.
     pub tpm_manufacturer: String,
     /// The TPM's firmware version.

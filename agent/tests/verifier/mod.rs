@@ -15,7 +15,7 @@ use assay_agent::log_view::LogView;
 use assay_agent::measure::source::{EventSource, Refusal, SourceError};
 use assay_agent::measure::{Measurer, Settings};
 use assay_agent::serve::Server;
-use assay_agent::tpm::{Handle, TpmConfig};
+use assay_agent::tpm::{AkKind, Handle, TpmConfig};
 use assay_evidence::approved::ListSigner;
 use assay_evidence::binding::{EXPORTER_LABEL, Exporter};
 use assay_evidence::digest::Sha256Digest;
@@ -156,10 +156,16 @@ impl Host {
 }
 
 pub fn tpm_config(tcti: &str) -> TpmConfig {
+    tpm_config_with(tcti, AkKind::EcdsaP256)
+}
+
+/// With an attestation key of this kind.
+pub fn tpm_config_with(tcti: &str, ak: AkKind) -> TpmConfig {
     TpmConfig {
         tcti: tcti.to_owned(),
         pcr: 13,
         ak_handle: 0x8101_0A55,
+        ak,
         timeout: Duration::from_secs(30),
     }
 }

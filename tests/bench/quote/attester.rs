@@ -38,6 +38,7 @@ pub fn run(folder: &Path) -> Outcome<()> {
         tcti: config.tpm.tcti.clone(),
         pcr: config.tpm.pcr,
         ak_handle: config.tpm.ak_handle,
+        ak: config.tpm.ak,
         timeout: config.tpm.timeout,
     };
     let tpm = tpm::Handle::open(tpm, LogView::new(boot_id.clone()))?;

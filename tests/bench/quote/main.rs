@@ -84,6 +84,7 @@ async fn floor() -> Outcome<Samples> {
         tcti: swtpm.tcti(),
         pcr: 13,
         ak_handle: 0x8101_0A55,
+        ak: tpm::AkKind::EcdsaP256,
         timeout: TIMEOUT,
     };
     let handle = tpm::Handle::open(config, LogView::new("bench".into()))?;

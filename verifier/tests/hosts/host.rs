@@ -15,7 +15,7 @@ use assay_agent::log_view::LogView;
 use assay_agent::measure::source::{EventSource, Refusal, SourceError};
 use assay_agent::measure::{Control, Measurer, Settings};
 use assay_agent::serve::Server;
-use assay_agent::tpm::{Handle, TpmConfig};
+use assay_agent::tpm::{AkKind, Handle, TpmConfig};
 use assay_ebpf::{HASH_ALGO_SHA256, PATH_MAX, Record, kind};
 use assay_evidence::digest::Sha256Digest;
 use assay_evidence::event::Mode;
@@ -33,6 +33,8 @@ pub struct Machine {
     pub swtpm: Swtpm,
     pub state: TempDir,
     address: SocketAddr,
+    /// What its attestation key signs with, from the next boot on.
+    pub ak: AkKind,
 }
 
 /// One boot of it.
@@ -52,6 +54,10 @@ impl Machine {
     }
 
     pub fn with_tpm(swtpm: Swtpm, join_file: &Path) -> Self {
+        Self::with_ak(swtpm, join_file, AkKind::EcdsaP256)
+    }
+
+    pub fn with_ak(swtpm: Swtpm, join_file: &Path, ak: AkKind) -> Self {
         let state = tempfile::tempdir().unwrap();
         join::join(state.path(), join_file, &Membership::read(join_file).unwrap(), false).unwrap();
         let mut machine = Self {
@@ -59,6 +65,7 @@ impl Machine {
             swtpm,
             state,
             address: "127.0.0.1:0".parse().unwrap(),
+            ak,
         };
         machine.boot(BOOT);
         machine
@@ -71,6 +78,7 @@ impl Machine {
             tcti: self.swtpm.tcti(),
             pcr: 13,
             ak_handle: 0x8101_0A55,
+            ak: self.ak,
             timeout: Duration::from_secs(30),
         };
         let tpm = Handle::open(config, log.clone()).unwrap();

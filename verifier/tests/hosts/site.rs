@@ -179,9 +179,13 @@ impl Site {
 
     /// A machine that is enrolled, captured and trusted.
     pub fn trusted_host(&self, name: &str) -> Machine {
-        let machine = Machine::joined(&self.join_file());
+        self.trusted(name, Machine::joined(&self.join_file()))
+    }
+
+    /// The machine, enrolled, captured and trusted.
+    pub fn trusted(&self, name: &str, machine: Machine) -> Machine {
         self.add(name, &machine).good();
-        self.run(&["policy", "capture", name]).good();
+        self.run(&["policy", "capture", name, "--add"]).good();
         self.wait_for(name, "trusted");
         machine
     }

@@ -1,8 +1,9 @@
 //! Who is not enrolled, and why.
 
+use assay_agent::tpm::AkKind;
 use assay_tests::Swtpm;
 
-use crate::host::Machine;
+use crate::host::{Machine, NEXT_BOOT};
 use crate::site::Site;
 
 fn hosts(site: &Site) -> String {
@@ -32,6 +33,26 @@ fn nothing_enrols_twice() {
     site.run(&["host", "remove", "alpha"]).good();
     site.add("beta", &machine).good();
     site.run(&["host", "remove", "alpha"]).refused(&["alpha"]);
+}
+
+#[test]
+fn a_host_with_another_kind_of_attestation_key_is_refused_until_it_is_enrolled_anew() {
+    let site = Site::serving(0.2);
+    let mut machine = site.trusted_host("alpha");
+    let shown = site.show("alpha");
+    machine.ak = AkKind::Rsa2048;
+    machine.reboot(NEXT_BOOT);
+    let refused = site.wait_for("alpha", "untrusted");
+    let reason = refused["reasons"][0].as_str().unwrap();
+    for named in ["Rsassa(Sha256)", "ECDSA P-256", "[tpm] ak", "host remove", "host add"] {
+        assert!(reason.contains(named), "{named} is not named in: {reason}");
+    }
+    assert_eq!(refused["ak_name"], shown["ak_name"], "the pin stays");
+
+    site.run(&["host", "remove", "alpha"]).good();
+    let machine = site.trusted("alpha", machine);
+    assert_ne!(site.show("alpha")["ak_name"], shown["ak_name"]);
+    drop(machine);
 }
 
 #[test]

@@ -1,9 +1,11 @@
 //! Keys: who gets one, and everybody who does not.
 
+use assay_agent::tpm::AkKind;
 use assay_evidence::binding::{Binding, Exporter, Nonce};
 use assay_evidence::jwe::{self, Jwe};
 use assay_evidence::tpm::Name;
 use assay_evidence::wire::{B64, ChallengeRequest, ChallengeResponse, ReleaseKey, ReleaseRequest};
+use assay_tests::Swtpm;
 use assay_verifier::keystore::KeyInfo;
 use assay_verifier::pki::{Authority, Role, TlsIdentity};
 use assay_verifier::store::{HostState, Store, Verdict};
@@ -21,8 +23,14 @@ const ONCE: f64 = 3600.0;
 
 /// A trusted host with a key waiting for it. The poller is out of the way, so that what is seen is the request's doing.
 fn ready() -> (Site, Machine) {
+    ready_with(AkKind::EcdsaP256)
+}
+
+/// With an attestation key of this kind.
+fn ready_with(ak: AkKind) -> (Site, Machine) {
     let mut site = Site::serving(0.2);
-    let machine = site.trusted_host("alpha");
+    let machine = Machine::with_ak(Swtpm::start().unwrap(), &site.join_file(), ak);
+    let machine = site.trusted("alpha", machine);
     site.poll_every(ONCE);
     (site, machine)
 }
@@ -125,7 +133,13 @@ fn run<T>(test: impl Future<Output = T>) -> T {
 
 #[test]
 fn a_trusted_host_gets_the_key_and_an_untrusted_one_the_reason() {
-    let (site, machine) = ready();
+    for ak in [AkKind::EcdsaP256, AkKind::Rsa2048] {
+        a_key_for_the_trusted(ak);
+    }
+}
+
+fn a_key_for_the_trusted(ak: AkKind) {
+    let (site, machine) = ready_with(ak);
     let (key, passphrase) = site.new_key("default");
     run(async {
         let mut client = connect(&site, &machine).await;

@@ -157,9 +157,12 @@ pub fn tpm(data: &[u8]) {
         assert_eq!(public.as_bytes(), data);
         drop(public.name());
     }
-    if let (Ok(signature), Ok(key)) = (Signature::parse(data), AttestationKey::new(&samples::ak_public())) {
-        key.verify(b"never signed", &signature)
-            .expect_err("a signature over something else");
+    if let Ok(signature) = Signature::parse(data) {
+        for key in [samples::ak_public().as_slice(), samples::RSA_AK] {
+            let key = AttestationKey::new(key).expect("an attestation key");
+            key.verify(b"never signed", &signature)
+                .expect_err("a signature over something else");
+        }
     }
     drop(AttestationKey::new(data));
 }

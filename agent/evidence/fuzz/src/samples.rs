@@ -18,6 +18,11 @@ pub const NOW: i64 = 1_900_000_000;
 /// fixedTPM, fixedParent, sensitiveDataOrigin, restricted, decrypt.
 const EK_ATTRIBUTES: u32 = 0x0003_0032;
 
+/// Key, quote and signature of libtpms: there is no software key of this kind here.
+pub const RSA_AK: &[u8] = include_bytes!("../data/rsa-ak.bin");
+const RSA_QUOTE: &[u8] = include_bytes!("../data/rsa-quote.bin");
+const RSA_SIGNATURE: &[u8] = include_bytes!("../data/rsa-signature.bin");
+
 /// A name of a target, and what it takes.
 pub type Target = (&'static str, fn(&[u8]));
 
@@ -57,6 +62,9 @@ pub fn samples(target: &str) -> Vec<Vec<u8>> {
             ak_public(),
             host.quote_fields(&BINDING).encode(),
             host.key.sign(b"something"),
+            RSA_AK.to_vec(),
+            RSA_QUOTE.to_vec(),
+            RSA_SIGNATURE.to_vec(),
         ],
         "wire" => messages(bundle),
         _ => Vec::new(),

@@ -54,7 +54,7 @@ pub(super) const CASES: &[Case] = &[
     (
         "signature's hash",
         |b| b.quote.signature.0[3] = 0x0C,
-        |r| matches!(r, Refusal::Quote(QuoteError::Signature(SignatureError::Scheme))),
+        |r| matches!(r, Refusal::Quote(QuoteError::Signature(SignatureError::Scheme { .. }))),
     ),
     (
         "value of PCR 0",

@@ -5,6 +5,9 @@ use ring::signature::{ECDSA_P256_SHA256_FIXED, RSA_PKCS1_2048_8192_SHA256, RsaPu
 use super::{Attributes, Name, Parameters, Public, Scheme, Signature, TpmError};
 use crate::digest::Algorithm;
 
+/// The only exponent that every TPM makes keys with.
+const AK_EXPONENT: u32 = 65537;
+
 /// Why a key cannot be an attestation key.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AkError {
@@ -31,6 +34,9 @@ pub enum AkError {
     /// An RSA key of another length.
     #[error("the attestation key is RSA with {0} bits, 2048 are supported")]
     RsaBits(u16),
+    /// An RSA key with another exponent than the one that TPMs use (Part 2, section 12.2.3.5).
+    #[error("the attestation key is RSA with the public exponent {0}, it must be {AK_EXPONENT}")]
+    RsaExponent(u32),
     /// Its Name is not made with SHA-256.
     #[error("the attestation key's Name algorithm is {0}, it must be sha256")]
     NameAlg(Algorithm),
@@ -40,8 +46,16 @@ pub enum AkError {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SignatureError {
     /// The signature is of another scheme or hash than the key.
-    #[error("the signature is not of the attestation key's scheme")]
-    Scheme,
+    #[error(
+        "it is signed with {found:?}, and the attestation key is {key}: if the host's [tpm] ak was changed, the host must be \
+         enrolled anew (assay-verifier host remove, then host add)"
+    )]
+    Scheme {
+        /// Scheme of the signature.
+        found: Scheme,
+        /// What the key is.
+        key: &'static str,
+    },
     /// The key did not sign these bytes.
     #[error("the attestation key did not sign this")]
     Invalid,
@@ -62,6 +76,15 @@ enum KeyBytes {
     Rsa { modulus: Vec<u8>, exponent: Vec<u8> },
 }
 
+impl KeyBytes {
+    const fn name(&self) -> &'static str {
+        match self {
+            Self::P256(_) => "ECDSA P-256 with SHA-256",
+            Self::Rsa { .. } => "RSASSA 2048 with SHA-256",
+        }
+    }
+}
+
 impl AttestationKey {
     /// Reads a `TPMT_PUBLIC` and checks that it can be an attestation key.
     ///
@@ -79,7 +102,7 @@ impl AttestationKey {
             Parameters::Rsa {
                 scheme: Some(Scheme::Rsassa(Algorithm::Sha256)),
                 bits: 2048,
-                exponent,
+                exponent: exponent @ AK_EXPONENT,
                 modulus,
                 ..
             } => {
@@ -97,9 +120,13 @@ impl AttestationKey {
             Parameters::Rsa {
                 scheme: Some(Scheme::Rsassa(Algorithm::Sha256)),
                 bits,
+                exponent,
                 ..
             } => {
-                return Err(AkError::RsaBits(*bits));
+                return Err(match bits {
+                    2048 => AkError::RsaExponent(*exponent),
+                    bits => AkError::RsaBits(*bits),
+                });
             }
             Parameters::Rsa { scheme, .. } | Parameters::P256 { scheme, .. } => {
                 return Err(AkError::Scheme { found: *scheme });
@@ -127,7 +154,7 @@ impl AttestationKey {
     /// Checks that this key signed `message`: the bytes as they came, never a copy that was parsed and written again.
     ///
     /// # Errors
-    /// [`SignatureError::Scheme`] or [`SignatureError::Invalid`].
+    /// [`SignatureError::Scheme`], or [`SignatureError::Invalid`].
     pub fn verify(&self, message: &[u8], signature: &Signature) -> Result<(), SignatureError> {
         let verdict = match (&self.verifier, signature) {
             (
@@ -149,7 +176,12 @@ impl AttestationKey {
                 e: exponent,
             }
             .verify(&RSA_PKCS1_2048_8192_SHA256, message, signature),
-            _ => return Err(SignatureError::Scheme),
+            (key, signature) => {
+                return Err(SignatureError::Scheme {
+                    found: signature.scheme(),
+                    key: key.name(),
+                });
+            }
         };
         verdict.map_err(|_| SignatureError::Invalid)
     }

@@ -1,7 +1,7 @@
 //! Signatures as a TPM gives them.
 
 use super::public::padded;
-use super::{TpmError, read_hash};
+use super::{Scheme, TpmError, read_hash};
 use crate::digest::Algorithm;
 use crate::reader::Reader;
 
@@ -30,6 +30,15 @@ pub enum Signature {
 }
 
 impl Signature {
+    /// What it was made with.
+    #[must_use]
+    pub const fn scheme(&self) -> Scheme {
+        match self {
+            Self::Rsassa { hash, .. } => Scheme::Rsassa(*hash),
+            Self::Ecdsa { hash, .. } => Scheme::Ecdsa(*hash),
+        }
+    }
+
     /// Reads a `TPMT_SIGNATURE`.
     ///
     /// # Errors

@@ -81,7 +81,13 @@ fn quotes_of_a_tpm_check_out() {
 fn signature_of_the_other_scheme_is_refused() {
     let ecc = AttestationKey::new(&bytes(vectors::ECC_AK)).unwrap();
     let rsa = Signature::parse(&bytes(vectors::RSA_SIGNATURE)).unwrap();
-    assert_eq!(ecc.verify(b"", &rsa), Err(SignatureError::Scheme));
+    let refused = ecc.verify(b"", &rsa).unwrap_err();
+    let found = Scheme::Rsassa(Algorithm::Sha256);
+    assert!(
+        matches!(refused, SignatureError::Scheme { found: f, .. } if f == found),
+        "{refused}"
+    );
+    assert!(refused.to_string().contains("enrolled anew"), "{refused}");
 }
 
 #[test]
@@ -204,6 +210,77 @@ fn other_keys_are_no_attestation_keys() {
         found: Some(Scheme::Rsapss(Algorithm::Sha256)),
     });
     assert_eq!(AttestationKey::new(&rsa), pss);
+}
+
+#[test]
+fn other_rsa_keys_are_no_attestation_keys() {
+    let good = bytes(vectors::RSA_AK);
+    assert!(AttestationKey::new(&good).is_ok());
+    let change = |at: usize, new: &[u8]| {
+        let mut public = good.clone();
+        public[at..at + new.len()].copy_from_slice(new);
+        AttestationKey::new(&public)
+    };
+    let attributes = u32::from_be_bytes(good[4..8].try_into().unwrap());
+    // fixedTPM, fixedParent, sensitiveDataOrigin, restricted, sign: none may be missing.
+    for bit in [1, 4, 5, 16, 18] {
+        let refused = change(4, &(attributes & !(1 << bit)).to_be_bytes());
+        assert!(matches!(refused, Err(AkError::Missing { .. })), "bit {bit}");
+    }
+    let decrypts = change(4, &(attributes | 1 << 17).to_be_bytes());
+    assert_eq!(decrypts, Err(AkError::Decrypts));
+    assert_eq!(change(3, &[0x0C]), Err(AkError::NameAlg(Algorithm::Sha384)));
+    for (hash, found) in [(0x04, Algorithm::Sha1), (0x0C, Algorithm::Sha384)] {
+        let found = Some(Scheme::Rsassa(found));
+        assert_eq!(change(15, &[hash]), Err(AkError::Scheme { found }));
+    }
+    // A key without a scheme signs with any; one byte pair less then.
+    let mut free = good.clone();
+    free.splice(12..16, [0x00, 0x10]);
+    assert_eq!(AttestationKey::new(&free), Err(AkError::Scheme { found: None }));
+    assert_eq!(change(18, &[0, 0, 0, 3]), Err(AkError::RsaExponent(3)));
+    assert!(change(18, &[0, 1, 0, 1]).is_ok(), "the default, spelled out");
+    for (bits, size) in [(1024_u16, 128_u16), (3072, 384)] {
+        let mut other = good[..16].to_vec();
+        other.extend_from_slice(&bits.to_be_bytes());
+        other.extend_from_slice(&[0; 4]);
+        other.extend_from_slice(&size.to_be_bytes());
+        other.resize(other.len() + usize::from(size), 0xC1);
+        assert_eq!(AttestationKey::new(&other), Err(AkError::RsaBits(bits)));
+    }
+    // Another length than the structure says.
+    let torn = change(16, &[0x0C, 0x00]);
+    assert!(
+        matches!(torn, Err(AkError::Public(TpmError::Length { .. }))),
+        "{torn:?}"
+    );
+}
+
+#[test]
+fn an_rsa_signature_counts_in_full_and_for_its_message_alone() {
+    let key = AttestationKey::new(&bytes(vectors::RSA_AK)).unwrap();
+    let quote = bytes(vectors::RSA_QUOTE);
+    let good = bytes(vectors::RSA_SIGNATURE);
+    let verify = |message: &[u8], signature: &[u8]| key.verify(message, &Signature::parse(signature).unwrap());
+    assert_eq!(verify(&quote, &good), Ok(()));
+    assert_eq!(
+        verify(&bytes(vectors::RSA_QUOTE_TWO_BANKS), &good),
+        Err(SignatureError::Invalid)
+    );
+    for at in 6..good.len() {
+        let mut changed = good.clone();
+        changed[at] ^= 1;
+        assert_eq!(verify(&quote, &changed), Err(SignatureError::Invalid), "byte {at}");
+    }
+    // Shorter, longer, empty.
+    for (size, rest) in [(255_u16, &good[7..]), (0, &[][..]), (257, &[&[0], &good[6..]].concat())] {
+        let changed = [&good[..4], &size.to_be_bytes(), rest].concat();
+        assert_eq!(verify(&quote, &changed), Err(SignatureError::Invalid), "{size} bytes");
+    }
+    let mut sha1 = good;
+    sha1[3] = 0x04;
+    let refused = verify(&quote, &sha1);
+    assert!(matches!(refused, Err(SignatureError::Scheme { .. })), "{refused:?}");
 }
 
 #[test]

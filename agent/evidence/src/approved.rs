@@ -1,19 +1,15 @@
 //! The approved list: what a host in enforce mode may run, signed by its verifier.
 //!
-//! A compact JWS (RFC 7515), ES256. Both sides know exactly one header, so that it is compared and not parsed: an algorithm
-//! that is not in the code can't be negotiated. The signature is checked over the text that came, before anything in it is read.
+//! A compact JWS, see [`jws`](crate::jws).
 //! A list of a policy names the host that it is for, if it is for one alone; a serial number keeps an older list from coming
 //! back.
 
-mod key;
+pub use crate::jws::{Key as ListKey, KeyError as ListKeyError, Signer as ListSigner};
 
-pub use key::{ListKey, ListKeyError, ListSigner};
-
-use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::{Deserialize, Serialize};
 
 use crate::digest::Sha256Digest;
+use crate::jws::{self, JwsError};
 use crate::policy;
 use crate::wire::{B64, ListHead};
 
@@ -26,8 +22,6 @@ pub const MAX_LIST: usize = 14 * 1024 * 1024;
 
 /// The one header, as JSON.
 const HEADER: &str = r#"{"alg":"ES256","typ":"assay-approved+jwt"}"#;
-/// Bytes of an ES256 signature (RFC 7518 section 3.4).
-const SIGNATURE: usize = 64;
 const DIGEST: usize = 32;
 
 /// Why a list can't be made, or is refused.
@@ -161,13 +155,7 @@ impl ListDraft {
             digests: B64(bytes),
         };
         let payload = serde_json::to_vec(&payload).map_err(ListError::Json)?;
-        let mut text = URL_SAFE_NO_PAD.encode(HEADER);
-        text.push('.');
-        URL_SAFE_NO_PAD.encode_string(payload, &mut text);
-        let signature = signer.sign(text.as_bytes()).ok_or(ListError::Sign)?;
-        text.push('.');
-        URL_SAFE_NO_PAD.encode_string(signature, &mut text);
-        Ok(text)
+        jws::sign(HEADER, &payload, signer).ok_or(ListError::Sign)
     }
 }
 
@@ -193,22 +181,12 @@ impl<'a> UntrustedList<'a> {
     /// # Errors
     /// [`ListError`].
     pub fn verify(self, key: &ListKey, host: &Sha256Digest) -> Result<ApprovedList, ListError> {
-        let mut parts = self.0.split(|byte| *byte == b'.');
-        let (Some(header), Some(payload), Some(signature), None) =
-            (parts.next(), parts.next(), parts.next(), parts.next())
-        else {
-            return Err(ListError::Form);
-        };
-        let signed = header.len().saturating_add(1).saturating_add(payload.len());
-        let signed = self.0.get(..signed).ok_or(ListError::Form)?;
-        if header != URL_SAFE_NO_PAD.encode(HEADER).as_bytes() {
-            return Err(ListError::Header);
-        }
-        let signature = decode(signature)?;
-        if signature.len() != SIGNATURE || !key.verifies(signed, &signature) {
-            return Err(ListError::Signature);
-        }
-        let draft = parse(&decode(payload)?)?;
+        let payload = jws::verify(self.0, HEADER, key).map_err(|error| match error {
+            JwsError::Form => ListError::Form,
+            JwsError::Header => ListError::Header,
+            JwsError::Signature => ListError::Signature,
+        })?;
+        let draft = parse(&payload)?;
         match draft.host {
             Some(found) if found != *host => Err(ListError::OtherHost { found, own: *host }),
             _ => Ok(ApprovedList {
@@ -342,11 +320,6 @@ fn check(draft: &ListDraft) -> Result<(), ListError> {
         Some((at, _)) => Err(ListError::Order(at)),
         None => Ok(()),
     }
-}
-
-/// Base64url without padding, in its one spelling.
-fn decode(part: &[u8]) -> Result<Vec<u8>, ListError> {
-    URL_SAFE_NO_PAD.decode(part).map_err(|_| ListError::Form)
 }
 
 #[cfg(test)]

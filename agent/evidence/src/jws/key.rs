@@ -1,5 +1,7 @@
-//! The key that signs approved lists: P-256, and not the CA's, so that whoever may sign lists can't make verifiers.
+//! The keys that sign: P-256, one for each purpose, and not the CA's, so that whoever may sign can't make verifiers.
 
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use ring::rand::SystemRandom;
 use ring::signature::{
     ECDSA_P256_SHA256_FIXED, ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _, UnparsedPublicKey,
@@ -14,10 +16,12 @@ const SPKI_PREFIX: [u8; 26] = [
 ];
 /// Bytes of an uncompressed point.
 const POINT: usize = 65;
+/// Bytes of a coordinate.
+const COORDINATE: usize = 32;
 
-/// A key that can't be used for approved lists.
+/// A key that can't be used to sign or to check by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum ListKeyError {
+pub enum KeyError {
     /// The public half is not a P-256 SubjectPublicKeyInfo in DER, with an uncompressed point.
     #[error("it is not the SubjectPublicKeyInfo of a P-256 key (DER, uncompressed point)")]
     Public,
@@ -26,23 +30,23 @@ pub enum ListKeyError {
     Private,
 }
 
-/// The public half: what a host knows from its join file.
+/// The public half: what hosts know from their join file, and relying parties from the verifier's operator.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ListKey {
+pub struct Key {
     point: [u8; POINT],
 }
 
-impl ListKey {
+impl Key {
     /// Reads a SubjectPublicKeyInfo. Whether the point is on the curve shows at the first signature.
     ///
     /// # Errors
-    /// [`ListKeyError::Public`].
-    pub fn from_spki(der: &[u8]) -> Result<Self, ListKeyError> {
-        let point = der.strip_prefix(&SPKI_PREFIX).ok_or(ListKeyError::Public)?;
-        let point: [u8; POINT] = point.try_into().map_err(|_| ListKeyError::Public)?;
+    /// [`KeyError::Public`].
+    pub fn from_spki(der: &[u8]) -> Result<Self, KeyError> {
+        let point = der.strip_prefix(&SPKI_PREFIX).ok_or(KeyError::Public)?;
+        let point: [u8; POINT] = point.try_into().map_err(|_| KeyError::Public)?;
         match point {
             [4, ..] => Ok(Self { point }),
-            _ => Err(ListKeyError::Public),
+            _ => Err(KeyError::Public),
         }
     }
 
@@ -58,8 +62,27 @@ impl ListKey {
         Sha256Digest::of(&self.spki())
     }
 
+    /// As a JSON Web Key (RFC 7517), members in the order of its thumbprint (RFC 7638 section 3).
+    #[must_use]
+    pub fn jwk(&self) -> String {
+        let (x, y) = self.coordinates();
+        format!(r#"{{"crv":"P-256","kty":"EC","x":"{x}","y":"{y}"}}"#)
+    }
+
+    /// The thumbprint (RFC 7638): SHA-256 of [`Key::jwk`], base64url.
+    #[must_use]
+    pub fn thumbprint(&self) -> String {
+        URL_SAFE_NO_PAD.encode(Sha256Digest::of(self.jwk().as_bytes()))
+    }
+
+    fn coordinates(&self) -> (String, String) {
+        let [_, point @ ..] = &self.point;
+        let (x, y) = point.split_at(COORDINATE);
+        (URL_SAFE_NO_PAD.encode(x), URL_SAFE_NO_PAD.encode(y))
+    }
+
     /// Whether this is its signature (r ‖ s) of the message.
-    pub(super) fn verifies(&self, message: &[u8], signature: &[u8]) -> bool {
+    pub(crate) fn verifies(&self, message: &[u8], signature: &[u8]) -> bool {
         UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, &self.point)
             .verify(message, signature)
             .is_ok()
@@ -67,35 +90,35 @@ impl ListKey {
 }
 
 /// The private half, the verifier's.
-pub struct ListSigner {
+pub struct Signer {
     pair: EcdsaKeyPair,
-    public: ListKey,
+    public: Key,
 }
 
-impl ListSigner {
+impl Signer {
     /// Reads a private key.
     ///
     /// # Errors
-    /// [`ListKeyError::Private`].
-    pub fn from_pkcs8(der: &[u8]) -> Result<Self, ListKeyError> {
+    /// [`KeyError::Private`].
+    pub fn from_pkcs8(der: &[u8]) -> Result<Self, KeyError> {
         let pair = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, der, &SystemRandom::new())
-            .map_err(|_| ListKeyError::Private)?;
+            .map_err(|_| KeyError::Private)?;
         let point = pair.public_key().as_ref().try_into();
-        let point = point.map_err(|_| ListKeyError::Private)?;
+        let point = point.map_err(|_| KeyError::Private)?;
         Ok(Self {
             pair,
-            public: ListKey { point },
+            public: Key { point },
         })
     }
 
-    /// What hosts check by.
+    /// What others check by.
     #[must_use]
-    pub const fn public(&self) -> &ListKey {
+    pub const fn public(&self) -> &Key {
         &self.public
     }
 
     /// r ‖ s; none when the system gives no random numbers.
-    pub(super) fn sign(&self, message: &[u8]) -> Option<Vec<u8>> {
+    pub(crate) fn sign(&self, message: &[u8]) -> Option<Vec<u8>> {
         let signature = self.pair.sign(&SystemRandom::new(), message).ok()?;
         Some(signature.as_ref().to_vec())
     }

@@ -90,6 +90,10 @@ impl StateDir {
     pub fn list_key(&self) -> PathBuf {
         self.key("lists")
     }
+    /// Private key that signs verdicts.
+    pub fn verdict_key(&self) -> PathBuf {
+        self.key("verdicts")
+    }
     /// Private key file of a role.
     pub fn key(&self, role: &str) -> PathBuf {
         self.0.join(format!("{role}.key"))

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use assay_evidence::appraise::Appraisal;
 use assay_evidence::binding::{Binding, Exporter, Nonce};
 use assay_evidence::bundle::Bundle;
+use assay_evidence::ear::Submod;
 use assay_evidence::policy::Policy;
 use assay_evidence::quote::{Judged, MAX_WHOLE_LOG, QuoteError, VerifiedQuote};
 use assay_evidence::replay::{HeldLog, ReplayError, ReplayedLog};
@@ -278,6 +279,7 @@ pub fn verdict(log: &ReplayedLog, policy: &str, appraisal: Option<&Appraisal>) -
         Some(appraisal) if appraisal.is_trusted() => (HostState::Trusted, Vec::new()),
         Some(appraisal) => (HostState::Untrusted, reasons(appraisal)),
     };
+    let submod = appraisal.map_or_else(|| Submod::no_policy(reasons.clone()), Submod::appraised);
     let boot_id = log.boot_id().to_owned();
     let quoted = Quoted {
         boot_id,
@@ -293,6 +295,7 @@ pub fn verdict(log: &ReplayedLog, policy: &str, appraisal: Option<&Appraisal>) -
         reasons,
         notes,
         quoted: Some(quoted),
+        submod,
     }
 }
 

@@ -7,6 +7,7 @@
 //! * [`store`]: hosts, their logs and the known-good policies, in SQLite;
 //! * [`client`] and [`enrol`]: asking agents, and the one moment in which a host's identity is decided;
 //! * [`poll`] and [`serve`]: asking every host at an interval, and answering requests for keys;
+//! * [`verdicts`] and [`lists`]: what is signed here for relying parties and for hosts;
 //! * [`keystore`] and [`seal`]: disk keys at rest, and images sealed to them;
 //! * [`cli`]: the operator's commands.
 
@@ -23,5 +24,7 @@ pub mod pki;
 pub mod poll;
 pub mod seal;
 pub mod serve;
+pub mod signing;
 pub mod store;
 pub mod time;
+pub mod verdicts;

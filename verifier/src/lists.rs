@@ -10,46 +10,26 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use assay_evidence::approved::{ListDraft, ListError, ListKeyError, ListSigner};
+use assay_evidence::approved::{ListDraft, ListError, ListSigner};
 use assay_evidence::digest::Sha256Digest;
 use assay_evidence::policy::Policy;
 use assay_evidence::wire::{B64, JoinFile, ListHead, ListStatus};
-use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{PrivatePkcs8KeyDer, pem};
 use thiserror::Error;
-use zeroize::Zeroizing;
 
 use crate::client::{Agent, ClientError};
 use crate::config::StateDir;
-use crate::files::{create_private, replace_private};
+use crate::files::replace_private;
 use crate::judge::reason;
+use crate::signing::{self, SigningError};
 use crate::store::{Host, HostList, Store, StoreError};
 use crate::time::unix_now;
 
 /// Why approved lists can't be signed.
 #[derive(Debug, Error)]
 pub enum ListsError {
-    /// No key could be made.
-    #[error("cannot make a key for approved lists")]
-    MakeKey(#[source] rcgen::Error),
-    /// The key could not be read.
-    #[error("{} is not a private key in PEM: restore it from a backup of the state directory", .path.display())]
-    Pem {
-        /// The file.
-        path: PathBuf,
-        /// What the parser says.
-        #[source]
-        cause: pem::Error,
-    },
-    /// The key is of another kind.
-    #[error("the key in {} cannot sign approved lists: restore it from a backup of the state directory", .path.display())]
-    Key {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        #[source]
-        cause: ListKeyError,
-    },
+    /// The key.
+    #[error(transparent)]
+    Signing(#[from] SigningError),
     /// A file could not be written.
     #[error("cannot write {}", .0.display())]
     Write(PathBuf, #[source] io::Error),
@@ -67,20 +47,9 @@ pub enum ListsError {
     Store(#[from] StoreError),
 }
 
-/// A new key, PKCS#8 in PEM.
-pub fn new_key() -> Result<Zeroizing<String>, ListsError> {
-    let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).map_err(ListsError::MakeKey)?;
-    Ok(Zeroizing::new(key.serialize_pem()))
-}
-
 /// Reads the key of a state directory.
-pub fn read_key(state: &StateDir) -> Result<ListSigner, ListsError> {
-    let path = state.list_key();
-    let key = PrivatePkcs8KeyDer::from_pem_file(&path).map_err(|cause| ListsError::Pem {
-        path: path.clone(),
-        cause,
-    })?;
-    ListSigner::from_pkcs8(key.secret_pkcs8_der()).map_err(|cause| ListsError::Key { path, cause })
+pub fn read_key(state: &StateDir) -> Result<ListSigner, SigningError> {
+    signing::read_key(&state.list_key())
 }
 
 /// Signs lists, and brings them to hosts.
@@ -123,13 +92,10 @@ impl Wanted {
 impl Lists {
     /// Reads the key. A state directory of before there were lists gets one, and its join file names it from then on.
     pub fn open(state: &StateDir) -> Result<Self, ListsError> {
-        let path = state.list_key();
-        match create_private(&path, new_key()?.as_bytes()) {
-            Ok(()) => tracing::info!("made a key for approved lists; hosts know it once they join again"),
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-            Err(error) => return Err(ListsError::Write(path, error)),
+        let (signer, made) = signing::open_key(&state.list_key())?;
+        if made {
+            tracing::info!("made a key for approved lists; hosts know it once they join again");
         }
-        let signer = read_key(state)?;
         name_in_join_file(state, &signer)?;
         Ok(Self {
             signer,

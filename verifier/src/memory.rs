@@ -46,6 +46,7 @@ impl Remembered {
         let mut verdict = self.verdict.clone();
         if let Some(quoted) = &mut verdict.quoted {
             quoted.records = judged.held().records;
+            verdict.submod.went_on(quoted.records);
         }
         Self {
             judged,

@@ -5,6 +5,7 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use assay_evidence::ear::Submod;
 use assay_evidence::quote::Judged;
 use assay_evidence::replay::{HeldLog, ReplayedLog};
 use assay_evidence::wire::ListStatus;
@@ -350,11 +351,16 @@ fn without_log(host: &Host, error: &LookError) -> Verdict {
             HostState::Unknown | HostState::Trusted => {}
         }
     }
+    let submod = match error.state() {
+        HostState::Untrusted => Submod::bad_evidence(reasons.clone()),
+        _ => Submod::no_evidence(reasons.clone()),
+    };
     Verdict {
         state: error.state(),
         reasons,
         notes: Vec::new(),
         quoted: None,
+        submod,
     }
 }
 

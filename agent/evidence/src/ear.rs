@@ -199,6 +199,13 @@ impl Submod {
         }
     }
 
+    /// The same verdict on a log that has so many records by now.
+    pub fn went_on(&mut self, records: u64) {
+        if let Some(host) = &mut self.assay_verdict.host {
+            host.records = records;
+        }
+    }
+
     /// The host's status.
     #[must_use]
     pub const fn status(&self) -> Tier {

@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use std::path::PathBuf;
 
 use assay_evidence::digest::Sha256Digest;
+use assay_evidence::ear::Nonce;
 use assay_evidence::ek::EkTrust;
 use assay_evidence::pcr::RuntimePcr;
 use clap::{ArgGroup, Args, Subcommand};
@@ -15,6 +16,7 @@ use crate::config::{Config, StateDir};
 use crate::enrol::{Request, enrol};
 use crate::store::{Host, HostList, Measuring, Store};
 use crate::time::rfc3339;
+use crate::verdicts::{Fresh, Verdicts};
 
 /// Subcommands of `host`.
 #[derive(Debug, Subcommand)]
@@ -45,6 +47,26 @@ pub(super) enum HostCommand {
         /// A tag that it loses
         #[arg(long, value_name = "TAG")]
         remove: Vec<String>,
+    },
+    /// Show the verdict on a host as relying parties get it (EAT Attestation Result), while it is fresh
+    Verdict {
+        /// The host
+        name: String,
+        /// As a signed token (JWT), for who checks it by the key that `verdict-key` shows
+        #[arg(long)]
+        jwt: bool,
+        /// The token's claims as JSON, not signed
+        #[arg(long, conflicts_with = "jwt")]
+        json: bool,
+        /// What the relying party gave, to see that the result is for it: 8 to 64 bytes in base64url
+        #[arg(long, value_name = "BASE64URL", value_parser = Nonce::parse)]
+        nonce: Option<Nonce>,
+    },
+    /// Show the public key that verdicts are checked by, as a JSON Web Key
+    VerdictKey {
+        /// As PEM (SubjectPublicKeyInfo)
+        #[arg(long)]
+        pem: bool,
     },
     /// Forget a host, its pins and its log; it gets no more keys
     Remove {
@@ -103,6 +125,23 @@ pub(super) fn run(state: &StateDir, command: HostCommand) -> Result<(), CliError
         HostCommand::Tag { name, add, remove } => {
             let tags = store.tag_host(&name, &add, &remove)?;
             print(&format!("{name}: {}\n", listed(&tags)))
+        }
+        HostCommand::Verdict { name, jwt, json, nonce } => {
+            let verdicts = Verdicts::open(state, &config)?;
+            let fresh = verdicts.fresh(&store, &name)?;
+            match (jwt, json) {
+                (true, _) => print(&format!("{}\n", verdicts.token(&fresh, nonce.as_ref())?)),
+                (_, true) => print_json(&fresh.to_json(nonce.as_ref())?),
+                _ => print(&verdict(&store.host(&name)?, &fresh)),
+            }
+        }
+        HostCommand::VerdictKey { pem } => {
+            let verdicts = Verdicts::open(state, &config)?;
+            if pem {
+                print(&verdicts.key().pem())
+            } else {
+                print(&format!("{}\n", verdicts.key().jwk()))
+            }
         }
         HostCommand::Remove { name } => {
             store.remove_host(&name)?;
@@ -174,15 +213,35 @@ fn list(hosts: &[Host]) -> String {
     text
 }
 
-fn show(host: &Host) -> String {
-    let pinned = &host.pinned;
-    let mut text = format!("{}: {} since {}\n", pinned.name, host.state.name(), rfc3339(host.since));
+/// How a host stands, and every reason.
+fn stands(host: &Host) -> String {
+    let (name, state) = (&host.pinned.name, host.state.name());
+    let mut text = format!("{name}: {state} since {}\n", rfc3339(host.since));
     for reason in &host.reasons {
         let _infallible = writeln!(text, "  {reason}");
     }
     for note in &host.notes {
         let _infallible = writeln!(text, "  note: {note}");
     }
+    text
+}
+
+fn verdict(host: &Host, fresh: &Fresh) -> String {
+    let standing = fresh.standing();
+    let mut text = stands(host);
+    let _infallible = write!(
+        text,
+        "EAR status  {}\njudged      {}\ngood until  {}\n",
+        standing.submod.status().name(),
+        rfc3339(standing.judged),
+        rfc3339(fresh.expires()),
+    );
+    text
+}
+
+fn show(host: &Host) -> String {
+    let pinned = &host.pinned;
+    let mut text = stands(host);
     let unknown = || "-".to_owned();
     let _infallible = write!(
         text,

@@ -12,8 +12,9 @@ use super::{CliError, print};
 use crate::config::{Config, ConfigError, ServiceUrl, StateDir};
 use crate::files::{create_private, create_private_dir, sync_dir};
 use crate::keystore::{KeyStoreError, create_master};
-use crate::lists::{self, ListsError};
+use crate::lists;
 use crate::pki::{Authority, Issued, PkiError, Role};
+use crate::signing::{SigningError, new_key};
 use crate::store::{Store, StoreError};
 
 /// Why no verifier was made.
@@ -34,9 +35,9 @@ pub enum InitError {
     /// Certificates could not be made.
     #[error(transparent)]
     Pki(#[from] PkiError),
-    /// The key for approved lists could not be made.
+    /// A key to sign with could not be made.
     #[error(transparent)]
-    Lists(#[from] ListsError),
+    Signing(#[from] SigningError),
     /// The key store could not be made.
     #[error(transparent)]
     KeyStore(#[from] KeyStoreError),
@@ -103,7 +104,8 @@ pub fn create(state: &StateDir, url: &ServiceUrl, listen: Option<SocketAddr>) ->
     }
     made.key_store(state.path())?;
     made.database(&state.database())?;
-    made.write(&state.list_key(), lists::new_key()?.as_bytes())?;
+    made.write(&state.list_key(), new_key()?.as_bytes())?;
+    made.write(&state.verdict_key(), new_key()?.as_bytes())?;
     let list_key = lists::read_key(state)?.public().spki();
     let ca_pem = authority.certificate().certificate_pem.clone();
     let join = JoinFile {

@@ -121,6 +121,12 @@ pub enum CliError {
     /// Approved lists.
     #[error(transparent)]
     Lists(#[from] crate::lists::ListsError),
+    /// A key to sign with.
+    #[error(transparent)]
+    Signing(#[from] crate::signing::SigningError),
+    /// A verdict for relying parties.
+    #[error(transparent)]
+    Verdict(#[from] crate::verdicts::VerdictError),
     /// A signed list cannot be written.
     #[error("cannot write {}", .0.display())]
     ListWrite(PathBuf, #[source] io::Error),

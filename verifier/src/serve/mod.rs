@@ -27,7 +27,9 @@ use crate::keystore::{FileKeyStore, KeySource, KeyStoreError};
 use crate::lists::{Lists, ListsError};
 use crate::pki::PkiError;
 use crate::poll::Poller;
+use crate::signing::SigningError;
 use crate::store::{Store, StoreError};
+use crate::verdicts::Verdicts;
 
 mod challenges;
 mod http;
@@ -60,6 +62,9 @@ pub enum ServeError {
     /// The key for approved lists cannot be used.
     #[error(transparent)]
     Lists(#[from] ListsError),
+    /// The key for verdicts cannot be used.
+    #[error(transparent)]
+    Signing(#[from] SigningError),
     /// The database failed.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -85,6 +90,7 @@ struct Service {
     store: Store,
     keys: Arc<dyn KeySource>,
     challenges: Mutex<Challenges>,
+    verdicts: Arc<Verdicts>,
     poll_interval: Duration,
     /// A judgement holds a log in memory.
     judgements: Semaphore,
@@ -116,6 +122,7 @@ impl Server {
             store,
             keys,
             challenges: Mutex::default(),
+            verdicts: Arc::new(Verdicts::open(state, config)?),
             poll_interval: config.poll_interval,
             judgements: Semaphore::new(MAX_JUDGEMENTS),
         };

@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use assay_evidence::appraise::Appraisal;
 use assay_evidence::binding::{Binding, Exporter};
+use assay_evidence::ear::Submod;
 use assay_evidence::jwe::Jwe;
 use assay_evidence::release::{Secret, check_release_key, release as release_key};
 use assay_evidence::replay::{HeldLog, ReplayedLog};
@@ -223,9 +224,11 @@ impl Judging<'_> {
             .map_err(|e| refused("evidence", &e))?;
         quote.replay(self.host.pinned.pcr).map_err(|e| {
             // The host signed it, freshly, for us: that its log does not lead there is the host's own fault.
+            let reasons = vec![reason(&e)];
             let verdict = Verdict {
                 state: HostState::Untrusted,
-                reasons: vec![reason(&e)],
+                submod: Submod::bad_evidence(reasons.clone()),
+                reasons,
                 notes: Vec::new(),
                 quoted: None,
             };

@@ -1,14 +1,18 @@
 //! Which request is answered by whom, and who may make it.
 
+use std::sync::Arc;
+
+use assay_evidence::ear::{MEDIA_TYPE, Nonce};
 use assay_evidence::wire::{ChallengeRequest, ReleaseRequest};
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{ALLOW, CONNECTION, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
 
-use super::http::{Refusal, json, read_json};
+use super::http::{Refusal, content, json, read_json};
 use super::{Asking, release};
 use crate::store::{Host, StoreError};
+use crate::verdicts::VerdictError;
 
 /// Answers one request; a refusal is an answer, too.
 pub(super) async fn answer(asking: &Asking, request: Request<Incoming>) -> Response<Full<Bytes>> {
@@ -61,10 +65,18 @@ async fn route(asking: &Asking, request: Request<Incoming>) -> Result<Response<F
                 &hosts.iter().map(Host::to_json).collect::<Vec<_>>(),
             ))
         }
+        "/v1/verdict-key" => {
+            require_operator(asking, request.method()).await?;
+            let jwk = asking.service.verdicts.key().jwk();
+            Ok(content(StatusCode::OK, "application/jwk+json", jwk))
+        }
         other => match other.strip_prefix("/v1/hosts/") {
-            Some(name) => {
+            Some(rest) => {
                 require_operator(asking, request.method()).await?;
-                one_host(asking, name.to_owned()).await
+                match rest.strip_suffix("/verdict") {
+                    Some(name) => verdict(asking, name.to_owned(), request.uri().query()).await,
+                    None => one_host(asking, rest.to_owned()).await,
+                }
             }
             None => {
                 known(asking).await?;
@@ -79,10 +91,42 @@ async fn route(asking: &Asking, request: Request<Incoming>) -> Result<Response<F
 }
 
 async fn one_host(asking: &Asking, name: String) -> Result<Response<Full<Bytes>>, Refusal> {
-    match asking.service.store.run(move |s| s.host(&name)).await {
-        Ok(host) => Ok(json(StatusCode::OK, &host.to_json())),
-        Err(e @ StoreError::NoSuchHost(_)) => Err(Refusal::new(StatusCode::NOT_FOUND, "unknown-host", e.to_string())),
-        Err(e) => Err(Refusal::internal(&e)),
+    let host = asking
+        .service
+        .store
+        .run(move |s| s.host(&name))
+        .await
+        .map_err(no_host)?;
+    Ok(json(StatusCode::OK, &host.to_json()))
+}
+
+/// The verdict on a host, signed.
+async fn verdict(asking: &Asking, name: String, query: Option<&str>) -> Result<Response<Full<Bytes>>, Refusal> {
+    let bad = |message: String| Refusal::new(StatusCode::BAD_REQUEST, "bad-nonce", message);
+    let nonce = match query.map(|query| query.strip_prefix("nonce=")) {
+        None => None,
+        Some(None) => return Err(bad("the only parameter here is nonce=".to_owned())),
+        Some(Some(text)) => Some(Nonce::parse(text).map_err(|e| bad(e.to_string()))?),
+    };
+    let verdicts = Arc::clone(&asking.service.verdicts);
+    let signed = asking.service.store.run(move |store| {
+        let fresh = verdicts.fresh(store, &name);
+        Ok(fresh.and_then(|fresh| verdicts.token(&fresh, nonce.as_ref())))
+    });
+    match signed.await.map_err(|e| Refusal::internal(&e))? {
+        Ok(token) => Ok(content(StatusCode::OK, MEDIA_TYPE, token)),
+        Err(VerdictError::Store(e)) => Err(no_host(e)),
+        Err(e @ (VerdictError::NotJudged(_) | VerdictError::Stale { .. })) => {
+            Err(Refusal::new(StatusCode::CONFLICT, "no-fresh-verdict", e.to_string()))
+        }
+        Err(e @ VerdictError::Sign(..)) => Err(Refusal::internal(&e)),
+    }
+}
+
+fn no_host(error: StoreError) -> Refusal {
+    match error {
+        e @ StoreError::NoSuchHost(_) => Refusal::new(StatusCode::NOT_FOUND, "unknown-host", e.to_string()),
+        e => Refusal::internal(&e),
     }
 }
 

@@ -2,13 +2,14 @@
 
 use std::collections::BTreeSet;
 
+use assay_evidence::ear::Submod;
 use assay_evidence::event::{AgentStart, Mode};
 use assay_evidence::pcr::RuntimePcr;
 use assay_evidence::policy::is_name;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use serde::{Deserialize, Serialize};
 
-use super::{HostList, Store, StoreError, sql};
+use super::{HostList, Store, StoreError, sql, standing};
 use crate::time::{now, rfc3339};
 
 /// Most tags of one host.
@@ -175,6 +176,8 @@ pub struct Verdict {
     pub notes: Vec<String>,
     /// The evidence behind it, where there was any that verified.
     pub quoted: Option<Quoted>,
+    /// The same for relying parties.
+    pub submod: Submod,
 }
 
 /// A change of state, for the journal.
@@ -352,6 +355,7 @@ impl Store {
                 params![host_id, verdict.state.name(), reasons, notes, since],
             )
             .map_err(&failed)?;
+            standing::put(t, host_id, &verdict.submod)?;
             if let Some(quoted) = &verdict.quoted {
                 let measuring = serde_json::to_string(&quoted.measuring).map_err(|_| StoreError::Corrupt {
                     what: "way of measuring",

@@ -15,9 +15,11 @@ mod lists;
 mod logs;
 mod policies;
 mod schema;
+mod standing;
 
 pub use hosts::{Host, HostState, MAX_TAGS, Measuring, NewHost, Quoted, Transition, Verdict, valid_name};
 pub use lists::HostList;
+pub use standing::Standing;
 
 /// Why the store refused or failed.
 #[derive(Debug, Error)]

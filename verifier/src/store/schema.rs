@@ -5,7 +5,7 @@ use rusqlite::{Connection, OptionalExtension, TransactionBehavior};
 use super::{StoreError, sql};
 
 /// Step `n` leads from version `n` to `n + 1`. Steps are never edited once released; new ones are added below.
-const STEPS: [&str; 5] = [
+const STEPS: [&str; 6] = [
     "
 CREATE TABLE hosts (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -68,6 +68,14 @@ CREATE TABLE list_serial (serial INTEGER NOT NULL) STRICT;
 ",
     // What the operator calls each host, JSON: keys can demand it.
     "ALTER TABLE hosts ADD COLUMN tags TEXT NOT NULL DEFAULT '[]';",
+    // The last verdict on each host for relying parties, JSON.
+    "
+CREATE TABLE standings (
+    host_id INTEGER PRIMARY KEY REFERENCES hosts(id) ON DELETE CASCADE,
+    judged INTEGER NOT NULL,
+    submod TEXT NOT NULL
+) STRICT;
+",
 ];
 
 /// Brings the database to the present version, in one transaction a step.

@@ -12,6 +12,18 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
+/// Runs a test's client, for a minute at most.
+pub fn run<T>(test: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime
+        .block_on(async { tokio::time::timeout(std::time::Duration::from_secs(60), test).await })
+        .expect("the client is stuck")
+}
+
 pub struct Client {
     stream: TlsStream<TcpStream>,
     pub exporter: Exporter,
@@ -68,7 +80,22 @@ impl Client {
             .unwrap()
     }
 
+    /// Gets what is no JSON: status, media type and text.
+    pub async fn get_text(&mut self, path: &str) -> (u16, String, String) {
+        let head = format!("GET {path} HTTP/1.1\r\nhost: x\r\n\r\n");
+        self.stream.write_all(head.as_bytes()).await.unwrap();
+        let (status, head, body) = self.read_answer().await.unwrap();
+        let media_type = head.lines().find_map(|l| l.strip_prefix("content-type: ")).unwrap();
+        (status, media_type.to_owned(), String::from_utf8(body).unwrap())
+    }
+
     async fn answer(&mut self) -> std::io::Result<(u16, Value)> {
+        let (status, _, body) = self.read_answer().await?;
+        Ok((status, serde_json::from_slice(&body).unwrap()))
+    }
+
+    /// Status, head in lower case, and body.
+    async fn read_answer(&mut self) -> std::io::Result<(u16, String, Vec<u8>)> {
         let mut bytes = Vec::new();
         loop {
             if let Some(end) = bytes.windows(4).position(|w| w == b"\r\n\r\n") {
@@ -79,7 +106,7 @@ impl Client {
                 while bytes.len() < end + 4 + length {
                     self.read_more(&mut bytes).await?;
                 }
-                return Ok((status, serde_json::from_slice(&bytes[end + 4..]).unwrap()));
+                return Ok((status, head, bytes[end + 4..].to_vec()));
             }
             self.read_more(&mut bytes).await?;
         }

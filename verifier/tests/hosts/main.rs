@@ -16,3 +16,4 @@ mod tpm_enrolment;
 mod tpm_lifecycle;
 mod tpm_lists;
 mod tpm_release;
+mod tpm_verdict;

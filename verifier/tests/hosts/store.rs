@@ -1,6 +1,7 @@
 //! What the database keeps, and what it refuses.
 
 use assay_evidence::digest::Sha256Digest;
+use assay_evidence::ear::Submod;
 use assay_evidence::event::Mode;
 use assay_evidence::pcr::RuntimePcr;
 use assay_evidence::policy::Policy;
@@ -110,6 +111,7 @@ fn older_evidence_does_not_overrule_newer() {
         reasons: vec![],
         notes: vec![],
         quoted,
+        submod: Submod::no_policy(vec![]),
     };
     let change = store
         .record_verdict(id, &verdict(HostState::Untrusted, quoted("boot", 2, 10)))
@@ -226,7 +228,8 @@ fn hosts_of_before_the_pcr_was_pinned_have_the_default() {
     raw.execute("UPDATE hosts SET pcr = 11", []).unwrap_err();
     raw.execute_batch(
         "ALTER TABLE hosts DROP COLUMN pcr; ALTER TABLE hosts DROP COLUMN measuring; ALTER TABLE hosts DROP COLUMN tags;
-             DROP TABLE host_lists; DROP TABLE list_serial; UPDATE schema_version SET version = 1",
+             DROP TABLE host_lists; DROP TABLE list_serial; DROP TABLE standings;
+             UPDATE schema_version SET version = 1",
     )
     .unwrap();
     drop(raw);

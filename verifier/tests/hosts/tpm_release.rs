@@ -2,6 +2,7 @@
 
 use assay_agent::tpm::AkKind;
 use assay_evidence::binding::{Binding, Exporter, Nonce};
+use assay_evidence::ear::Submod;
 use assay_evidence::jwe::{self, Jwe};
 use assay_evidence::tpm::Name;
 use assay_evidence::wire::{B64, ChallengeRequest, ChallengeResponse, ReleaseKey, ReleaseRequest};
@@ -15,7 +16,7 @@ use serde_json::{Value, json};
 use time::{Duration, OffsetDateTime};
 
 use crate::host::{BOOT, Machine, NEXT_BOOT};
-use crate::http::Client;
+use crate::http::{Client, run};
 use crate::site::Site;
 
 /// Polls once and then not again while a test runs.
@@ -118,17 +119,6 @@ fn refused(answer: &(u16, Value), status: u16, code: &str, named: &str) {
         "{body:#}"
     );
     assert!(body.to_string().contains(named), "{named:?} is not named in {body:#}");
-}
-
-fn run<T>(test: impl Future<Output = T>) -> T {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .unwrap();
-    runtime
-        .block_on(async { tokio::time::timeout(std::time::Duration::from_secs(60), test).await })
-        .expect("the client is stuck")
 }
 
 #[test]
@@ -481,6 +471,7 @@ fn lose_sight(site: &Site, name: &str) {
         reasons: vec!["switched off".to_owned()],
         notes: Vec::new(),
         quoted: None,
+        submod: Submod::no_evidence(Vec::new()),
     };
     let host = store.host(name).unwrap();
     store.record_verdict(host.id, &verdict).unwrap();

@@ -33,6 +33,8 @@ const PACKAGES: &[&str] = &[
     "swtpm",
     "swtpm-tools",
     "tpm2-tools",
+    // A second opinion on signatures.
+    "openssl",
     "libtss2-tcti-swtpm0|libtss2-tcti-swtpm0t64",
     "cryptsetup-bin",
     "util-linux",
@@ -51,7 +53,7 @@ const PACKAGES: &[&str] = &[
 
 /// The same for Fedora and Enterprise Linux 10; printed, not installed.
 const DNF: &str = "dnf install gcc gcc-c++ binutils pkgconf-pkg-config clang clang-devel tpm2-tss-devel systemd-devel \
-cryptsetup-devel sqlite-devel swtpm swtpm-tools tpm2-tools cryptsetup util-linux iproute kmod e2fsprogs xz qemu-img \
+cryptsetup-devel sqlite-devel swtpm swtpm-tools tpm2-tools openssl cryptsetup util-linux iproute kmod e2fsprogs xz qemu-img \
 qemu-system-x86-core";
 
 /// What is missing, one name for each.
@@ -97,6 +99,7 @@ fn missing_programs() -> Vec<String> {
         "swtpm",
         "swtpm_setup",
         "tpm2",
+        "openssl",
         "cryptsetup",
         "qemu-img",
         "qemu-system-x86_64",

@@ -1,7 +1,7 @@
 //! The keys that sign: P-256, one for each purpose, and not the CA's, so that whoever may sign can't make verifiers.
 
 use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use ring::rand::SystemRandom;
 use ring::signature::{
     ECDSA_P256_SHA256_FIXED, ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _, UnparsedPublicKey,
@@ -16,6 +16,8 @@ const SPKI_PREFIX: [u8; 26] = [
 ];
 /// Bytes of an uncompressed point.
 const POINT: usize = 65;
+/// Characters of a line in PEM.
+const PEM_LINE: usize = 64;
 /// Bytes of a coordinate.
 const COORDINATE: usize = 32;
 
@@ -60,6 +62,23 @@ impl Key {
     #[must_use]
     pub fn spki_sha256(&self) -> Sha256Digest {
         Sha256Digest::of(&self.spki())
+    }
+
+    /// The SubjectPublicKeyInfo in PEM (RFC 7468 section 13).
+    #[must_use]
+    pub fn pem(&self) -> String {
+        let mut text = "-----BEGIN PUBLIC KEY-----\n".to_owned();
+        for (at, character) in (1..).zip(STANDARD.encode(self.spki()).chars()) {
+            text.push(character);
+            if at % PEM_LINE == 0 {
+                text.push('\n');
+            }
+        }
+        if !text.ends_with('\n') {
+            text.push('\n');
+        }
+        text.push_str("-----END PUBLIC KEY-----\n");
+        text
     }
 
     /// As a JSON Web Key (RFC 7517), members in the order of its thumbprint (RFC 7638 section 3).

@@ -101,13 +101,16 @@ fn a_verdict_is_a_token_that_another_program_finds_good() {
     assert!(issued < expires && expires <= issued + 31, "{found:#}");
 
     // A log that went on by approved code alone is not judged anew, and is told as long as it is.
+    let records = |shown: &Value| shown["records"].as_u64().unwrap();
+    let before = records(&site.show("alpha"));
     let tool = machine.run_program("/root/tool");
     site.run(&["policy", "allow", &tool.to_string()]).good();
-    site.wait_until("alpha", |shown| shown["state"] == "trusted" && shown["records"] == 4);
+    site.wait_until("alpha", |shown| shown["state"] == "trusted" && records(shown) > before);
     machine.run_program("/root/tool");
-    site.wait_until("alpha", |shown| shown["records"] == 5);
+    site.wait_until("alpha", |shown| records(shown) > before + 1);
     let told: Value = serde_json::from_str(&site.run(&["host", "verdict", "alpha", "--json"]).good()).unwrap();
-    assert_eq!(told["submods"]["alpha"]["assay_verdict"]["host"]["records"], 5);
+    let host = &told["submods"]["alpha"]["assay_verdict"]["host"];
+    assert_eq!(records(host), before + 2);
 
     let digest = machine.run_program("/root/rogue");
     site.wait_for("alpha", "untrusted");

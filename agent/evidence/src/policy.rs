@@ -18,6 +18,7 @@ mod expiry;
 mod file;
 mod rules;
 mod set;
+mod signed;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -29,6 +30,7 @@ pub use expiry::{Expiry, NotATime};
 pub(crate) use rules::FlagBits;
 pub use rules::{Answer, Rules};
 pub use set::{Approved, RuntimeSet};
+pub use signed::{MAX_SIGNED, SignedPolicyError};
 
 use crate::digest::Sha256Digest;
 use crate::event::LoadKind;

@@ -115,6 +115,15 @@ pub enum CliError {
     /// A file that holds no policy.
     #[error("{} holds no policy that can be used", .0.display())]
     PolicyFile(PathBuf, #[source] assay_evidence::policy::PolicyError),
+    /// A signed policy was to be read as a plain one.
+    #[error("{} looks like a signed policy: name the key of the verifier that signed it, with --signer", .0.display())]
+    PolicyNeedsSigner(PathBuf),
+    /// A file that holds no public key.
+    #[error("{} holds no public key that a policy could be checked by", .0.display())]
+    PolicyKey(PathBuf, #[source] assay_evidence::jws::KeyError),
+    /// A signed policy that is refused.
+    #[error("{} cannot be used as a signed policy", .0.display())]
+    PolicySigned(PathBuf, #[source] assay_evidence::policy::SignedPolicyError),
     /// No policy can be made from what the host shows.
     #[error("the host's state cannot be captured")]
     Policy(#[source] assay_evidence::policy::PolicyError),

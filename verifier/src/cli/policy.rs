@@ -77,10 +77,12 @@ pub(super) enum PolicyCommand {
     Expire(edit::Expire),
     /// Remove a boot configuration or a set from a policy
     Drop(edit::Drop),
-    /// Write a policy to a file, to be read, edited and imported again, here or at another verifier
+    /// Write a policy to a file, to be read, edited and imported again, or signed for another verifier
     Export(exchange::Export),
     /// Read a policy from a file
     Import(exchange::Import),
+    /// Show the public key (PEM) that this verifier signs policies and approved lists with
+    Key,
     /// Write a signed list of what a policy approves, for a host in enforce mode that no verifier reaches: `assay-agent
     /// approve FILE` takes it there. Hosts that are polled get theirs by themselves
     SignList(SignList),
@@ -148,8 +150,9 @@ pub(super) fn run(state: &StateDir, command: PolicyCommand) -> Result<(), CliErr
         PolicyCommand::Diff(args) => exchange::diff(&store, &args),
         PolicyCommand::Expire(args) => edit::expire(&store, &args),
         PolicyCommand::Drop(args) => edit::drop_part(&store, &args),
-        PolicyCommand::Export(args) => exchange::export(&store, &args),
+        PolicyCommand::Export(args) => exchange::export(state, &store, &args),
         PolicyCommand::Import(args) => exchange::import(&store, &args),
+        PolicyCommand::Key => exchange::key(state),
         PolicyCommand::SignList(args) => sign_list(state, &store, &args),
     }
 }

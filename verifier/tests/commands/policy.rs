@@ -70,6 +70,39 @@ fn a_policy_goes_out_and_comes_back() {
 }
 
 #[test]
+fn a_signed_policy_goes_to_another_verifier() {
+    let (here, there) = (site(&file("pool")), Site::init());
+    let (out, key) = (there.path("pool.jws"), there.path("key.pem"));
+    let [out, key] = [&out, &key].map(|path| path.to_str().unwrap());
+    here.run(&["policy", "export", "pool", "--out", out, "--sign"]).good();
+    fs::write(key, here.run(&["policy", "key"]).good()).unwrap();
+    there
+        .run(&["policy", "import", out])
+        .refused(&["pool.jws looks like a signed policy", "--signer"]);
+    let own = there.path("own.pem");
+    fs::write(&own, there.run(&["policy", "key"]).good()).unwrap();
+    there
+        .run(&["policy", "import", out, "--signer", own.to_str().unwrap()])
+        .refused(&["pool.jws", "not signed with this key"]);
+    there
+        .run(&["policy", "import", out, "--signer", out])
+        .refused(&["no public key"]);
+    there.run(&["policy", "import", out, "--signer", key]).good();
+    let back = there.path("back.json");
+    there
+        .run(&["policy", "export", "pool", "--out", back.to_str().unwrap()])
+        .good();
+    assert_eq!(
+        here.run(&["policy", "diff", "pool", back.to_str().unwrap()]).good(),
+        "no difference\n"
+    );
+    // What is not signed at all is not let in by a key.
+    there
+        .run(&["policy", "import", back.to_str().unwrap(), "--signer", key])
+        .refused(&["no signed policy"]);
+}
+
+#[test]
 fn policies_merge_differ_expire_and_lose_parts() {
     let site = site(&file("pool"));
     let mut update = file("update");

@@ -307,6 +307,50 @@ fn a_difference_is_one_line_each() {
 }
 
 #[test]
+fn a_signed_policy_is_that_of_its_key() {
+    let signer = || {
+        let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap();
+        crate::jws::Signer::from_pkcs8(&key.serialize_der()).unwrap()
+    };
+    let (signer, other) = (signer(), signer());
+    let text = full().sign(&signer).unwrap();
+    let read = |text: &str| Policy::from_signed(text.as_bytes(), signer.public());
+    assert_eq!(read(&text).unwrap(), full());
+    assert_eq!(read(&format!("{text}\n")).unwrap(), full());
+    assert!(matches!(
+        Policy::from_signed(text.as_bytes(), other.public()),
+        Err(SignedPolicyError::Signature)
+    ));
+    let (head, signature) = text.rsplit_once('.').unwrap();
+    let mut payload = head.to_owned();
+    payload.pop();
+    payload.push('A');
+    assert!(matches!(
+        read(&format!("{payload}.{signature}")),
+        Err(SignedPolicyError::Signature)
+    ));
+    assert!(matches!(read(head), Err(SignedPolicyError::Form)));
+    assert!(matches!(
+        read(&full().to_json()),
+        Err(SignedPolicyError::Form | SignedPolicyError::Header)
+    ));
+    // What was signed for another purpose is no policy, nor is what is none.
+    let list = crate::jws::sign(
+        r#"{"alg":"ES256","typ":"assay-approved+jwt"}"#,
+        full().to_json().as_bytes(),
+        &signer,
+    );
+    assert!(matches!(read(&list.unwrap()), Err(SignedPolicyError::Header)));
+    let none = crate::jws::sign(r#"{"alg":"ES256","typ":"assay-policy+jwt"}"#, b"{}", &signer);
+    assert!(matches!(read(&none.unwrap()), Err(SignedPolicyError::Policy(_))));
+    let long = vec![b'a'; MAX_SIGNED + 1];
+    assert!(matches!(
+        Policy::from_signed(&long, signer.public()),
+        Err(SignedPolicyError::TooLong(_))
+    ));
+}
+
+#[test]
 fn deeds_are_kept_apart_from_code() {
     let mut policy = Policy::new("p").unwrap();
     let (kind, jit) = (LoadKind::Anonymous, digest("jit"));

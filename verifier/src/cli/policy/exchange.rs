@@ -4,13 +4,21 @@ use std::fs::File;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
-use assay_evidence::policy::{MAX_JSON, Policy};
+use assay_evidence::jws::{Key, KeyError};
+use assay_evidence::policy::{MAX_JSON, MAX_SIGNED, Policy};
 use clap::Args;
+use rustls::pki_types::SubjectPublicKeyInfoDer;
+use rustls::pki_types::pem::PemObject as _;
 
 use super::{existing, show};
 use crate::cli::{CliError, print, print_json};
+use crate::config::StateDir;
 use crate::files::create_private;
+use crate::lists;
 use crate::store::Store;
+
+/// Longest file with a public key that is read, in bytes.
+const MAX_KEY: usize = 16 * 1024;
 
 /// Options of `policy diff`.
 #[derive(Debug, Args)]
@@ -54,17 +62,37 @@ pub(in crate::cli) struct Export {
     /// File to write; must not exist
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
+    /// Signed by this verifier, for another one to import: it can't be edited then
+    #[arg(long)]
+    sign: bool,
 }
 
-pub(super) fn export(store: &Store, args: &Export) -> Result<(), CliError> {
+pub(super) fn export(state: &StateDir, store: &Store, args: &Export) -> Result<(), CliError> {
     let policy = existing(store, &args.name)?;
-    create_private(&args.out, policy.to_json().as_bytes()).map_err(|e| CliError::PolicyWrite(args.out.clone(), e))?;
+    let text = if args.sign {
+        let unusable = |e| CliError::PolicySigned(args.out.clone(), e);
+        let signed = policy.sign(&lists::read_key(state)?).map_err(unusable)?;
+        format!("{signed}\n")
+    } else {
+        policy.to_json()
+    };
+    create_private(&args.out, text.as_bytes()).map_err(|e| CliError::PolicyWrite(args.out.clone(), e))?;
     print(&format!(
         "policy {}, {}, is in {}\n",
         args.name,
         show::summary(&policy),
         args.out.display()
-    ))
+    ))?;
+    if args.sign {
+        let key = "Whoever imports it names this verifier's key, which `assay-verifier policy key` shows\n";
+        print(key)?;
+    }
+    Ok(())
+}
+
+/// The key that lists and policies are signed with, in PEM.
+pub(super) fn key(state: &StateDir) -> Result<(), CliError> {
+    print(&lists::read_key(state)?.public().pem())
 }
 
 /// Options of `policy import`.
@@ -72,6 +100,9 @@ pub(super) fn export(store: &Store, args: &Export) -> Result<(), CliError> {
 pub(in crate::cli) struct Import {
     /// The file
     file: PathBuf,
+    /// The public key (PEM) of the verifier that signed it; a file that is not signed by it is refused
+    #[arg(long, value_name = "FILE")]
+    signer: Option<PathBuf>,
     /// Name of the policy [default: the one that the file says]
     #[arg(long)]
     name: Option<String>,
@@ -82,7 +113,10 @@ pub(in crate::cli) struct Import {
 
 pub(super) fn import(store: &Store, args: &Import) -> Result<(), CliError> {
     let unusable = |e| CliError::PolicyFile(args.file.clone(), e);
-    let mut policy = read(&args.file)?;
+    let mut policy = match &args.signer {
+        Some(signer) => read_signed(&args.file, signer)?,
+        None => read(&args.file)?,
+    };
     if let Some(name) = &args.name {
         policy = policy.renamed(name).map_err(unusable)?;
     }
@@ -94,11 +128,28 @@ pub(super) fn import(store: &Store, args: &Import) -> Result<(), CliError> {
 }
 
 fn read(path: &Path) -> Result<Policy, CliError> {
-    let failed = |e| CliError::PolicyRead(path.to_owned(), e);
-    let mut bytes = Vec::new();
-    let limit = u64::try_from(MAX_JSON).unwrap_or(u64::MAX).saturating_add(1);
-    File::open(path)
-        .and_then(|file| file.take(limit).read_to_end(&mut bytes))
-        .map_err(failed)?;
+    let bytes = read_at_most(path, MAX_JSON)?;
+    // A policy is an object; what is not, and has a dot in it, is most likely a signed one.
+    if bytes.first() == Some(&b'e') && bytes.contains(&b'.') {
+        return Err(CliError::PolicyNeedsSigner(path.to_owned()));
+    }
     Policy::from_json(&bytes).map_err(|e| CliError::PolicyFile(path.to_owned(), e))
+}
+
+fn read_signed(path: &Path, signer: &Path) -> Result<Policy, CliError> {
+    let unusable = |e| CliError::PolicyKey(signer.to_owned(), e);
+    let der = SubjectPublicKeyInfoDer::from_pem_slice(&read_at_most(signer, MAX_KEY)?);
+    let key = der.map_err(|_| unusable(KeyError::Public))?;
+    let key = Key::from_spki(&key).map_err(unusable)?;
+    let bytes = read_at_most(path, MAX_SIGNED)?;
+    Policy::from_signed(&bytes, &key).map_err(|e| CliError::PolicySigned(path.to_owned(), e))
+}
+
+/// A file up to one byte more than this; what reads it says that it is too long.
+fn read_at_most(path: &Path, limit: usize) -> Result<Vec<u8>, CliError> {
+    let mut bytes = Vec::new();
+    let limit = u64::try_from(limit).unwrap_or(u64::MAX).saturating_add(1);
+    let read = File::open(path).and_then(|file| file.take(limit).read_to_end(&mut bytes));
+    read.map_err(|e| CliError::PolicyRead(path.to_owned(), e))?;
+    Ok(bytes)
 }

@@ -155,6 +155,11 @@ impl ReplayedLog {
         judge.events(self);
         judge.ima_log(self);
         judge.count_unlisted();
+        // What stands in the log is in its PCR.
+        let pcr = self.runtime_pcr().index();
+        for failure in judge.failures.iter_mut().filter(|failure| failure.record.is_some()) {
+            failure.pcr = Some(pcr);
+        }
         let start = self.last_agent_start();
         Appraisal {
             status: if judge.failures.is_empty() {

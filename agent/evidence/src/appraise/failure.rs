@@ -129,7 +129,7 @@ impl Failure {
         self.rule
     }
 
-    /// The PCR, where the failure is about one.
+    /// The PCR that proves it: that of the log whose record it is about, or the one whose value it is about.
     #[must_use]
     pub const fn pcr(&self) -> Option<u8> {
         self.pcr

@@ -90,7 +90,8 @@ fn every_unapproved_load_is_listed_with_all_that_is_known() {
     );
     let failure = &appraisal.failures()[0];
     assert_eq!(failure.rule(), Rule::NotApproved);
-    assert_eq!((failure.record(), failure.path()), (Some(3), Some("/tmp/dummy.ko")));
+    assert_eq!((failure.pcr(), failure.record()), (Some(13), Some(3)));
+    assert_eq!(failure.path(), Some("/tmp/dummy.ko"));
     assert_eq!(
         (failure.kind(), failure.digest()),
         (Some(LoadKind::ModuleFile), Some(digest("/tmp/dummy.ko")))

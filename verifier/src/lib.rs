@@ -9,6 +9,7 @@
 //! * [`poll`] and [`serve`]: asking every host at an interval, and answering requests for keys;
 //! * [`verdicts`] and [`lists`]: what is signed here for relying parties and for hosts;
 //! * [`keystore`] and [`seal`]: disk keys at rest, and images sealed to them;
+//! * [`known_good`]: what packages and installed roots bring, as entries of a policy;
 //! * [`cli`]: the operator's commands.
 
 pub mod cli;
@@ -18,6 +19,7 @@ pub mod enrol;
 pub mod files;
 pub mod judge;
 pub mod keystore;
+pub mod known_good;
 pub mod lists;
 mod memory;
 pub mod pki;

@@ -127,6 +127,9 @@ pub enum CliError {
     /// No policy can be made from what the host shows.
     #[error("the host's state cannot be captured")]
     Policy(#[source] assay_evidence::policy::PolicyError),
+    /// A package or folder to take known-good digests from.
+    #[error(transparent)]
+    KnownGood(#[from] crate::known_good::ScanError),
     /// Approved lists.
     #[error(transparent)]
     Lists(#[from] crate::lists::ListsError),

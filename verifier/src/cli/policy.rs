@@ -2,6 +2,7 @@
 
 mod edit;
 mod exchange;
+mod known_good;
 mod show;
 
 use std::path::PathBuf;
@@ -83,6 +84,10 @@ pub(super) enum PolicyCommand {
     Import(exchange::Import),
     /// Show the public key (PEM) that this verifier signs policies and approved lists with
     Key,
+    /// Show what packages, an installed root or an initramfs bring that a host can load: the entries that `policy add` adds
+    Scan(known_good::ScanArgs),
+    /// Allow all that packages, an installed root or an initramfs bring: approves an update before it is rolled out
+    Add(known_good::AddArgs),
     /// Write a signed list of what a policy approves, for a host in enforce mode that no verifier reaches: `assay-agent
     /// approve FILE` takes it there. Hosts that are polled get theirs by themselves
     SignList(SignList),
@@ -106,6 +111,10 @@ pub(super) struct SignList {
 }
 
 pub(super) fn run(state: &StateDir, command: PolicyCommand) -> Result<(), CliError> {
+    // It only reads what it is given.
+    if let PolicyCommand::Scan(args) = command {
+        return known_good::scan(&args);
+    }
     let config = Config::load(state)?;
     let store = Store::open(&state.database())?;
     match command {
@@ -153,6 +162,8 @@ pub(super) fn run(state: &StateDir, command: PolicyCommand) -> Result<(), CliErr
         PolicyCommand::Export(args) => exchange::export(state, &store, &args),
         PolicyCommand::Import(args) => exchange::import(&store, &args),
         PolicyCommand::Key => exchange::key(state),
+        PolicyCommand::Scan(args) => known_good::scan(&args),
+        PolicyCommand::Add(args) => known_good::add(&store, &args),
         PolicyCommand::SignList(args) => sign_list(state, &store, &args),
     }
 }

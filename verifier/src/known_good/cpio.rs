@@ -115,7 +115,9 @@ impl<R: BufRead> Archive<R> {
             return Ok(None);
         }
         self.left = u64::from(size);
-        self.sums = summed.then_some((sum, 0));
+        // The sum is over a file's content; a name without content may repeat that of the name which brings it.
+        let has_sum = summed && size > 0 && mode & S_IFMT == S_IFREG;
+        self.sums = has_sum.then_some((sum, 0));
         Ok(Some(Member::Full(Header {
             name,
             mode,

@@ -184,3 +184,6 @@ fn file(
         Ok(InputKind::File)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -7,5 +7,6 @@
 
 mod image;
 mod inspect;
+mod known_good;
 mod policy;
 mod program;

@@ -45,6 +45,11 @@ const PACKAGES: &[&str] = &[
     "fakeroot",
     "e2fsprogs",
     "xz-utils",
+    // Packages and initramfs files, made and unpacked by the programs that everybody uses.
+    "rpm",
+    "cpio",
+    "lz4",
+    "zstd",
     "debian-archive-keyring",
     "ca-certificates",
     "qemu-utils",
@@ -53,8 +58,8 @@ const PACKAGES: &[&str] = &[
 
 /// The same for Fedora and Enterprise Linux 10; printed, not installed.
 const DNF: &str = "dnf install gcc gcc-c++ binutils pkgconf-pkg-config clang clang-devel tpm2-tss-devel systemd-devel \
-cryptsetup-devel sqlite-devel swtpm swtpm-tools tpm2-tools openssl cryptsetup util-linux iproute kmod e2fsprogs xz qemu-img \
-qemu-system-x86-core";
+cryptsetup-devel sqlite-devel swtpm swtpm-tools tpm2-tools openssl cryptsetup util-linux iproute kmod e2fsprogs xz zstd lz4 \
+cpio dpkg rpm-build qemu-img qemu-system-x86-core";
 
 /// What is missing, one name for each.
 pub fn missing(system: &System) -> Result<Vec<String>, Error> {

@@ -176,7 +176,7 @@ impl File {
 const UNEVEN: Fault = Fault::malformed(WHAT, "its columns do not fit together");
 
 /// `./usr/bin/a` and `/usr/bin/a` are one name.
-fn bare(name: &[u8]) -> &[u8] {
+pub(super) fn bare(name: &[u8]) -> &[u8] {
     let name = name.strip_prefix(b".").unwrap_or(name);
     name.strip_prefix(b"/").unwrap_or(name)
 }

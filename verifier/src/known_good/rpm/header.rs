@@ -14,6 +14,8 @@ const MAGIC: &[u8] = b"\x8e\xad\xe8\x01\0\0\0\0";
 const MAX_TAGS: u32 = 0xffff;
 /// Longest store, in bytes. Packages with 100,000 files have 20 MiB.
 const MAX_STORE: u32 = 64 << 20;
+/// Most values of one tag: files of a package.
+const MAX_VALUES: usize = 1 << 20;
 /// Bytes of an index entry.
 const ENTRY: usize = 16;
 
@@ -113,6 +115,11 @@ impl Header {
     }
 }
 
+/// Kinds of which nothing is read here, and which have a value a byte.
+const BIN: u32 = 7;
+const CHAR: u32 = 1;
+const INT8: u32 = 2;
+
 const BROKEN: Fault = Fault::malformed(WHAT, "a tag has no value of its kind in it");
 
 impl Entry {
@@ -121,11 +128,19 @@ impl Entry {
         let mut next = || numbers.next().unwrap_or_default();
         let (tag, kind) = (next(), next());
         let mut size = || usize::try_from(next()).map_err(|_| BROKEN);
+        let (offset, count) = (size()?, size()?);
+        // Of others each byte is a value.
+        if count > MAX_VALUES && ![BIN, CHAR, INT8].contains(&kind) {
+            return Err(Fault::TooMuch {
+                what: "the number of values of a header's tag",
+                limit: MAX_VALUES as u64,
+            });
+        }
         Ok(Self {
             tag,
             kind,
-            offset: size()?,
-            count: size()?,
+            offset,
+            count,
         })
     }
 }

@@ -118,7 +118,10 @@ fn compare(
     let Some(listed) = files.digest(number) else {
         return Ok(());
     };
-    same("the file", found, listed).inspect_err(|_| collector.place.push(String::from_utf8_lossy(name).into_owned()))
+    same("the file", found, listed).inspect_err(|_| {
+        let name = String::from_utf8_lossy(files::bare(name));
+        collector.place.push(format!("/{name}"));
+    })
 }
 
 fn scripts(collector: &mut Collector<'_>, header: &Header) -> Result<(), Fault> {

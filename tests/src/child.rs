@@ -110,8 +110,11 @@ fn spawner() -> &'static Sender<Job> {
     })
 }
 
-/// Runs a program to its end; its words are in the error when it fails.
-pub(crate) fn run(command: &mut Command) -> Result<(), HarnessError> {
+/// Runs a program to its end.
+///
+/// # Errors
+/// When it cannot be started, or fails: then with its words.
+pub fn run(command: &mut Command) -> Result<(), HarnessError> {
     let program = command.get_program().to_string_lossy().into_owned();
     let output = match command.output() {
         Ok(output) => output,

@@ -22,3 +22,4 @@ mod protect;
 mod story;
 mod tier2;
 mod tier3;
+mod update;

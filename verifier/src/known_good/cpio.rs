@@ -187,30 +187,50 @@ impl<R: BufRead> Read for Content<'_, R> {
 }
 
 /// Names of one file: only one of them brings the content, mostly the last.
-#[derive(Default)]
 pub(super) struct Links {
     waiting: HashMap<[u32; 3], Vec<Vec<u8>>>,
     complete: HashSet<[u32; 3]>,
+    /// Bytes that may still be kept.
+    left: u64,
+    limit: u64,
 }
 
+/// What a name takes besides its bytes, at most.
+const OVERHEAD: u64 = 64;
+
 impl Links {
-    /// All names of the file whose content comes with this member; none: its content comes later, or came already.
-    pub(super) fn names(&mut self, header: &Header) -> Option<Vec<Vec<u8>>> {
-        if header.links < 2 {
-            return Some(vec![header.name.clone()]);
+    /// Keeps names up to so many bytes.
+    pub(super) fn new(limit: u64) -> Self {
+        Self {
+            waiting: HashMap::new(),
+            complete: HashSet::new(),
+            left: limit,
+            limit,
         }
+    }
+
+    /// All names of the file whose content comes with this member; none: its content comes later, or came already.
+    pub(super) fn names(&mut self, header: &Header) -> Result<Option<Vec<Vec<u8>>>, Fault> {
+        if header.links < 2 {
+            return Ok(Some(vec![header.name.clone()]));
+        }
+        let cost = (header.name.len() as u64).saturating_add(OVERHEAD);
+        self.left = self.left.checked_sub(cost).ok_or(Fault::TooMuch {
+            what: "the length of all names of linked files, in bytes,",
+            limit: self.limit,
+        })?;
         let names = self.waiting.entry(header.inode).or_default();
         names.push(header.name.clone());
         if header.size == 0 {
-            return None;
+            return Ok(None);
         }
         self.complete.insert(header.inode);
-        self.waiting.remove(&header.inode)
+        Ok(self.waiting.remove(&header.inode))
     }
 
     /// The names of files that have several names and no content at all.
     pub(super) fn empty(self) -> impl Iterator<Item = Vec<Vec<u8>>> {
-        let Self { waiting, complete } = self;
+        let Self { waiting, complete, .. } = self;
         waiting
             .into_iter()
             .filter(move |(inode, _)| !complete.contains(inode))

@@ -43,7 +43,7 @@ pub(super) fn read(collector: &mut Collector<'_>, input: &mut dyn BufRead) -> Re
 
 fn archive(collector: &mut Collector<'_>, input: &mut dyn BufRead) -> Result<(), Fault> {
     let mut archive = Archive::new(input);
-    let mut links = Links::default();
+    let mut links = Links::new(collector.limits.names);
     while let Some(member) = archive.next()? {
         let Member::Full(header) = member else {
             return Err(Fault::malformed(WHAT, "it has a member that only a package can have"));
@@ -52,7 +52,7 @@ fn archive(collector: &mut Collector<'_>, input: &mut dyn BufRead) -> Result<(),
         if !header.is_file() {
             continue;
         }
-        if let Some(names) = links.names(&header) {
+        if let Some(names) = links.names(&header)? {
             collector.file(&names, header.is_executable(), &mut archive.content())?;
         }
     }

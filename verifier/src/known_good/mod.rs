@@ -28,7 +28,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use assay_evidence::policy::Approved;
+use assay_evidence::policy::{Approved, MAX_ENTRIES};
 
 pub use error::{Fault, ScanError};
 pub use unpack::Packing;
@@ -47,7 +47,9 @@ pub struct Limits {
     pub module: u64,
     /// Files and folders in an input.
     pub members: u64,
-    /// Entries of an input.
+    /// Bytes of names that are kept while an input is read: a package's list of files, files with several names.
+    pub names: u64,
+    /// Entries of an input; no policy has room for more.
     pub entries: usize,
 }
 
@@ -58,7 +60,8 @@ impl Default for Limits {
             unpacked: 64 << 30,
             module: 1 << 30,
             members: 20_000_000,
-            entries: 1_000_000,
+            names: 64 << 20,
+            entries: MAX_ENTRIES,
         }
     }
 }
@@ -131,7 +134,7 @@ pub fn scan(input: &Path, options: &Options<'_>) -> Result<Found, ScanError> {
     let scanned = fs::metadata(input).map_err(Fault::Read).and_then(|metadata| {
         if metadata.is_dir() {
             let skipped = root::read(&mut collector, input, options, &at)?;
-            return Ok((InputKind::Root, skipped.mounts));
+            return Ok((InputKind::Root, skipped));
         }
         Ok((file(&mut collector, input, &metadata, options, &at)?, Vec::new()))
     });

@@ -1,14 +1,13 @@
 //! An installed root: a folder in which a system lies. Links are not followed, and what is no file of the system's own is
 //! not entered.
 
+use std::cell::Cell;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufReader};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
-
-use std::cell::Cell;
 
 use super::collect::Collector;
 use super::error::Fault;
@@ -22,22 +21,15 @@ const MAX_DEPTH: usize = 128;
 /// Progress is told whenever this many files more were looked at.
 const STEP: u64 = 256;
 
-/// What the walk left out.
-#[derive(Debug, Default, Clone, PartialEq, Eq)]
-pub(super) struct Skipped {
-    /// Mount points of other file systems.
-    pub mounts: Vec<PathBuf>,
-}
-
-/// Takes every file below `root`.
+/// Takes every file below `root`; returns the mount points of other file systems that it did not enter.
 pub(super) fn read(
     collector: &mut Collector<'_>,
     root: &Path,
     options: &Options<'_>,
     at: &Rc<Cell<u64>>,
-) -> Result<Skipped, Fault> {
+) -> Result<Vec<PathBuf>, Fault> {
     let device = fs::metadata(root).map_err(Fault::Read)?.dev();
-    let mut skipped = Skipped::default();
+    let mut skipped = Vec::new();
     // Folders that have not been listed yet, by their path below the root.
     let mut folders = vec![PathBuf::new()];
     while let Some(folder) = folders.pop() {
@@ -65,7 +57,7 @@ pub(super) fn read(
                     continue;
                 }
                 if metadata.dev() != device && !options.cross_file_systems {
-                    skipped.mounts.push(Path::new("/").join(&path));
+                    skipped.push(Path::new("/").join(&path));
                     continue;
                 }
                 folders.push(path);

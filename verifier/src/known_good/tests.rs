@@ -126,6 +126,41 @@ fn an_initramfs_of_many_files_ends_at_the_limit() {
 }
 
 #[test]
+fn names_are_kept_up_to_a_limit() {
+    let limits = Limits {
+        names: 1000,
+        ..Limits::default()
+    };
+    // What has one name is not kept.
+    let plain: Vec<_> = (0..50)
+        .map(|number| member("usr/bin/a", FILE, 1, number, SCRIPT))
+        .collect();
+    assert!(scanned(&archive(&plain), &limits).is_ok());
+    for content in [b"", SCRIPT] {
+        let linked: Vec<_> = (0..50)
+            .map(|number| member("usr/bin/a", FILE, 2, number, content))
+            .collect();
+        assert!(matches!(
+            scanned(&archive(&linked), &limits),
+            Err(Fault::TooMuch { limit: 1000, .. })
+        ));
+    }
+    // A folder's name of 900 bytes, for two files.
+    let store = [&b"a\0b\0"[..], &[b'd'; 900], &[0; 32]].concat();
+    let tags = [
+        (1117, 8, 0, 2),
+        (1118, 8, 4, 1),
+        (1116, 4, 908, 2),
+        (1030, 3, 908, 2),
+        (1028, 4, 908, 2),
+    ];
+    let bytes = [rpm::MAGIC, &[0; 92], &rpm_header(&[], &[]), &rpm_header(&tags, &store)].concat();
+    let read = |limits| rpm::read(&mut Collector::new(limits), &mut &bytes[..]).unwrap_err();
+    assert!(matches!(read(&limits), Fault::TooMuch { limit: 1000, .. }));
+    assert!(!matches!(read(&Limits::default()), Fault::TooMuch { .. }));
+}
+
+#[test]
 fn members_of_a_package_without_a_header_are_numbers() {
     let mut bytes = b"07070X00000002\0\0SCRIPT\0\0".to_vec();
     bytes.extend(member("TRAILER!!!", 0, 1, 0, b""));

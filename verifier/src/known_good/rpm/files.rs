@@ -46,8 +46,9 @@ struct File {
 }
 
 impl Files {
-    /// Reads the list.
-    pub(super) fn read(header: &Header) -> Result<Self, Fault> {
+    /// Reads the list, whose names may have so many bytes all in all: a folder's name stands in it once, and counts for each
+    /// of its files.
+    pub(super) fn read(header: &Header, limit: u64) -> Result<Self, Fault> {
         let names = header.texts(tag::BASE_NAMES)?;
         let folders = header.texts(tag::DIR_NAMES)?;
         let numbers = |tag: u32, missing: Option<u64>| {
@@ -74,6 +75,7 @@ impl Files {
             files: Vec::new(),
             by_name: HashMap::new(),
         };
+        let mut left = limit;
         let columns = names
             .into_iter()
             .zip(of)
@@ -84,7 +86,13 @@ impl Files {
             .zip(digests);
         for ((((((base, folder), mode), size), inode), flags), digest) in columns {
             let folder = usize::try_from(folder).ok().and_then(|folder| folders.get(folder));
-            let name = [folder.copied().ok_or(UNEVEN)?, base].concat();
+            let folder = folder.copied().ok_or(UNEVEN)?;
+            let length = (folder.len() as u64).saturating_add(base.len() as u64);
+            left = left.checked_sub(length).ok_or(Fault::TooMuch {
+                what: "the length of all names in the package, in bytes,",
+                limit,
+            })?;
+            let name = [folder, base].concat();
             list.by_name.insert(bare(&name).to_vec(), list.files.len());
             list.files.push(File {
                 name,

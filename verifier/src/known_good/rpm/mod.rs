@@ -63,7 +63,7 @@ pub(super) fn read(collector: &mut Collector<'_>, input: &mut dyn BufRead) -> Re
         ));
     }
     scripts(collector, &header)?;
-    let mut files = Files::read(&header)?;
+    let mut files = Files::read(&header, collector.limits.names)?;
 
     let mut hashed = Hashing::new(input);
     payload(collector, &mut BufReader::with_capacity(CHUNK, &mut hashed), &mut files)?;
@@ -80,7 +80,7 @@ fn payload(collector: &mut Collector<'_>, input: &mut dyn BufRead, files: &mut F
     let unpacked = collector.budgeted(Streams::new(input)?);
     let mut unpacked = BufReader::with_capacity(CHUNK, unpacked);
     let mut archive = Archive::new(&mut unpacked as &mut dyn BufRead);
-    let mut links = Links::default();
+    let mut links = Links::new(collector.limits.names);
     while let Some(member) = archive.next()? {
         collector.member()?;
         let header = match member {
@@ -95,7 +95,7 @@ fn payload(collector: &mut Collector<'_>, input: &mut dyn BufRead, files: &mut F
         if !header.is_file() {
             continue;
         }
-        if let Some(names) = links.names(&header) {
+        if let Some(names) = links.names(&header)? {
             let mut content = Hashing::new(archive.content());
             let mut content_reader = BufReader::with_capacity(CHUNK, &mut content);
             collector.file(&names, header.is_executable(), &mut content_reader)?;

@@ -108,6 +108,19 @@ async fn quotes_are_signed(tpm: &Handle) {
     assert!(!check(&"08".repeat(32)));
 }
 
+/// A TPM takes a power cut after the use of a key that has this protection for a guess at its password, and after a few of them
+/// answers nothing for minutes or hours (TPM 2.0 Part 1, section 19.8.6). The attestation key has no password to guess.
+#[tokio::test]
+async fn tpm_power_cuts_do_not_lock_the_attestation_key() {
+    let mut swtpm = Swtpm::start().unwrap();
+    for _ in 0..6 {
+        let tpm = open(swtpm.tcti());
+        tpm.quote(|_| [7; 32]).await.unwrap();
+        drop(tpm);
+        swtpm.power_cycle().unwrap();
+    }
+}
+
 #[test]
 fn tpm_extends_reach_every_active_bank() {
     let swtpm = Swtpm::start().unwrap();

@@ -177,13 +177,15 @@ fn rsa_template() -> tss_esapi::Result<Public> {
     restricted_signing(builder)
 }
 
-/// What the verifier checks of either kind.
+/// What the verifier checks of either kind. Without dictionary attack protection: there is no password to guess, and a TPM that met a
+/// few power cuts, or somebody's guesses at other keys, would sign nothing.
 fn restricted_signing(builder: PublicBuilder) -> tss_esapi::Result<Public> {
     let attributes = ObjectAttributesBuilder::new()
         .with_fixed_tpm(true)
         .with_fixed_parent(true)
         .with_sensitive_data_origin(true)
         .with_user_with_auth(true)
+        .with_no_da(true)
         .with_restricted(true)
         .with_sign_encrypt(true)
         .build()?;

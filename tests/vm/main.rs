@@ -17,6 +17,7 @@ mod kernel;
 mod load;
 mod log;
 mod matrix;
+mod measured_boot;
 mod probe_object;
 mod protect;
 mod story;

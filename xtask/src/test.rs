@@ -77,9 +77,15 @@ impl Layer {
                 missing.or_else(|| lacks(&["tpm2_eventlog"]))
             }
             Self::Tpm => lacks(&["swtpm", "swtpm_setup", "tpm2"]),
-            Self::Vm | Self::Attacks => {
-                lacks(&["swtpm", "swtpm_setup", "qemu-system-x86_64", "qemu-img", "mmdebstrap"])
-            }
+            Self::Vm | Self::Attacks => lacks(&[
+                "swtpm",
+                "swtpm_setup",
+                "qemu-system-x86_64",
+                "qemu-img",
+                "mmdebstrap",
+                "objcopy",
+                "tpm2_eventlog",
+            ]),
         }
     }
 

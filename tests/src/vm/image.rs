@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::HarnessError;
 
-use super::{Variant, saved};
+use super::{Efi, Variant, saved};
 
 /// Environment variable that names another image description than the default one.
 pub const IMAGE_VARIABLE: &str = "ASSAY_VM_IMAGE";
@@ -31,6 +31,8 @@ pub struct Image {
     pub root: PathBuf,
     /// The kernel's modules: a folder of this machine with the files that the guest has at /lib/modules/RELEASE.
     pub modules: PathBuf,
+    /// What boots it where a test wants real firmware.
+    pub efi: Efi,
     /// The kernel's command line, to which the variant and the test may add.
     pub cmdline: String,
     /// The folder for machines that have booted and wait, one a [`Variant`].
@@ -79,7 +81,8 @@ impl Image {
         };
         let text = std::fs::read(path).map_err(|error| unusable(error.to_string()))?;
         let image: Self = serde_json::from_slice(&text).map_err(|error| unusable(error.to_string()))?;
-        for file in [&image.kernel, &image.root].into_iter().chain(&image.initrd) {
+        let parts = [&image.kernel, &image.root].into_iter().chain(&image.initrd);
+        for file in parts.map(PathBuf::as_path).chain(image.efi.files()) {
             if !file.exists() {
                 return Err(unusable(format!("{} is gone", file.display())));
             }

@@ -4,6 +4,7 @@
 //! the [`Vm`] is dropped. Machines of different tests share nothing.
 
 mod accel;
+mod efi;
 mod image;
 mod qemu;
 mod qmp;
@@ -22,6 +23,7 @@ use crate::swtpm::{last_words, set_up};
 use crate::{HarnessError, swtpm};
 
 pub use accel::Accelerator;
+pub use efi::{Efi, EfiBoot, Loader};
 pub use image::{DEFAULT_KERNEL, IMAGE_VARIABLE, Image, KERNELS};
 pub use qmp::Qmp;
 pub use tpm_proxy::SlowTpm;
@@ -55,6 +57,8 @@ pub struct BootOptions {
     /// The machine's clock counts instructions, one a nanosecond, whatever this machine is busy with; emulated even
     /// where hardware virtualisation works. Such a machine cannot be restored, only booted.
     pub count_instructions: bool,
+    /// From firmware and a boot loader, with that on the system partition; `None`: QEMU loads the kernel itself.
+    pub efi: Option<EfiBoot>,
 }
 
 /// How to restore a machine; all else is as it was when it was saved.
@@ -90,7 +94,7 @@ impl Vm {
             std::fs::create_dir(&state).map_err(HarnessError::io(format!("make {}", state.display())))?;
             set_up(&state, true)?;
         }
-        let mut vm = Self::start(image, dir, options, false)?;
+        let mut vm = Self::start(image, dir, options, false, None)?;
         if !options.interactive {
             vm.wait_until_up(BOOT_TIMEOUT)?;
             image.variant.prepare(&vm.guest)?;
@@ -120,7 +124,7 @@ impl Vm {
             extend_delay: options.extend_delay,
             ..BootOptions::default()
         };
-        let mut vm = Self::start(image, dir, &options, true)?;
+        let mut vm = Self::start(image, dir, &options, true, None)?;
         vm.wait_until_up(BOOT_TIMEOUT)?;
         vm.guest.set_clock()?;
         Ok(vm)
@@ -172,6 +176,32 @@ impl Vm {
         self.guest.set_clock()
     }
 
+    /// Switches the machine off, and boots it in another way: same disk, same TPM, PCRs at zero. In good order: a TPM takes
+    /// each power cut for a guess at a secret, and answers no questions after a few.
+    ///
+    /// # Errors
+    /// When it does not come back.
+    pub fn reboot(self, image: &Image, options: &BootOptions) -> Result<Self, HarnessError> {
+        self.guest.power_off()?;
+        // Where a verifier looks for it.
+        let ports = (self.guest.port(), self.agent_port);
+        let Self {
+            mut qemu,
+            mut tpm,
+            variant,
+            dir,
+            ..
+        } = self;
+        qemu.wait()?;
+        if let Some(tpm) = &mut tpm {
+            tpm.wait()?;
+        }
+        let mut vm = Self::start(image, dir, options, false, Some(ports))?;
+        vm.wait_until_up(BOOT_TIMEOUT)?;
+        variant.prepare(&vm.guest)?;
+        Ok(vm)
+    }
+
     /// Saves the machine as it stands, TPM included, into the folder `to`, and switches it off.
     ///
     /// # Errors
@@ -208,13 +238,18 @@ impl Vm {
         Qmp::connect(&self.dir.path().join("qmp.sock"))
     }
 
+    /// `ports`: those that the machine had before, if they are still free.
     fn start(
         image: &Image,
         dir: tempfile::TempDir,
         options: &BootOptions,
         restored: bool,
+        mut ports: Option<(u16, u16)>,
     ) -> Result<Self, HarnessError> {
         qemu::make_initrd(&image.initrd, dir.path())?;
+        if let Some(efi) = &options.efi {
+            efi.lay_out(image, &qemu::cmdline(image, options), dir.path())?;
+        }
         for _ in 0..10 {
             let tpm = if options.without_tpm {
                 None
@@ -229,7 +264,10 @@ impl Vm {
                 )?),
                 _ => None,
             };
-            let (guest_port, agent_port) = qemu::free_ports()?;
+            let (guest_port, agent_port) = match ports.take() {
+                Some(ports) => ports,
+                None => qemu::free_ports()?,
+            };
             let mut qemu = Child::spawn("qemu-system-x86_64", |command| {
                 qemu::configure(command, image, dir.path(), options, (guest_port, agent_port));
                 if restored {

@@ -96,14 +96,14 @@ pub(super) fn configure(command: &mut Command, image: &Image, dir: &Path, option
     command.args(["-M", "q35", "-nographic", "-nodefaults"]);
     let (cpus, memory) = (options.cpus.unwrap_or(CPUS), options.memory_mib.unwrap_or(MEMORY));
     command.args(["-smp", &cpus.to_string(), "-m", &memory.to_string()]);
-    command
-        .arg("-kernel")
-        .arg(&image.kernel)
-        .arg("-initrd")
-        .arg(dir.join(INITRD));
-    command
-        .arg("-append")
-        .arg([&image.cmdline, image.variant.cmdline(), &options.cmdline].join(" "));
+    match &options.efi {
+        Some(efi) => efi.configure(&image.efi, dir, command),
+        None => {
+            command.arg("-kernel").arg(&image.kernel);
+            command.arg("-initrd").arg(dir.join(INITRD));
+            command.arg("-append").arg(cmdline(image, options));
+        }
+    }
     // The disk lives as long as the test: nothing needs to reach the platter.
     command.args([
         "-drive",
@@ -141,6 +141,13 @@ pub(super) fn configure(command: &mut Command, image: &Image, dir: &Path, option
     command.args(["-serial", &format!("file:{}", file("console.log"))]);
     let log = File::create(dir.join("qemu.log")).map_or_else(|_| Stdio::null(), Stdio::from);
     command.stdout(Stdio::null()).stderr(log);
+}
+
+/// The kernel's command line.
+pub(super) fn cmdline(image: &Image, options: &BootOptions) -> String {
+    let mut words = vec![image.cmdline.as_str(), image.variant.cmdline(), &options.cmdline];
+    words.retain(|words| !words.is_empty());
+    words.join(" ")
 }
 
 /// Two free loopback ports.

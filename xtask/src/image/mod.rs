@@ -4,6 +4,7 @@
 //! Each piece is cached under a name made from all that goes into it.
 
 mod cpio;
+mod efi;
 mod initrd;
 mod kernel;
 mod rootfs;
@@ -11,7 +12,7 @@ mod rootfs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use assay_tests::vm::{Accelerator, BootOptions, DEFAULT_KERNEL, Image, SHELL_WORD, Variant, Vm};
+use assay_tests::vm::{Accelerator, BootOptions, DEFAULT_KERNEL, Efi, Image, SHELL_WORD, Variant, Vm};
 use kernel::{SERIES, Series};
 
 pub use initrd::decompress;
@@ -38,6 +39,7 @@ struct Parts {
     system: System,
     root: PathBuf,
     programs: PathBuf,
+    efi: Efi,
 }
 
 impl Parts {
@@ -49,6 +51,7 @@ impl Parts {
         Ok(Self {
             root: rootfs::archive(&system)?,
             programs: initrd::programs(built)?,
+            efi: efi::ensure(&system)?,
             system,
         })
     }
@@ -60,6 +63,7 @@ impl Parts {
             modules: kernel.modules(),
             initrd: vec![initrd::drivers(&kernel)?, self.programs.clone()],
             root: rootfs::ensure(&self.root, &kernel)?,
+            efi: self.efi.clone(),
             cmdline: CMDLINE.to_owned(),
             kernel_release: kernel.release,
             saved: PathBuf::new(),

@@ -70,9 +70,7 @@ impl Host {
         let host = self
             .verifier
             .wait_host(HOST, "untrusted", PATIENCE, |host| host.state == "untrusted")?;
-        // Quotation marks are shown escaped.
-        let reasons = host.reasons.iter().map(|reason| reason.replace("\\\"", "\""));
-        Ok((self, Reasons(reasons.collect())))
+        Ok((self, Reasons(host.reasons)))
     }
 
     /// With another command line, another initrd and another kernel, one after the other.

@@ -170,6 +170,11 @@ fn differing(boot: &BootConfiguration, log: &ReplayedLog) -> Vec<u8> {
         .collect()
 }
 
+/// A description as a policy's file has it, whoever wrote that.
+fn one_line(what: &str) -> String {
+    what.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
 /// Which event of a PCR is the first that is not the approved one, in words; nothing where one side has no events. With as
 /// many events on both sides those that differ are counted; otherwise all later ones may have moved.
 fn first_difference(found: &[BootStep], approved: &[BootStep]) -> Option<String> {
@@ -183,7 +188,7 @@ fn first_difference(found: &[BootStep], approved: &[BootStep]) -> Option<String>
     let tell = |step: Option<&BootStep>| {
         step.map_or_else(
             || "nothing".to_owned(),
-            |step| format!("{} (sha256:{})", step.what, step.sha256),
+            |step| format!("{} (sha256:{})", one_line(&step.what), step.sha256),
         )
     };
     let mut text = format!(

@@ -248,8 +248,9 @@ impl fmt::Display for Failure {
             Rule::Mode => write!(f, "mode {detail} ({record}) is not allowed")?,
             Rule::PcrValue => {
                 write!(f, "{pcr} is {digest}, which is not approved")?;
+                // Made printable where it was made.
                 if !self.detail.is_empty() {
-                    write!(f, "; {detail}")?;
+                    write!(f, "; {}", self.detail)?;
                 }
             }
             Rule::RuntimeStart => {

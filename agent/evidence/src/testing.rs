@@ -17,7 +17,9 @@ use crate::bundle::{Bundle, LogPart, Pcrs, QuotePart};
 use crate::cel::{Head, Record};
 use crate::digest::{Algorithm, Sha256Digest};
 use crate::event::{AgentStart, Event, LoadKind, Measurement, Mode};
-use crate::quote::QUOTED_PCRS;
+use crate::pcr::RuntimePcr;
+use crate::quote::{HeldLog, QUOTED_PCRS};
+use crate::replay::ReplayedLog;
 use crate::tpm::{AttestationKey, ClockInfo};
 use crate::wire::{B64, Hex};
 
@@ -196,6 +198,15 @@ pub fn ima_entry(bank: Algorithm, template: &str, fields: &[&[u8]]) -> Vec<u8> {
 /// The field `d-ng` of an IMA entry.
 pub fn ima_digest(algorithm: &str, digest: &[u8]) -> Vec<u8> {
     [algorithm.as_bytes(), b":\0", digest].concat()
+}
+
+/// What a verifier that knows nothing of this host makes of its evidence.
+pub fn replayed(host: &Host) -> ReplayedLog {
+    host.bundle(&BINDING, 0)
+        .verify(&host.key.ak(), &BINDING, &HeldLog::none())
+        .unwrap()
+        .replay(RuntimePcr::new(host.pcr).unwrap())
+        .unwrap()
 }
 
 /// A host that measures: log, PCRs and counters move together, unless a test moves one alone.

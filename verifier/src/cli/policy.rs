@@ -232,6 +232,10 @@ fn capture(state: &StateDir, config: &Config, store: &Store, args: &Capture) -> 
         return Err(CliError::PolicyExists(name.to_owned()));
     }
     store.set_host_policy(host, name)?;
+    if let Some(problem) = log.ima_problem() {
+        let line: String = problem.escape_debug().collect();
+        print(&format!("The kernel's IMA log is not judged: {line}\n"))?;
+    }
     let policy = store.policy(name)?.unwrap_or(captured);
     print(&format!(
         "captured policy {name} from host {host} (boot {}, {} records): {}\n{host} is judged by it from now on.\n",

@@ -82,6 +82,14 @@ pub(crate) fn ima_files(log: &ReplayedLog) -> Result<Option<BTreeMap<String, Sha
     Ok(Some(files))
 }
 
+impl ReplayedLog {
+    /// Why no policy could judge the IMA log that came along; `None` where one can, and where none came.
+    #[must_use]
+    pub fn ima_problem(&self) -> Option<String> {
+        ima_files(self).err()
+    }
+}
+
 /// What an entry says of its file.
 enum Found {
     Aggregate,

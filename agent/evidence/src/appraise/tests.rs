@@ -1,21 +1,11 @@
 use super::*;
 use crate::digest::Algorithm;
 use crate::event::{Event, LoadKind, Mode, Violation, flags};
-use crate::pcr::RuntimePcr;
 use crate::policy::PolicyError;
-use crate::quote::HeldLog;
-use crate::testing::{BINDING, BOOT, Host, NOW, agent_start, load, measurement};
+use crate::testing::{BOOT, Host, NOW, agent_start, load, measurement, replayed};
 
 mod kinds;
 mod policies;
-
-fn replayed(host: &Host) -> ReplayedLog {
-    host.bundle(&BINDING, 0)
-        .verify(&host.key.ak(), &BINDING, &HeldLog::none())
-        .unwrap()
-        .replay(RuntimePcr::new(host.pcr).unwrap())
-        .unwrap()
-}
 
 fn captured(host: &Host) -> Policy {
     Policy::capture("default", "first", &replayed(host)).unwrap()

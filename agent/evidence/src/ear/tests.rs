@@ -8,24 +8,13 @@ use super::*;
 use crate::digest::Sha256Digest;
 use crate::event::{Event, LoadKind, Violation};
 use crate::jws::JwsError;
-use crate::pcr::RuntimePcr;
 use crate::policy::Policy;
-use crate::quote::HeldLog;
-use crate::replay::ReplayedLog;
-use crate::testing::{BINDING, BOOT, Host, NOW, load, measurement};
+use crate::testing::{BOOT, Host, NOW, load, measurement, replayed};
 
 static SIGNER: LazyLock<Signer> = LazyLock::new(|| {
     let pkcs8 = EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &SystemRandom::new()).unwrap();
     Signer::from_pkcs8(pkcs8.as_ref()).unwrap()
 });
-
-fn replayed(host: &Host) -> ReplayedLog {
-    host.bundle(&BINDING, 0)
-        .verify(&host.key.ak(), &BINDING, &HeldLog::none())
-        .unwrap()
-        .replay(RuntimePcr::new(host.pcr).unwrap())
-        .unwrap()
-}
 
 /// Judged by what a clean host shows, after these events.
 fn judged(events: &[Event]) -> Submod {

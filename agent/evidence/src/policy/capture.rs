@@ -11,19 +11,19 @@ use crate::replay::ReplayedLog;
 
 impl Policy {
     /// Takes everything that a good host runs, and how it booted, as known-good: a boot configuration and a set, both named
-    /// `part`. What enforce mode refused did not run, so it is not taken. Where the kernel's IMA log came along, its files
-    /// are approved and it is judged from now on.
+    /// `part`. What enforce mode refused did not run, so it is not taken. Where the kernel's IMA log came along and can be judged,
+    /// its files are approved and it is judged from now on; [`ReplayedLog::ima_problem`] says why not.
     ///
     /// # Errors
     /// [`PolicyError::NotReady`], [`PolicyError::Violation`], [`PolicyError::NotHashed`], [`PolicyError::Unstable`],
-    /// [`PolicyError::Modified`], [`PolicyError::Attempt`], [`PolicyError::NeverAllowed`], [`PolicyError::ImaLog`]: no host to
-    /// learn from. [`PolicyError::TooMany`], [`PolicyError::Name`].
+    /// [`PolicyError::Modified`], [`PolicyError::Attempt`], [`PolicyError::NeverAllowed`]: no host to learn from.
+    /// [`PolicyError::TooMany`], [`PolicyError::Name`].
     pub fn capture(name: &str, part: &str, log: &ReplayedLog) -> Result<Self, PolicyError> {
         check_name(part, "a boot configuration")?;
         let mut policy = Self::new(name)?;
         let mut set = RuntimeSet::new(part);
         policy.learn_runtime(&mut set, log)?;
-        if let Some(files) = ima_files(log).map_err(PolicyError::ImaLog)? {
+        if let Ok(Some(files)) = ima_files(log) {
             for (path, sha256) in files {
                 let path = path.as_str().into();
                 set.allow(Approved {

@@ -103,7 +103,4 @@ pub enum PolicyError {
     /// A kind that has no digest, so that none can be approved.
     #[error("{0} can't be approved: nobody can measure what it loads; use kexec_file_load, as kexec -s does")]
     NeverAllowed(LoadKind),
-    /// The IMA log to capture from can't be read, or does not lead to the quoted PCR.
-    #[error("the host's IMA log can't be learnt from: {0}")]
-    ImaLog(String),
 }

@@ -14,7 +14,7 @@ use super::{CliError, block_on, print, print_json};
 use crate::client::Asker;
 use crate::config::{Config, StateDir};
 use crate::enrol::{Request, enrol};
-use crate::store::{Host, HostList, Measuring, Store};
+use crate::store::{Host, HostList, Measuring, Store, StoreError};
 use crate::time::rfc3339;
 use crate::verdicts::{Fresh, Verdicts};
 
@@ -36,6 +36,13 @@ pub(super) enum HostCommand {
         /// As JSON, for programs
         #[arg(long)]
         json: bool,
+    },
+    /// Judge a host by another policy from now on: all that are judged by one are a group
+    SetPolicy {
+        /// The host
+        name: String,
+        /// The policy; it must exist
+        policy: String,
     },
     /// Give a host tags, which keys can demand of it (`image seal --require-tag`); shows those that it has then
     Tag {
@@ -122,6 +129,13 @@ pub(super) fn run(state: &StateDir, command: HostCommand) -> Result<(), CliError
         HostCommand::List { json: false } => print(&list(&store.hosts()?)),
         HostCommand::Show { name, json: true } => print_json(&store.host(&name)?.to_json()),
         HostCommand::Show { name, json: false } => print(&show(&store.host(&name)?)),
+        HostCommand::SetPolicy { name, policy } => {
+            if store.policy_version(&policy)?.is_none() {
+                return Err(StoreError::NoSuchPolicy(policy).into());
+            }
+            store.set_host_policy(&name, &policy)?;
+            print(&format!("{name} is judged by policy {policy} from now on\n"))
+        }
         HostCommand::Tag { name, add, remove } => {
             let tags = store.tag_host(&name, &add, &remove)?;
             print(&format!("{name}: {}\n", listed(&tags)))

@@ -139,6 +139,23 @@ fn a_poll_of_a_host_that_went_on_costs_what_is_new() {
         let shown = site.wait_until("alpha", |shown| records(shown) > before);
         assert_eq!((shown["state"].as_str(), went_on(&site)), (Some("trusted"), times + 1));
     }
+    // By another group's policy it is judged whole.
+    let strict = site.state().path().join("strict.json");
+    let strict = strict.to_str().unwrap();
+    site.run(&["policy", "export", "default", "--out", strict]).good();
+    let text = std::fs::read_to_string(strict)
+        .unwrap()
+        .replace("\"observe\"", "\"hold\"");
+    std::fs::write(strict, text).unwrap();
+    site.run(&["policy", "import", strict, "--name", "strict"]).good();
+    site.run(&["host", "set-policy", "alpha", "stricter"])
+        .refused(&["stricter"]);
+    site.run(&["host", "set-policy", "alpha", "strict"]).good();
+    let shown = site.wait_for("alpha", "untrusted");
+    assert!(reasons(&shown)[0].contains("mode observe"), "{shown:#}");
+    site.run(&["host", "set-policy", "alpha", "default"]).good();
+    site.wait_for("alpha", "trusted");
+
     // What it ran is held: a verifier that starts anew goes on from there, and what nobody approved is seen.
     let before = records(&site.show("alpha"));
     site.serve_again();

@@ -130,6 +130,36 @@ impl Policy {
         Ok(new)
     }
 
+    /// Approves an agent and the kernel programs that it loads, each where it is given, in a set, which is made if there is none
+    /// of this name: they may measure, and run. Returns whether anything was new in that set.
+    ///
+    /// # Errors
+    /// [`PolicyError::Name`], [`PolicyError::TooMany`]; the policy is then unchanged.
+    pub fn allow_agent(
+        &mut self,
+        set: &str,
+        agent: Option<Sha256Digest>,
+        kernel_programs: Option<Sha256Digest>,
+    ) -> Result<bool, PolicyError> {
+        check_name(set, "a set")?;
+        let mut changed = self.clone();
+        if !changed.sets.iter().any(|known| known.name() == set) {
+            changed.sets.push(RuntimeSet::new(set));
+        }
+        for known in changed.sets.iter_mut().filter(|known| known.name() == set) {
+            known.agents.extend(agent);
+            known.kernel_programs.extend(kernel_programs);
+            if let Some(sha256) = agent {
+                let (path, kind) = (Box::default(), Some(LoadKind::Program));
+                known.allow(Approved { path, kind, sha256 })?;
+            }
+        }
+        changed.check()?;
+        let new = changed != *self;
+        *self = changed;
+        Ok(new)
+    }
+
     /// Takes over everything that another policy allows: known-good values of several hosts, or of before and after an
     /// update. Parts of the same name become one. What one of the two demands alone is not demanded any more.
     ///

@@ -106,6 +106,9 @@ pub enum CliError {
     /// A policy that exists would be replaced by a file.
     #[error("policy {0} exists already; give --replace to lose what it allows now, or --name for another")]
     PolicyThere(String),
+    /// A file to be approved cannot be read.
+    #[error("cannot read {}", .0.display())]
+    FileRead(PathBuf, #[source] io::Error),
     /// A policy's file cannot be read.
     #[error("cannot read {}", .0.display())]
     PolicyRead(PathBuf, #[source] io::Error),

@@ -69,6 +69,8 @@ pub(super) enum PolicyCommand {
         #[arg(long, default_value = "default")]
         name: String,
     },
+    /// Allow an agent, or kernel programs, before any host measures with them: an update of Assay itself
+    AllowAgent(edit::AllowAgent),
     /// Let a policy allow everything that others allow, too
     Merge(edit::Merge),
     /// Show what one policy allows and another does not; `-` stands before what only the first has, `+` before what only the
@@ -155,6 +157,7 @@ pub(super) fn run(state: &StateDir, command: PolicyCommand) -> Result<(), CliErr
             let sha256 = digest;
             allow(&store, &name, &set, Approved { path, kind, sha256 })
         }
+        PolicyCommand::AllowAgent(args) => edit::allow_agent(&store, &args),
         PolicyCommand::Merge(args) => edit::merge(&store, &args),
         PolicyCommand::Diff(args) => exchange::diff(&store, &args),
         PolicyCommand::Expire(args) => edit::expire(&store, &args),

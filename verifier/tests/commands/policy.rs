@@ -103,6 +103,39 @@ fn a_signed_policy_goes_to_another_verifier() {
 }
 
 #[test]
+fn an_update_of_the_agent_is_allowed_ahead() {
+    let site = site(&file("default"));
+    let (agent, object) = (site.path("assay-agent"), site.path("assay-ebpf.o"));
+    fs::write(&agent, "agent 2").unwrap();
+    fs::write(&object, "bpf 2").unwrap();
+    let [agent, object] = [&agent, &object].map(|path| path.to_str().unwrap());
+    assert_eq!(site.run(&["policy", "allow-agent"]).code, Some(2));
+    site.run(&["policy", "allow-agent", "--agent", "/nowhere/x"])
+        .refused(&["/nowhere/x"]);
+    let args = [
+        "policy",
+        "allow-agent",
+        "--agent",
+        agent,
+        "--kernel-programs",
+        object,
+        "--set",
+        "update",
+    ];
+    let out = site.run(&args).good();
+    for line in [
+        format!("policy default now allows agent sha256:{}\n", digest("agent 2")),
+        format!("policy default now allows kernel programs sha256:{}\n", digest("bpf 2")),
+    ] {
+        assert!(out.contains(&line), "{out}");
+    }
+    assert!(site.run(&args).good().contains("allowed already"));
+    let json = site.run(&["policy", "show", "default", "--json"]).good();
+    let policy = Policy::from_json(json.as_bytes()).unwrap();
+    assert_eq!(policy.sets()[1].agents().len(), 1);
+}
+
+#[test]
 fn policies_merge_differ_expire_and_lose_parts() {
     let site = site(&file("pool"));
     let mut update = file("update");

@@ -401,6 +401,20 @@ fn many_at_once_are_allowed_all_or_none() {
 }
 
 #[test]
+fn an_agents_update_is_allowed_before_it_measures() {
+    let mut policy = full();
+    let (agent, bpf) = (digest("agent 2"), digest("bpf 2"));
+    assert!(policy.allow_agent("update", Some(agent), Some(bpf)).unwrap());
+    assert!(!policy.allow_agent("update", Some(agent), None).unwrap(), "known");
+    let set = &policy.sets()[2];
+    assert!(set.agents().contains(&agent) && set.kernel_programs().contains(&bpf));
+    assert!(policy.allows(&agent, NOW) && !policy.allows(&bpf, NOW));
+    assert!(policy.enforced(NOW).contains(&bpf));
+    policy.drop_part("update").unwrap();
+    assert_eq!(policy, full());
+}
+
+#[test]
 fn enforced_is_all_code_and_the_agent_itself() {
     let policy = full();
     let mut wanted = ["a", "b", "single", "agent", "bpf"].map(digest);

@@ -1,11 +1,66 @@
-//! Commands that change a policy: merge, expire, drop.
+//! Commands that change a policy: allow-agent, merge, expire, drop.
 
-use assay_evidence::policy::{Expiry, Policy};
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::path::{Path, PathBuf};
+
+use assay_evidence::digest::Sha256Digest;
+use assay_evidence::policy::{ALLOWED, Expiry, Policy};
 use clap::{ArgGroup, Args};
 
-use super::{existing, show};
+use super::{existing, part_name, show};
 use crate::cli::{CliError, print};
 use crate::store::Store;
+
+/// Options of `policy allow-agent`.
+#[derive(Debug, Args)]
+#[command(group(ArgGroup::new("what").required(true).multiple(true).args(["agent", "kernel_programs"])))]
+pub(in crate::cli) struct AllowAgent {
+    /// The agent's executable, as it will be installed (/usr/bin/assay-agent)
+    #[arg(long, value_name = "FILE")]
+    agent: Option<PathBuf>,
+    /// The object with the kernel programs, as it will be installed (/usr/lib/assay/assay-ebpf.o)
+    #[arg(long, value_name = "FILE")]
+    kernel_programs: Option<PathBuf>,
+    /// Set of the policy that they are added to; made if there is none
+    #[arg(long, value_name = "NAME", default_value = ALLOWED, value_parser = part_name)]
+    set: String,
+    /// Name of the policy
+    #[arg(long, default_value = "default")]
+    name: String,
+}
+
+pub(super) fn allow_agent(store: &Store, args: &AllowAgent) -> Result<(), CliError> {
+    let hashed = |file: &Option<PathBuf>| file.as_deref().map(sha256_of).transpose();
+    let (agent, programs) = (hashed(&args.agent)?, hashed(&args.kernel_programs)?);
+    let mut new = false;
+    store.edit_policy(&args.name, |policy| {
+        new = policy.allow_agent(&args.set, agent, programs)?;
+        Ok(())
+    })?;
+    let what = if new { "now allows" } else { "allowed already" };
+    for (title, digest) in [("agent", agent), ("kernel programs", programs)] {
+        if let Some(digest) = digest {
+            print(&format!("policy {} {what} {title} sha256:{digest}\n", args.name))?;
+        }
+    }
+    Ok(())
+}
+
+fn sha256_of(path: &Path) -> Result<Sha256Digest, CliError> {
+    let failed = |e| CliError::FileRead(path.to_owned(), e);
+    let mut file = File::open(path).map_err(failed)?;
+    let mut hash = ring::digest::Context::new(&ring::digest::SHA256);
+    let mut buffer = vec![0; 64 * 1024];
+    loop {
+        match file.read(&mut buffer).map_err(failed)? {
+            0 => break,
+            read => hash.update(buffer.get(..read).unwrap_or_default()),
+        }
+    }
+    let digest = hash.finish();
+    Sha256Digest::try_from(digest.as_ref()).map_err(|_| failed(io::ErrorKind::InvalidData.into()))
+}
 
 /// Options of `policy merge`.
 #[derive(Debug, Args)]

@@ -1,6 +1,6 @@
 //! A TPM 2.0 for one test: swtpm with its own state, on its own loopback ports, gone when dropped.
 
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -74,7 +74,7 @@ impl Swtpm {
             if child.ended().is_some() {
                 return Ok(None);
             }
-            if TcpStream::connect((Ipv4Addr::LOCALHOST, port.saturating_add(1))).is_ok() {
+            if listens(child.id(), [port, port.saturating_add(1)]) {
                 return Ok(Some(child));
             }
             std::thread::sleep(Duration::from_millis(5));
@@ -187,6 +187,32 @@ fn write_ca_config(dir: &Path) -> Result<PathBuf, HarnessError> {
         ),
     )?;
     Ok(setup)
+}
+
+/// Whether this very process listens on all of these ports. That somebody answers there proves nothing: another test may have
+/// taken one of them since it was free, and this process is about to find out and end.
+fn listens(process: u32, ports: [u16; 2]) -> bool {
+    let sockets = || -> procfs::ProcResult<Vec<u64>> {
+        let process = procfs::process::Process::new(process.try_into().unwrap_or(i32::MAX))?;
+        let mut own = Vec::new();
+        for file in process.fd()? {
+            if let procfs::process::FDTarget::Socket(inode) = file?.target {
+                own.push(inode);
+            }
+        }
+        Ok(own)
+    };
+    // While it starts, and when it ends, there is nothing to see.
+    let (Ok(own), Ok(all)) = (sockets(), procfs::net::tcp()) else {
+        return false;
+    };
+    ports.into_iter().all(|port| {
+        all.iter().any(|entry| {
+            entry.state == procfs::net::TcpState::Listen
+                && entry.local_address.port() == port
+                && own.contains(&entry.inode)
+        })
+    })
 }
 
 /// A port whose neighbour is free as well: the swtpm TCTI expects the control channel there.

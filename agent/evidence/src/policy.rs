@@ -20,7 +20,7 @@ mod rules;
 mod set;
 mod signed;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 pub use boot::{BootConfiguration, BootStep, GOLDEN_PCRS, MAX_STEPS, MAX_WHAT};
 pub(crate) use boot::{golden_pcrs, steps};
@@ -103,27 +103,19 @@ impl Policy {
     /// # Errors
     /// As [`Policy::allow`], and [`PolicyError::Name`]; the policy is then unchanged.
     pub fn allow_all(&mut self, set: &str, entries: Vec<Approved>) -> Result<usize, PolicyError> {
-        check_name(set, "a set")?;
-        let mut target = match self.sets.iter().find(|known| known.name() == set) {
-            Some(known) => known.clone(),
-            None => RuntimeSet::new(set),
-        };
-        let others: Vec<_> = self.sets.iter().filter(|known| known.name() != set).collect();
+        let mut changed = self.clone();
+        let target = changed.set_mut(set)?;
         let mut new = 0_usize;
         for entry in entries {
             let (digest, deed) = (entry.sha256, entry.deed());
-            let elsewhere = others.iter().any(|set| match deed {
-                Some(kind) => set.allows_deed(kind, &digest),
-                None => set.allows(&digest),
+            let mut others = self.sets.iter().filter(|known| known.name() != set);
+            let elsewhere = others.any(|known| match deed {
+                Some(kind) => known.allows_deed(kind, &digest),
+                None => known.allows(&digest),
             });
             if target.allow(entry)? && !elsewhere {
                 new = new.saturating_add(1);
             }
-        }
-        let mut changed = self.clone();
-        match changed.sets.iter_mut().find(|known| known.name() == set) {
-            Some(known) => *known = target,
-            None => changed.sets.push(target),
         }
         changed.check()?;
         *self = changed;
@@ -141,23 +133,32 @@ impl Policy {
         agent: Option<Sha256Digest>,
         kernel_programs: Option<Sha256Digest>,
     ) -> Result<bool, PolicyError> {
-        check_name(set, "a set")?;
         let mut changed = self.clone();
-        if !changed.sets.iter().any(|known| known.name() == set) {
-            changed.sets.push(RuntimeSet::new(set));
-        }
-        for known in changed.sets.iter_mut().filter(|known| known.name() == set) {
-            known.agents.extend(agent);
-            known.kernel_programs.extend(kernel_programs);
-            if let Some(sha256) = agent {
-                let (path, kind) = (Box::default(), Some(LoadKind::Program));
-                known.allow(Approved { path, kind, sha256 })?;
-            }
+        let known = changed.set_mut(set)?;
+        known.agents.extend(agent);
+        known.kernel_programs.extend(kernel_programs);
+        if let Some(sha256) = agent {
+            let (path, kind) = (Box::default(), Some(LoadKind::Program));
+            known.allow(Approved { path, kind, sha256 })?;
         }
         changed.check()?;
         let new = changed != *self;
         *self = changed;
         Ok(new)
+    }
+
+    /// The set of this name, made if there is none.
+    fn set_mut(&mut self, name: &str) -> Result<&mut RuntimeSet, PolicyError> {
+        check_name(name, "a set")?;
+        let at = self.sets.iter().position(|set| set.name() == name);
+        let at = at.unwrap_or_else(|| {
+            self.sets.push(RuntimeSet::new(name));
+            self.sets.len().saturating_sub(1)
+        });
+        // It is there: found, or just put there.
+        self.sets
+            .get_mut(at)
+            .ok_or_else(|| PolicyError::Name(name.to_owned(), "a set"))
     }
 
     /// Takes over everything that another policy allows: known-good values of several hosts, or of before and after an
@@ -386,9 +387,9 @@ impl Policy {
 }
 
 fn each_once<'a>(names: impl Iterator<Item = &'a str>, what: &'static str) -> Result<(), PolicyError> {
-    let mut seen = BTreeMap::new();
+    let mut seen = BTreeSet::new();
     for name in names {
-        if seen.insert(name, ()).is_some() {
+        if !seen.insert(name) {
             return Err(PolicyError::Twice(name.to_owned(), what));
         }
     }

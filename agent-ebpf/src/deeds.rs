@@ -168,7 +168,7 @@ unsafe fn record_device(file: *const c_void, inode: *const c_void, kind: u32) ->
 unsafe fn written(file: *const c_void, inode: *const c_void) -> i32 {
     unsafe {
         let identity = Identity::of(inode);
-        let answer = guard::knob(file, identity.magic);
+        let answer = guard::knob(file, inode, identity.magic);
         if answer != 0 {
             return answer;
         }

@@ -3,16 +3,16 @@
 //! Everything here is refused only while [`control::PROTECT`] is set, and each refusal is a record.
 
 use core::ffi::c_void;
-use core::mem::MaybeUninit;
 
-use assay_ebpf::{ABSENT, MAX_CGROUPS, MAX_FOLDERS, MAX_GUARDED, MAX_HEIRS, control, counter, flags, guarded, kind};
+use assay_ebpf::{MAX_FOLDERS, MAX_GUARDED, MAX_HEIRS, control, counter, flags, guarded, kind};
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use aya_ebpf::helpers::generated::bpf_probe_read_kernel;
-use aya_ebpf::macros::{btf_tracepoint, lsm, map};
+use aya_ebpf::macros::{lsm, map};
 use aya_ebpf::maps::HashMap;
-use aya_ebpf::programs::{BtfTracePointContext, LsmContext};
+use aya_ebpf::programs::LsmContext;
 
-use crate::gate::{EPERM, closed, order};
+use crate::gate::{EPERM, order};
+use crate::groups;
 use crate::kernel::{begins_with, layout, load};
 use crate::queue::{Facts, Outcome, count, submit};
 use crate::task;
@@ -20,10 +20,6 @@ use crate::task;
 /// Ids of the agent's maps, programs and links, see [`guarded`].
 #[map]
 static GUARDED: HashMap<u64, u32> = HashMap::with_max_entries(MAX_GUARDED, 0);
-
-/// Control groups from the agent's up to the root, by id, which is the inode number of their folder.
-#[map]
-static CGROUPS: HashMap<u64, u32> = HashMap::with_max_entries(MAX_CGROUPS, 0);
 
 /// Inode numbers of the folders with pins, on the file system [`control::PINS_DEV`].
 #[map]
@@ -93,71 +89,6 @@ pub fn led(program: &Outcome) -> i32 {
     count(counter::REFUSED);
     submit(&facts, |_| 0);
     -EPERM
-}
-
-/// The agent is moved to another control group, which can be a frozen one. No hook could refuse it, and this one is not
-/// told who does it by digest (inode storage is for security hooks). From this moment on the new group and those above it
-/// are guarded; the agent itself finds out, once it runs again.
-#[btf_tracepoint(function = "cgroup_attach_task")]
-pub fn moved(ctx: BtfTracePointContext) -> i32 {
-    const EOPNOTSUPP: i32 = 95;
-    let task: *const c_void = ctx.arg(2);
-    let from_init = bpf_get_current_pid_tgid() >> 32 == 1;
-    // SAFETY: the tracepoint's argument is a `struct task_struct *`.
-    if !is_on() || unsafe { !task::is_agents(task) } {
-        return 0;
-    }
-    // SAFETY: the tracepoint's argument is a `struct cgroup *`.
-    unsafe { guard_groups(ctx.arg(0)) };
-    if from_init || task::is_agent() {
-        return 0;
-    }
-    let facts = Facts::of_buffer(kind::ATTEMPT_FREEZE, 0, Outcome::failed(EOPNOTSUPP));
-    if !submit(&facts, |_| 0) && closed() {
-        // Nobody refused it for want of room.
-        count(counter::LOST);
-    }
-    0
-}
-
-/// Guards a control group and those above it. The agent lets go of those that it has left, when it looks.
-///
-/// # Safety
-/// `group` is a `struct cgroup *` that the verifier tracks.
-#[inline(always)]
-unsafe fn guard_groups(group: *const c_void) {
-    /// Groups above each other that are looked at; systemd's have up to seven.
-    const MAX_LEVELS: u32 = 32;
-    unsafe {
-        let node: *const c_void = load(group, layout!(cgroup_node));
-        let _full = CGROUPS.insert(&load::<u64>(node, layout!(node_id)), &1, 0);
-        if layout!(cgroup_ancestors) == ABSENT {
-            return;
-        }
-        let level = load::<u32>(group, layout!(cgroup_level));
-        for above in 0..MAX_LEVELS {
-            if above >= level {
-                break;
-            }
-            // An array of no fixed length: the verifier does not follow its pointers.
-            let place = group.byte_add((layout!(cgroup_ancestors) + above * 8) as usize);
-            let ancestor = peek::<*const c_void>(place);
-            let node = peek::<*const c_void>(ancestor.wrapping_byte_add(layout!(cgroup_node) as usize));
-            let id = peek::<u64>(node.wrapping_byte_add(layout!(node_id) as usize));
-            let _full = CGROUPS.insert(&id, &1, 0);
-        }
-    }
-}
-
-/// What stands at a kernel address; zero where nothing can be read.
-#[inline(always)]
-fn peek<T: Copy>(place: *const c_void) -> T {
-    let mut value = MaybeUninit::<T>::zeroed();
-    // SAFETY: room for one; numbers and pointers alone are asked for, which may be zero.
-    unsafe {
-        bpf_probe_read_kernel(value.as_mut_ptr().cast(), size_of::<T>() as u32, place);
-        value.assume_init()
-    }
 }
 
 /// Limits that would make the kernel end the agent.
@@ -346,42 +277,34 @@ unsafe fn touched(inode: *const c_void) -> i32 {
     }
 }
 
-/// A file of the kernel's own that is opened for writing: freezing, killing, starving the agent's control group, or
-/// offering the agent to the out-of-memory killer.
+/// A file of the kernel's own that is opened for writing: one of a control group's, or what offers the agent to the
+/// out-of-memory killer.
 ///
 /// # Safety
-/// `file` and `superblock` are pointers that the verifier tracks.
+/// `file`, `inode` and what they lead to are pointers that the verifier tracks.
 #[inline(always)]
-pub unsafe fn knob(file: *const c_void, magic: u64) -> i32 {
+pub unsafe fn knob(file: *const c_void, inode: *const c_void, magic: u64) -> i32 {
     const CGROUP2_MAGIC: u64 = 0x6367_7270;
+    /// Version 1, whatever its controllers.
+    const CGROUP_MAGIC: u64 = 0x0027_e0eb;
     const PROC_MAGIC: u64 = 0x9fa0;
-    if magic != CGROUP2_MAGIC && magic != PROC_MAGIC || !is_on() || task::is_agent() {
+    let of_a_group = magic == CGROUP2_MAGIC || magic == CGROUP_MAGIC;
+    if !of_a_group && magic != PROC_MAGIC || !is_on() {
         return 0;
     }
     unsafe {
         let dentry: *const c_void = load(file, layout!(file_path) + layout!(path_dentry));
+        if of_a_group {
+            return groups::opened(file, inode, dentry, magic == CGROUP_MAGIC);
+        }
         let name: u64 = load(dentry, layout!(dentry_name));
         let parent: *const c_void = load(dentry, layout!(dentry_parent));
-        if magic == PROC_MAGIC {
-            let offered = begins_with(name, *b"oom_") && (is_agents_folder(parent) || is_agents_thread(parent));
-            return if offered { refuse(kind::ATTEMPT_LIMIT, 0) } else { 0 };
-        }
-        let kind = if begins_with(name, *b"cgroup.freeze\0") || begins_with(name, *b"cgroup.kill\0") {
-            kind::ATTEMPT_FREEZE
-        } else if begins_with(name, *b"memory.max\0")
-            || begins_with(name, *b"memory.high\0")
-            || begins_with(name, *b"cpu.max\0")
-        {
-            kind::ATTEMPT_LIMIT
+        let offered = begins_with(name, *b"oom_") && (is_agents_folder(parent) || is_agents_thread(parent));
+        if offered && !task::is_agent() {
+            refuse(kind::ATTEMPT_LIMIT, 0)
         } else {
-            return 0;
-        };
-        let folder: *const c_void = load(parent, layout!(dentry_inode));
-        let number: u64 = load(folder, layout!(inode_ino));
-        if CGROUPS.get(&number).is_none() {
-            return 0;
+            0
         }
-        refuse(kind, 0)
     }
 }
 
@@ -420,14 +343,15 @@ pub unsafe fn tpm(inode: *const c_void) -> i32 {
     refuse(kind::ATTEMPT_TPM, u64::from(device))
 }
 
+/// Whether the agent is kept from others.
 #[inline(always)]
-fn is_on() -> bool {
+pub fn is_on() -> bool {
     order(control::PROTECT) != 0
 }
 
 /// Records the attempt, with a number that belongs to it in the place of a size, and refuses it.
 #[inline(always)]
-fn refuse(kind: u32, number: u64) -> i32 {
+pub fn refuse(kind: u32, number: u64) -> i32 {
     let own: Outcome = task::own_digest();
     let mut facts = Facts::of_buffer(kind, number, own);
     facts.flags = flags::REFUSED;

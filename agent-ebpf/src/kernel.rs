@@ -2,6 +2,7 @@
 
 use core::arch::asm;
 use core::ffi::c_void;
+use core::mem::MaybeUninit;
 use core::ptr::read_volatile;
 
 use assay_ebpf::{ABSENT, Layout};
@@ -36,6 +37,18 @@ pub fn constant(word: &u32) -> u32 {
 #[inline(always)]
 pub unsafe fn load<T: Copy>(object: *const c_void, offset: u32) -> T {
     unsafe { read_volatile(object.byte_add(offset as usize).cast::<T>()) }
+}
+
+/// What stands at a kernel address that the verifier does not follow; zero where nothing can be read.
+#[inline(always)]
+pub fn peek<T: Copy>(address: u64, offset: u32) -> T {
+    let mut value = MaybeUninit::<T>::zeroed();
+    let place = address.wrapping_add(u64::from(offset)) as *const c_void;
+    // SAFETY: room for one; numbers and pointers alone are asked for, which may be zero.
+    unsafe {
+        bpf_probe_read_kernel(value.as_mut_ptr().cast(), size_of::<T>() as u32, place);
+        value.assume_init()
+    }
 }
 
 /// What identifies an inode and the state of its content.

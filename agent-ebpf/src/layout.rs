@@ -72,6 +72,8 @@ layout! {
     inode_rdev,
     /// `inode.i_link`: where a link leads, if that lies in memory
     inode_link,
+    /// `inode.i_private`: of a control group's folder, its `kernfs_node`
+    inode_private,
     /// `inode.i_mapping`
     inode_mapping,
     /// `address_space.i_mmap`: its root's node is the member that comes first
@@ -108,8 +110,24 @@ layout! {
     cgroup_level,
     /// `cgroup.ancestors`: the groups above it and itself; absent before Linux 6.1
     cgroup_ancestors,
+    /// `cgroup.root`
+    cgroup_root,
+    /// `cgroup_root.hierarchy_id`: 0 is version 2
+    root_hierarchy,
+    /// `cgroup.self.flags`
+    cgroup_flags,
+    /// `cgroup.freezer.freeze`: whether this group is to be frozen
+    cgroup_freeze,
+    /// `cgroup.subsys`: version 1's controllers of this group, by id
+    cgroup_subsys,
+    /// `freezer_cgrp_id` of `enum cgroup_subsys_id`; absent if the kernel has no version 1 freezer
+    freezer_id,
+    /// `freezer.state` of version 1; absent with the one before
+    freezer_state,
     /// `kernfs_node.id`
     node_id,
+    /// `kernfs_node.priv`: of a control group's folder, the group
+    node_priv,
     /// `task_struct.mm`
     task_mm,
     /// `mm_struct.exe_file`

@@ -17,6 +17,7 @@ mod bpf;
 mod deeds;
 mod file;
 mod gate;
+mod groups;
 mod guard;
 mod kernel;
 mod module;

@@ -4,6 +4,8 @@
 //! ignored is worse than one that was never set. [`Config`] can only be made from checked values, so nothing after this
 //! module asks again whether a PCR is allowed or a timeout is sane.
 
+mod error;
+
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -11,7 +13,8 @@ use std::time::Duration;
 use assay_evidence::event::Mode;
 use serde::Deserialize;
 
-use crate::tpm::AkKind;
+pub use self::error::ConfigError;
+use crate::tpm::{AkKind, EkKind};
 
 /// Where the configuration is looked for when `--config` is not given.
 pub const DEFAULT_PATH: &str = "/etc/assay/agent.toml";
@@ -42,6 +45,8 @@ const INTERPRETERS: [&str; 5] = [
 ];
 /// Through this device a process has the hypervisor do things.
 const WATCH_DEVICES: [&str; 1] = ["/dev/xen/privcmd"];
+/// The value of a key for which the agent decides by itself.
+const AUTO: &str = "auto";
 /// Entries of a list.
 const MAX_LIST: usize = 64;
 const SECONDS: std::ops::RangeInclusive<u64> = 1..=3600;
@@ -83,6 +88,8 @@ pub struct Tpm {
     pub ak_handle: u32,
     /// What the attestation key signs with.
     pub ak: AkKind,
+    /// Which endorsement key the TPM is known by; none: the one that has a certificate.
+    pub ek: Option<EkKind>,
     /// How long one TPM command may take before the TPM counts as dead.
     pub timeout: Duration,
 }
@@ -115,84 +122,8 @@ pub struct Measure {
 pub struct Unlock {
     /// How long an unlock keeps trying to reach a verifier before it refuses.
     pub timeout: Duration,
-}
-
-/// Why a configuration was refused. The text names the file, and the key where there is one.
-#[derive(Debug, thiserror::Error)]
-pub enum ConfigError {
-    /// The file is missing or unreadable.
-    #[error("cannot read configuration {path}")]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        #[source]
-        source: std::io::Error,
-    },
-    /// The file is far larger than any configuration.
-    #[error("{path} is larger than {MAX_FILE} bytes: this is not a configuration file")]
-    TooLarge {
-        /// The file.
-        path: PathBuf,
-    },
-    /// Not TOML, an unknown key, or a value of the wrong type.
-    #[error("{path}:{line}: {message}; correct or remove this line")]
-    Syntax {
-        /// The file.
-        path: PathBuf,
-        /// Line, from 1.
-        line: usize,
-        /// The parser's words; they name the key.
-        message: String,
-    },
-    /// A register that is not ours to extend.
-    #[error("{path}: tpm.pcr = {pcr} is refused: {reason}; use 12, 13 (the default) or 14")]
-    Pcr {
-        /// The file.
-        path: PathBuf,
-        /// The register asked for.
-        pcr: i64,
-        /// Who owns it.
-        reason: &'static str,
-    },
-    /// A word that is not a mode at all.
-    #[error("{path}: measure.mode = {mode:?} is not a mode; use \"observe\", \"hold\" or \"enforce\"")]
-    ModeUnknown {
-        /// The file.
-        path: PathBuf,
-        /// The word.
-        mode: String,
-    },
-    /// A number outside of its range.
-    #[error("{path}: {key} = {value} is out of range; use {range}")]
-    Range {
-        /// The file.
-        path: PathBuf,
-        /// The key with its section.
-        key: &'static str,
-        /// The value given.
-        value: String,
-        /// What is accepted.
-        range: &'static str,
-    },
-    /// A folder or file given relative to nobody knows what.
-    #[error("{path}: {key} = {value:?} is not an absolute path; start it with /")]
-    RelativePath {
-        /// The file.
-        path: PathBuf,
-        /// The key.
-        key: &'static str,
-        /// The value given.
-        value: PathBuf,
-    },
-    /// A log level that does not exist.
-    #[error("{path}: log.level = {value:?} is unknown; use error, warn, info, debug or trace")]
-    Level {
-        /// The file.
-        path: PathBuf,
-        /// The word.
-        value: String,
-    },
+    /// How long a toolstack's hook may take in all.
+    pub hook_deadline: Duration,
 }
 
 impl Config {
@@ -272,6 +203,7 @@ struct RawTpm {
     pcr: i64,
     ak_handle: i64,
     ak: String,
+    ek: String,
     timeout_s: u64,
 }
 
@@ -301,6 +233,7 @@ enum RawTier {
 #[serde(deny_unknown_fields, default)]
 struct RawUnlock {
     timeout_s: u64,
+    hook_deadline_s: u64,
 }
 
 #[derive(Debug, Deserialize)]
@@ -333,6 +266,7 @@ impl Default for RawTpm {
             pcr: 13,
             ak_handle: 0x8101_0A55,
             ak: AkKind::EcdsaP256.name().to_owned(),
+            ek: AUTO.to_owned(),
             timeout_s: 30,
         }
     }
@@ -348,7 +282,7 @@ impl Default for RawMeasure {
             interpreters: INTERPRETERS.iter().map(PathBuf::from).collect(),
             watch_devices: WATCH_DEVICES.iter().map(PathBuf::from).collect(),
             log_max_mib: 64,
-            tier: RawTier::Word("auto".to_owned()),
+            tier: RawTier::Word(AUTO.to_owned()),
             btf: "/sys/kernel/btf/vmlinux".into(),
         }
     }
@@ -356,7 +290,10 @@ impl Default for RawMeasure {
 
 impl Default for RawUnlock {
     fn default() -> Self {
-        Self { timeout_s: 60 }
+        Self {
+            timeout_s: 60,
+            hook_deadline_s: 35,
+        }
     }
 }
 
@@ -372,7 +309,7 @@ impl RawTier {
     /// The tier, or what was written instead of one.
     fn check(self) -> Result<Option<u8>, String> {
         match self {
-            Self::Word(word) if word == "auto" => Ok(None),
+            Self::Word(word) if word == AUTO => Ok(None),
             Self::Word(word) => Err(format!("{word:?}")),
             Self::Number(number) => match u8::try_from(number) {
                 Ok(tier @ 1..=3) => Ok(Some(tier)),
@@ -422,6 +359,13 @@ impl Raw {
             let value = format!("{:?}", self.tpm.ak);
             range("tpm.ak", value, "\"ecdsa-p256\" (the default) or \"rsa-2048\"")
         })?;
+        let ek = match self.tpm.ek.as_str() {
+            AUTO => None,
+            name => Some(EkKind::from_name(name).ok_or_else(|| {
+                let accepted = "\"auto\" (the default), \"rsa-2048\" or \"ecc-p256\"";
+                range("tpm.ek", format!("{name:?}"), accepted)
+            })?),
+        };
         if !LOG_MIB.contains(&self.measure.log_max_mib) {
             return Err(range(
                 "measure.log_max_mib",
@@ -458,6 +402,7 @@ impl Raw {
                 tcti: self.tpm.tcti,
                 ak_handle,
                 ak,
+                ek,
                 timeout: seconds("tpm.timeout_s", self.tpm.timeout_s)?,
             },
             measure: Measure {
@@ -477,6 +422,7 @@ impl Raw {
             },
             unlock: Unlock {
                 timeout: seconds("unlock.timeout_s", self.unlock.timeout_s)?,
+                hook_deadline: seconds("unlock.hook_deadline_s", self.unlock.hook_deadline_s)?,
             },
             log_level: self.log.level.parse().map_err(|_| ConfigError::Level {
                 path: path.to_owned(),

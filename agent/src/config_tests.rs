@@ -66,6 +66,7 @@ fn values_out_of_range_are_refused() {
         ("[tpm]\ntcti = \"\"", "tpm.tcti"),
         ("[measure]\nlog_max_mib = 0", "measure.log_max_mib"),
         ("[unlock]\ntimeout_s = 4000", "unlock.timeout_s"),
+        ("[unlock]\nhook_deadline_s = 0", "unlock.hook_deadline_s"),
     ] {
         assert!(
             matches!(parse(text).unwrap_err(), ConfigError::Range { key: found, .. } if found == key),
@@ -148,6 +149,20 @@ fn the_attestation_key_is_ecdsa_unless_told_otherwise() {
     let error = parse("[tpm]\nak = \"rsa\"").unwrap_err().to_string();
     assert!(
         error.contains("tpm.ak = \"rsa\"") && error.contains("rsa-2048"),
+        "{error}"
+    );
+}
+
+#[test]
+fn the_endorsement_key_is_the_certified_one_unless_told_otherwise() {
+    let ek = |text: &str| parse(text).unwrap().tpm.ek;
+    assert_eq!(ek(""), None);
+    assert_eq!(ek("[tpm]\nek = \"auto\""), None);
+    assert_eq!(ek("[tpm]\nek = \"rsa-2048\""), Some(EkKind::Rsa2048));
+    assert_eq!(ek("[tpm]\nek = \"ecc-p256\""), Some(EkKind::EccP256));
+    let error = parse("[tpm]\nek = \"ecdsa-p256\"").unwrap_err().to_string();
+    assert!(
+        error.contains("tpm.ek = \"ecdsa-p256\"") && error.contains("ecc-p256"),
         "{error}"
     );
 }

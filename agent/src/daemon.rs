@@ -10,15 +10,17 @@ use std::time::Duration;
 use assay_evidence::approved::ApprovedList;
 use assay_evidence::digest::Sha256Digest;
 use assay_evidence::event::Mode;
-use systemd::daemon as sd;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 
 use crate::approved::ApprovedStore;
 use crate::bundle::Source;
 use crate::config::{self, Config};
+use crate::early::{self, EarlyError};
 use crate::http;
 use crate::join::{JoinError, Joined};
+use crate::kernel_age;
+use crate::leases::{Leases, boot_seconds};
 use crate::log_view::LogView;
 use crate::measure::hold::HoldSettings;
 use crate::measure::kernel::{GateError, GateSettings, KernelError};
@@ -27,11 +29,13 @@ use crate::measure::source::EventSource;
 use crate::measure::trouble::FailureNote;
 use crate::measure::{Approval, Control, MeasureError, Measurer, Settings, host};
 use crate::memory;
+use crate::nudge::nudge;
 use crate::serve::{ServeError, Server};
+use crate::supervisor;
 use crate::tier::Plan;
 use crate::tpm::{self, TpmConfig, TpmError};
 use crate::unlock::Unlocker;
-use crate::unlock::api::{JoinedStatus, Status};
+use crate::unlock::api::{DiskStatus, JoinedStatus, Status};
 use crate::unlock::socket::{SocketError, SocketServer, StatusSource};
 
 /// How often TPM and measuring loop are asked whether they live, unless systemd's watchdog wants it more often.
@@ -52,6 +56,15 @@ const LAST_MOMENT: Duration = Duration::from_millis(200);
 /// Why the daemon could not start, or ended.
 #[derive(Debug, thiserror::Error)]
 pub enum DaemonError {
+    /// No tier works, and the kernel is older than any that has one.
+    #[error("Linux {release} is too old to be measured: {}", kernel_age::REMEDY)]
+    OldKernel {
+        /// Its release.
+        release: String,
+        /// What is missing first.
+        #[source]
+        source: Box<Self>,
+    },
     /// The kernel side.
     #[error("the kernel programs cannot measure this host")]
     Kernel(#[from] KernelError),
@@ -93,6 +106,9 @@ pub enum DaemonError {
     /// The local socket.
     #[error("the local socket has ended")]
     Socket(#[from] SocketError),
+    /// The agent of the initramfs.
+    #[error("the agent that the initramfs started cannot be relieved")]
+    Early(#[from] EarlyError),
     /// The runtime, a thread or a signal handler could not be set up.
     #[error("the daemon cannot be set up: {what}")]
     SetUp {
@@ -119,9 +135,19 @@ pub struct Parts {
 /// # Errors
 /// Any [`DaemonError`]; the process should end with a status other than 0.
 pub fn run(config: Config) -> Result<(), DaemonError> {
+    early::relieve(&config.run_dir)?;
+    run_to_end(&config, run_with)
+}
+
+/// Runs this part of a daemon with the host's real parts, and ends what it leaves.
+pub(crate) fn run_to_end(
+    config: &Config,
+    part: impl AsyncFnOnce(&Config, Parts) -> Result<(), DaemonError>,
+) -> Result<(), DaemonError> {
     // Before anything large: the kernel's type information alone is megabytes.
     memory::give_back_early();
-    let parts = real_parts(&config)?;
+    memory::stay_in_memory();
+    let parts = real_parts(config)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -130,7 +156,7 @@ pub fn run(config: Config) -> Result<(), DaemonError> {
             source,
         })?;
     let tpm = parts.tpm.clone();
-    let result = runtime.block_on(run_with(&config, parts));
+    let result = runtime.block_on(part(config, parts));
     // A disk that is being opened, or a TPM that hangs, must not keep the process.
     runtime.shutdown_timeout(LAST_MOMENT);
     tpm.end(LAST_MOMENT);
@@ -214,20 +240,37 @@ pub async fn run_with(config: &Config, parts: Parts) -> Result<(), DaemonError> 
     if tier == 3 {
         source = source.with_ima_log();
     }
+    let leases = Leases::open(&config.run_dir);
     let unlocker = Unlocker::new(
         config.state_dir.clone(),
         config.unlock.timeout,
         tpm.clone(),
         source.clone(),
+        leases.clone(),
     )
     .map_err(|source| DaemonError::SetUp {
         what: "disk thread",
         source,
     })?;
-    let status = status(config, (tier, blind), tpm.clone(), measuring.control.clone());
+    let status = status(
+        config,
+        (tier, blind),
+        tpm.clone(),
+        measuring.control.clone(),
+        leases.clone(),
+    );
+    let guard = unlocker.clone().guard();
+    let nudge = nudge(measuring.control.clone(), leases.clone(), config.state_dir.clone());
     let socket = SocketServer::bind(&config.socket(), unlocker, approved.clone(), status).await?;
+    let serving = Serving {
+        config,
+        tpm: &tpm,
+        source: &source,
+        approved: &approved,
+        leases: &leases,
+    };
     let server = match Joined::load(&config.state_dir)? {
-        Some(joined) => Some(bind(config, &joined, &tpm, &source, &approved).await?),
+        Some(joined) => Some(serving.bind(&joined).await?),
         None => {
             tracing::warn!(
                 "this host has joined no verifier: it measures, and serves no quotes until `assay-agent join FILE`"
@@ -235,17 +278,19 @@ pub async fn run_with(config: &Config, parts: Parts) -> Result<(), DaemonError> 
             None
         }
     };
-    notify(&[(sd::STATE_READY, "1"), (sd::STATE_STATUS, "measuring")]);
+    supervisor::notify(&[supervisor::READY, ("STATUS", "measuring")]);
 
     let result = tokio::select! {
         ended = &mut measuring.ended => return Err(ended_early(ended)),
-        served = serve(config, server, &tpm, &source, &approved) => served.map(never),
+        served = serving.serve(server) => served.map(never),
+        never_ends = guard => match never_ends {},
+        never_ends = nudge => match never_ends {},
         local = socket.run() => local.map(never).map_err(DaemonError::from),
         watched = watch(&tpm, &measuring.control) => watched.map(never),
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),
     };
-    notify(&[(sd::STATE_STOPPING, "1")]);
+    supervisor::notify(&[supervisor::STOPPING]);
     match result {
         Ok(()) => measuring.stop().await,
         Err(error) => {
@@ -258,15 +303,15 @@ pub async fn run_with(config: &Config, parts: Parts) -> Result<(), DaemonError> 
 }
 
 /// The measuring thread, seen from the async side.
-struct Measuring {
+pub(crate) struct Measuring {
     control: Control,
-    ready: oneshot::Receiver<()>,
-    ended: oneshot::Receiver<Result<(), MeasureError>>,
+    pub(crate) ready: oneshot::Receiver<()>,
+    pub(crate) ended: oneshot::Receiver<Result<(), MeasureError>>,
 }
 
 impl Measuring {
     /// Opens log and PCR, and starts the loop. Returns when AGENT_START is in both.
-    fn start(parts: Parts, approved: &ApprovedStore) -> Result<Self, DaemonError> {
+    pub(crate) fn start(parts: Parts, approved: &ApprovedStore) -> Result<Self, DaemonError> {
         let enforces = parts.settings.mode == Mode::Enforce;
         let measurer = Measurer::open(parts.settings, parts.source, parts.tpm)?;
         let control = measurer.control();
@@ -295,7 +340,7 @@ impl Measuring {
     }
 
     /// Puts AGENT_STOP into log and PCR.
-    async fn stop(self) -> Result<(), DaemonError> {
+    pub(crate) async fn stop(self) -> Result<(), DaemonError> {
         self.control.stop();
         match self.ended.await {
             Ok(result) => Ok(result?),
@@ -328,38 +373,38 @@ fn approval(list: &ApprovedList) -> Approval {
     }
 }
 
-fn ended_early(ended: Result<Result<(), MeasureError>, oneshot::error::RecvError>) -> DaemonError {
+pub(crate) fn ended_early(ended: Result<Result<(), MeasureError>, oneshot::error::RecvError>) -> DaemonError {
     match ended {
         Ok(Err(error)) => error.into(),
         Ok(Ok(())) | Err(_) => DaemonError::MeasureGone,
     }
 }
 
-async fn bind(
-    config: &Config,
-    joined: &Joined,
-    tpm: &tpm::Handle,
-    source: &Source,
-    approved: &ApprovedStore,
-) -> Result<Server, DaemonError> {
-    let server = Server::bind(config.listen, joined, tpm.clone(), source.clone(), approved.clone()).await?;
-    tracing::info!(listen = %config.listen, "serving quotes");
-    Ok(server)
+/// What the quote server is made of.
+struct Serving<'a> {
+    config: &'a Config,
+    tpm: &'a tpm::Handle,
+    source: &'a Source,
+    approved: &'a ApprovedStore,
+    leases: &'a Leases,
 }
 
-/// Serves quotes; a host that has not joined yet waits until it has.
-async fn serve(
-    config: &Config,
-    server: Option<Server>,
-    tpm: &tpm::Handle,
-    source: &Source,
-    approved: &ApprovedStore,
-) -> Result<Infallible, DaemonError> {
-    let server = match server {
-        Some(server) => server,
-        None => bind(config, &joined(config).await, tpm, source, approved).await?,
-    };
-    Ok(server.run().await?)
+impl Serving<'_> {
+    async fn bind(&self, joined: &Joined) -> Result<Server, DaemonError> {
+        let (listen, approved) = (self.config.listen, self.approved.clone());
+        let server = Server::bind(listen, joined, self.tpm.clone(), self.source.clone(), approved).await?;
+        tracing::info!(%listen, "serving quotes");
+        Ok(server.with_leases(self.leases.clone()))
+    }
+
+    /// Serves quotes; a host that has not joined yet waits until it has.
+    async fn serve(&self, server: Option<Server>) -> Result<Infallible, DaemonError> {
+        let server = match server {
+            Some(server) => server,
+            None => self.bind(&joined(self.config).await).await?,
+        };
+        Ok(server.run().await?)
+    }
 }
 
 async fn joined(config: &Config) -> Joined {
@@ -378,11 +423,8 @@ async fn joined(config: &Config) -> Joined {
 
 /// Asks TPM and measuring loop whether they live, and tells systemd. Returns only when one of them does not.
 async fn watch(tpm: &tpm::Handle, control: &Control) -> Result<Infallible, DaemonError> {
-    let watchdog = sd::watchdog_enabled().unwrap_or(0);
-    let every = match watchdog {
-        0 => CHECK_EVERY,
-        micros => CHECK_EVERY.min(Duration::from_micros(micros) / 3),
-    };
+    let watchdog = supervisor::watchdog();
+    let every = watchdog.map_or(CHECK_EVERY, |period| CHECK_EVERY.min(period / 3));
     let (mut beats, mut suspected) = (control.beats(), false);
     loop {
         tokio::time::sleep(every).await;
@@ -395,8 +437,8 @@ async fn watch(tpm: &tpm::Handle, control: &Control) -> Result<Infallible, Daemo
             return Err(DaemonError::Hung);
         }
         (beats, suspected) = (now, silent);
-        if watchdog > 0 && !silent {
-            notify(&[(sd::STATE_WATCHDOG, "1")]);
+        if watchdog.is_some() && !silent {
+            supervisor::notify(&[supervisor::WATCHDOG]);
         }
     }
 }
@@ -404,7 +446,13 @@ async fn watch(tpm: &tpm::Handle, control: &Control) -> Result<Infallible, Daemo
 /// The measuring loop turns once a second and more; a check in shorter intervals proves nothing.
 const MIN_BEAT: Duration = Duration::from_secs(2);
 
-fn status(config: &Config, (tier, blind): (u8, String), tpm: tpm::Handle, control: Control) -> StatusSource {
+fn status(
+    config: &Config,
+    (tier, blind): (u8, String),
+    tpm: tpm::Handle,
+    control: Control,
+    leases: Leases,
+) -> StatusSource {
     let config = config.clone();
     Arc::new(move || {
         let (log, identity) = (tpm.log().snapshot(), tpm.identity());
@@ -423,12 +471,24 @@ fn status(config: &Config, (tier, blind): (u8, String), tpm: tpm::Handle, contro
             no_room: control.no_room(),
             log_full: control.log_full(),
             ek_sha256: Sha256Digest::of(&identity.ek_public),
+            ek: identity.ek_kind.name().to_owned(),
             ak: identity.ak_kind.name().to_owned(),
             tpm_manufacturer: identity.manufacturer.clone(),
             tpm_firmware: identity.firmware.clone(),
+            tpm_worked_us: u64::try_from(tpm.worked().as_micros()).unwrap_or(u64::MAX),
             joined: joined_status(&config),
+            disks: disks(&leases),
         }
     })
+}
+
+fn disks(leases: &Leases) -> Vec<DiskStatus> {
+    let now = boot_seconds();
+    leases
+        .list()
+        .into_iter()
+        .map(|disk| DiskStatus::of(disk, now))
+        .collect()
 }
 
 fn joined_status(config: &Config) -> Option<JoinedStatus> {
@@ -448,14 +508,8 @@ pub(crate) fn tpm_config(config: &config::Tpm) -> TpmConfig {
         pcr: config.pcr,
         ak_handle: config.ak_handle,
         ak: config.ak,
+        ek: config.ek,
         timeout: config.timeout,
-    }
-}
-
-fn notify(state: &[(&str, &str)]) {
-    // Without systemd there is nobody to tell.
-    if let Err(error) = sd::notify(state.iter()) {
-        tracing::warn!(%error, "systemd cannot be notified");
     }
 }
 

@@ -13,6 +13,7 @@ use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue};
 use hyper::{Method, Request, StatusCode};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use zeroize::Zeroizing;
 
 /// Largest request body that is read, in bytes.
 pub const MAX_BODY: usize = 64 * 1024;
@@ -90,6 +91,16 @@ pub fn ok<T: Serialize>(body: &T) -> Response {
 /// 200 with a body that is JSON already.
 pub fn ok_bytes(body: Bytes) -> Response {
     build(StatusCode::OK, body)
+}
+
+/// 200 with a secret. The bytes are handed to the kernel from where they are (a Unix socket takes several buffers at once, so that hyper
+/// copies none together), and wiped then.
+pub fn ok_secret(secret: Zeroizing<Vec<u8>>) -> Response {
+    let mut response = build(StatusCode::OK, Bytes::from_owner(secret));
+    response
+        .headers_mut()
+        .insert(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
+    response
 }
 
 /// 405, with the methods that would have worked.

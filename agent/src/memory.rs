@@ -20,6 +20,31 @@ pub fn give_back_early() {
     }
 }
 
+/// Keeps what the daemon has in memory from being swapped out: a disk's key passes through it. Only what is used takes memory.
+pub fn stay_in_memory() {
+    use nix::sys::mman::{MlockAllFlags, mlockall};
+    // Without the right to lock as much as it likes, a daemon that locked all would get no more memory at the limit.
+    if !may_lock() {
+        tracing::warn!("this process has no CAP_IPC_LOCK: what it has in memory may be swapped out");
+        return;
+    }
+    // nix does not know the flag that leaves out what was never touched (mlockall(2)).
+    let flags = MlockAllFlags::from_bits_retain(libc::MCL_CURRENT | libc::MCL_FUTURE | libc::MCL_ONFAULT);
+    if let Err(error) = mlockall(flags) {
+        tracing::warn!("what this process has in memory may be swapped out: mlockall: {error}");
+    }
+}
+
+/// Whether the process has CAP_IPC_LOCK (`CapEff` in proc_pid_status(5)).
+fn may_lock() -> bool {
+    /// Its number (linux/capability.h).
+    const CAP_IPC_LOCK: u64 = 14;
+    let effective = procfs::process::Process::myself()
+        .and_then(|me| me.status())
+        .map(|status| status.capeff);
+    effective.is_ok_and(|set| set >> CAP_IPC_LOCK & 1 == 1)
+}
+
 /// Gives back what the start has left over between blocks that are still in use.
 pub fn give_back_now() {
     // SAFETY: takes the allocator's own lock; may run at any time.

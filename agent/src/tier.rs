@@ -13,6 +13,7 @@ use assay_evidence::event::Mode;
 
 use crate::config::Config;
 use crate::daemon::{DaemonError, gate};
+use crate::kernel_age;
 use crate::measure::kernel::{Kernel, KernelError, Origin, Preflight};
 use crate::measure::probe::{self, Probe};
 use crate::measure::source::EventSource;
@@ -51,8 +52,19 @@ impl Plan {
     /// Looks at the host and at what the configuration wants.
     ///
     /// # Errors
-    /// What the tier of the configuration lacks; with "auto", what keeps every tier from working.
+    /// What the tier of the configuration lacks; with "auto", what keeps every tier from working. On a kernel that is too old for all
+    /// of them: [`DaemonError::OldKernel`].
     pub fn choose(config: &Config) -> Result<Self, DaemonError> {
+        Self::look(config).map_err(|error| match kernel_age::release() {
+            Ok(release) if kernel_age::is_too_old(&release) => DaemonError::OldKernel {
+                release,
+                source: Box::new(error),
+            },
+            _ => error,
+        })
+    }
+
+    fn look(config: &Config) -> Result<Self, DaemonError> {
         match config.measure.tier {
             Some(3) => return Self::probes(config),
             Some(2) => {

@@ -116,6 +116,29 @@ fn another_kind_of_attestation_key_is_said_to_need_enrolment() {
 }
 
 #[test]
+fn the_endorsement_key_is_the_one_that_the_operator_names() {
+    let swtpm = Swtpm::start().unwrap();
+    let host = Host::new(&swtpm.tcti());
+    let file = host.file(&Ca::new("verifier"));
+    let shown = || {
+        let (code, out, err) = host.join(&file, false);
+        assert_eq!(code, 0, "{err}");
+        let line = out.lines().find_map(|line| line.strip_prefix("ek:        sha256:"));
+        let (ek, kind) = line.unwrap().split_once(' ').unwrap();
+        assert!(out.contains(&format!(" --ek-sha256 {ek}\n")), "{out}");
+        (ek.to_owned(), kind.to_owned())
+    };
+    let (rsa, kind) = shown();
+    assert_eq!(kind, "(rsa-2048)");
+    let path = host.dir.path().join("agent.toml");
+    let config = std::fs::read_to_string(&path).unwrap() + "ek = \"ecc-p256\"\n";
+    std::fs::write(&path, config).unwrap();
+    let (ecc, kind) = shown();
+    assert_eq!(kind, "(ecc-p256)");
+    assert_ne!(ecc, rsa);
+}
+
+#[test]
 fn without_a_tpm_or_a_join_file_nothing_is_left_behind() {
     let host = Host::new("device:/nonexistent/tpmrm0");
     let (code, _, err) = host.join(&host.file(&Ca::new("verifier")), false);

@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use assay_agent::approved::ApprovedStore;
 use assay_agent::bundle::Source;
+use assay_agent::leases::Leases;
 use assay_agent::unlock::Unlocker;
 use assay_agent::unlock::socket::SocketServer;
 use assay_evidence::approved::{ListDraft, MAX_DIGESTS, MAX_LIST};
@@ -153,7 +154,14 @@ fn a_file_is_taken_by_the_agent_that_runs_or_stored_for_the_next() {
     let (told, tells) = std::sync::mpsc::channel();
     store.on_change(move |list| told.send(list.serial()).unwrap());
     let source = Source::new(host.tpm.log().clone(), &host.proxy.tcti());
-    let unlocker = Unlocker::new(state.to_owned(), Duration::from_secs(1), host.tpm.clone(), source).unwrap();
+    let unlocker = Unlocker::new(
+        state.to_owned(),
+        Duration::from_secs(1),
+        host.tpm.clone(),
+        source,
+        Leases::open(state),
+    )
+    .unwrap();
     let status = Arc::new(|| unreachable!("nobody asks for it"));
     let socket = folder.path().join("agent.sock");
     let runtime = tokio::runtime::Runtime::new().unwrap();

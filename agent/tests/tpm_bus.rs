@@ -12,13 +12,13 @@ mod common;
 use std::process::Command;
 use std::time::Duration;
 
-use assay_agent::tpm::AkKind;
+use assay_agent::tpm::{AkKind, EkKind};
 use assay_evidence::credential::make_credential;
 use assay_evidence::jwe;
 use assay_evidence::tpm::{Parameters, Public};
 use assay_tests::Swtpm;
 use assay_tests::proxy::TpmProxy;
-use common::{ak, open_with};
+use common::{ak, open_keys, open_with};
 use ring::rand::{SecureRandom as _, SystemRandom};
 
 /// The listener hears what is said in clear: a random number that a stock tool has the TPM make.
@@ -40,10 +40,10 @@ fn tpm_bus_in_clear_is_heard() {
 
 #[tokio::test]
 async fn tpm_bus_does_not_hear_the_secret_of_a_credential() {
-    for kind in [AkKind::EcdsaP256, AkKind::Rsa2048] {
+    for (kind, ek_kind) in [(AkKind::EcdsaP256, EkKind::Rsa2048), (AkKind::Rsa2048, EkKind::EccP256)] {
         let swtpm = Swtpm::start().unwrap();
         let proxy = TpmProxy::start(&swtpm).unwrap();
-        let tpm = open_with(proxy.tcti(), kind);
+        let tpm = open_keys(proxy.tcti(), kind, Some(ek_kind));
         proxy.listen();
         let ek = Public::parse(&tpm.identity().ek_public).unwrap();
         let mut secret = [0; 32];
@@ -52,8 +52,8 @@ async fn tpm_bus_does_not_hear_the_secret_of_a_credential() {
         let opened = tpm.activate(credential.blob, credential.encrypted_secret.clone()).await;
         assert_eq!(**opened.unwrap(), secret);
         // This command was listened to: of its parameters the first alone is encrypted.
-        assert!(proxy.heard(&credential.encrypted_secret), "{kind}");
-        assert!(!proxy.heard(&secret) && !proxy.heard(&secret[..8]), "{kind}");
+        assert!(proxy.heard(&credential.encrypted_secret), "{kind} {ek_kind}");
+        assert!(!proxy.heard(&secret) && !proxy.heard(&secret[..8]), "{kind} {ek_kind}");
     }
 }
 

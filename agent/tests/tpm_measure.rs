@@ -40,7 +40,7 @@ async fn tpm_log_and_pcr_agree_through_start_events_and_stop() {
     let own = own.to_string_lossy();
     assert!(
         log.events()
-            .any(|(_, event)| matches!(event, Event::Inventory(found) if found.path == own))
+            .any(|(_, event)| matches!(event, Event::Inventory(found) if found.path.as_str() == own))
     );
 
     running.stop().unwrap();

@@ -11,6 +11,7 @@
 mod broker;
 mod verifier;
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::process::{Command, Output};
 use std::sync::Arc;
@@ -18,11 +19,12 @@ use std::time::{Duration, Instant};
 
 use assay_agent::approved::ApprovedStore;
 use assay_agent::bundle::Source;
+use assay_agent::leases::Leases;
 use assay_agent::log_view::LogView;
 use assay_agent::tpm::{AkKind, Handle};
 use assay_agent::unlock::Unlocker;
 use assay_agent::unlock::api::{Status, UnlockRequest};
-use assay_agent::unlock::socket::SocketServer;
+use assay_agent::unlock::socket::{SocketError, SocketServer};
 use assay_evidence::digest::Sha256Digest;
 use assay_tests::Swtpm;
 use broker::{Broker, DISK, KEY_ID, Mood};
@@ -39,10 +41,10 @@ struct Host {
 impl Host {
     /// Joined to `ca`, which may be another than the one that signed the broker's certificate.
     fn start(broker: &Broker, ca: &Ca) -> Self {
-        Self::start_with(broker, ca, AkKind::EcdsaP256)
+        Self::start_with(&[broker], ca, AkKind::EcdsaP256)
     }
 
-    fn start_with(broker: &Broker, ca: &Ca, ak: AkKind) -> Self {
+    fn start_with(brokers: &[&Broker], ca: &Ca, ak: AkKind) -> Self {
         let swtpm = Swtpm::start().unwrap();
         let log = LogView::new(BOOT_ID.to_owned());
         let tpm = Handle::open(tpm_config_with(&swtpm.tcti(), ak), log.clone()).unwrap();
@@ -50,9 +52,13 @@ impl Host {
         measure(&tpm, dir.path());
         let state = dir.path().join("state");
         std::fs::create_dir(&state).unwrap();
-        let joined = join_to(ca, &[&broker.url()], &state);
-        broker.enrol(&tpm.identity().ak_public);
-        seal(&dir.path().join("disk"), &broker.url(), joined.membership.ca_spki());
+        let urls: Vec<String> = brokers.iter().map(|broker| broker.url()).collect();
+        let urls: Vec<&str> = urls.iter().map(String::as_str).collect();
+        let joined = join_to(ca, &urls, &state);
+        for broker in brokers {
+            broker.enrol(&tpm.identity().ak_public);
+        }
+        seal(&dir.path().join("disk"), &urls, joined.membership.ca_spki());
         let config = format!(
             "state_dir = {state:?}\nrun_dir = {:?}\n[unlock]\ntimeout_s = 2\n",
             dir.path()
@@ -66,7 +72,14 @@ impl Host {
             .unwrap();
         let source = Source::new(log.clone(), &swtpm.tcti());
         let approved = ApprovedStore::open(&state);
-        let unlocker = Unlocker::new(state, Duration::from_secs(2), tpm.clone(), source).unwrap();
+        let unlocker = Unlocker::new(
+            state,
+            Duration::from_secs(2),
+            tpm.clone(),
+            source,
+            Leases::open(dir.path()),
+        )
+        .unwrap();
         let status = Arc::new(move || status(&tpm, &log));
         let socket = dir.path().join("agent.sock");
         let server = runtime
@@ -96,7 +109,11 @@ impl Host {
     }
 
     fn unlock(&self) -> (i32, String) {
-        let output = self.agent(&["unlock", self.image().to_str().unwrap()]);
+        self.unlock_with(&[])
+    }
+
+    fn unlock_with(&self, options: &[&str]) -> (i32, String) {
+        let output = self.agent(&[&["unlock", self.image().to_str().unwrap()], options].concat());
         (output.status.code().unwrap(), String::from_utf8(output.stderr).unwrap())
     }
 }
@@ -118,18 +135,21 @@ fn status(tpm: &Handle, log: &LogView) -> Status {
         no_room: 0,
         log_full: false,
         ek_sha256: Sha256Digest::of(&tpm.identity().ek_public),
+        ek: tpm.identity().ek_kind.name().to_owned(),
         ak: tpm.identity().ak_kind.name().to_owned(),
         tpm_manufacturer: tpm.identity().manufacturer.clone(),
         tpm_firmware: tpm.identity().firmware.clone(),
+        tpm_worked_us: 0,
         joined: None,
+        disks: Vec::new(),
     }
 }
 
-fn seal(image: &std::path::Path, url: &str, ca_spki: Sha256Digest) {
+fn seal(image: &std::path::Path, urls: &[&str], ca_spki: Sha256Digest) {
     let path = |name: &str| image.with_file_name(name).display().to_string();
     std::fs::File::create(image).unwrap().set_len(16 * 1024 * 1024).unwrap();
     std::fs::write(path("key"), broker::PASSPHRASE).unwrap();
-    let token = serde_json::json!({"type": "assay", "keyslots": ["0"], "version": 1, "verifiers": [url],
+    let token = serde_json::json!({"type": "assay", "keyslots": ["0"], "version": 1, "verifiers": urls,
         "verifier_spki_sha256": ca_spki.to_string(), "key_id": KEY_ID, "policy": "default"});
     std::fs::write(path("token"), token.to_string()).unwrap();
     let image = image.display().to_string();
@@ -178,12 +198,13 @@ fn a_trusted_host_gets_its_key() {
 
 fn gets_its_key(ak: AkKind) {
     let broker = Broker::start(Mood::Judge);
-    let host = Host::start_with(&broker, &broker.ca(), ak);
+    let host = Host::start_with(&[&broker], &broker.ca(), ak);
     let name = format!("assay-test-{}", std::process::id());
     let request = UnlockRequest {
         image: host.image(),
         name: Some(name.clone()),
         timeout_s: None,
+        vm: None,
     };
     match host.runtime.block_on(host.unlocker.unlock(request)) {
         Ok(device) => {
@@ -231,6 +252,58 @@ fn another_keys_answer_is_not_taken() {
     assert!(text.contains("holds another key"), "{text}");
 }
 
+/// The verifier's store has something else under the key's id: told apart from a host that is refused, and nothing is left of it.
+#[test]
+fn a_key_that_does_not_open_the_disk_is_named_and_leaves_nothing() {
+    let broker = Broker::start(Mood::WrongSecret);
+    let host = Host::start(&broker, &broker.ca());
+    let (code, text) = host.unlock_with(&["--name", "assay-wrong-key"]);
+    assert_eq!((code, broker.released()), (1, 1), "{text}");
+    for named in [KEY_ID, host.image().to_str().unwrap(), "recovery key"] {
+        assert!(text.contains(named), "{named} in {text}");
+    }
+    assert!(!text.contains("ffff"), "{text}");
+    // It had a lease, which nothing is left to be done for.
+    let known = std::fs::read(host.dir.path().join("disks.json")).unwrap();
+    assert_eq!(known, b"[]");
+    assert!(!std::path::Path::new("/dev/mapper/assay-wrong-key").exists());
+    let loops = std::fs::read_dir("/sys/class/block").unwrap().flatten();
+    let mut backing = loops.filter_map(|entry| std::fs::read_to_string(entry.path().join("loop/backing_file")).ok());
+    assert!(!backing.any(|file| file.trim_end() == host.image().to_str().unwrap()));
+}
+
+/// Half of the time is the first one's, the other half is left for the second.
+#[test]
+fn a_slow_verifier_is_left_for_the_next() {
+    let slow = Broker::start(Mood::SlowToRelease);
+    let quick = Broker::start_under(Mood::Judge, slow.ca());
+    let host = Host::start_with(&[&slow, &quick], &slow.ca(), AkKind::EcdsaP256);
+    let (code, text) = host.unlock_with(&["--timeout", "8", "--name", "assay-slow"]);
+    let opened = code == 0 && host.agent(&["lock", "assay-slow"]).status.success();
+    assert!(opened || text.contains("could not be opened as /dev/mapper"), "{text}");
+    assert_eq!((slow.asked(), slow.released(), quick.released()), (2, 0, 1));
+}
+
+#[test]
+fn a_slow_verifier_is_an_error_of_its_own() {
+    let broker = Broker::start(Mood::SlowToChallenge);
+    let host = Host::start(&broker, &broker.ca());
+    let (code, text) = host.unlock_with(&["--timeout", "1"]);
+    assert_eq!(code, 4, "{text}");
+    assert!(
+        text.contains(&format!("{}: no answer within 3 s", broker.url())),
+        "{text}"
+    );
+    // What hooks ask first.
+    let output = host.agent(&["verdict", "--timeout", "1"]);
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(4), "{text}");
+    assert!(
+        text.contains(&format!("{}: no answer within 1 s", broker.url())),
+        "{text}"
+    );
+}
+
 #[test]
 fn an_unreachable_verifier_is_tried_until_the_deadline() {
     let mut stopping = Broker::start(Mood::Judge);
@@ -245,6 +318,14 @@ fn an_unreachable_verifier_is_tried_until_the_deadline() {
     );
     assert!(start.elapsed() < Duration::from_secs(20), "and gave up then");
     assert!(text.contains("within 2 s") && text.contains("127.0.0.1"), "{text}");
+    let output = host.agent(&["verdict", "--timeout", "1"]);
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(
+        (output.status.code(), output.stdout.as_slice()),
+        (Some(4), &[][..]),
+        "{text}"
+    );
+    assert!(text.contains("within 1 s") && text.contains("127.0.0.1"), "{text}");
 }
 
 #[test]
@@ -264,7 +345,7 @@ fn images_that_are_not_ours_are_refused_before_anyone_is_asked() {
     let elsewhere = host.dir.path().join("elsewhere");
     let other = host.dir.path().join("b");
     std::fs::create_dir(&other).unwrap();
-    seal(&other.join("disk"), "https://evil.example:1", Sha256Digest::of(b""));
+    seal(&other.join("disk"), &["https://evil.example:1"], Sha256Digest::of(b""));
     std::fs::write(&elsewhere, vec![0; 1 << 20]).unwrap();
     for (image, names) in [
         (elsewhere, "is not a LUKS2 image"),
@@ -286,6 +367,27 @@ fn images_that_are_not_ours_are_refused_before_anyone_is_asked() {
             .contains("no open disk is called")
     );
     assert_eq!(broker.asked(), 0);
+}
+
+#[test]
+fn the_local_socket_is_its_users_alone_and_takes_nobodys_place() {
+    let broker = Broker::start(Mood::Judge);
+    let host = Host::start(&broker, &broker.ca());
+    let socket = host.dir.path().join("agent.sock");
+    let mode = |path: &std::path::Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode(&socket), 0o600);
+    let bind = |path: &std::path::Path| {
+        let approved = ApprovedStore::open(&host.dir.path().join("state"));
+        let status = Arc::new(|| panic!("nobody asks"));
+        let bound = SocketServer::bind(path, host.unlocker.clone(), approved, status);
+        host.runtime.block_on(bound).err().expect("it cannot be bound")
+    };
+    // While a daemon answers there; and where somebody else put something that is no socket.
+    assert!(matches!(bind(&socket), SocketError::InUse(_)));
+    let blocked = host.dir.path().join("blocked.sock");
+    std::fs::create_dir(&blocked).unwrap();
+    assert!(matches!(bind(&blocked), SocketError::Bind { .. }));
+    assert!(blocked.is_dir());
 }
 
 #[test]

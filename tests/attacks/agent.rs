@@ -68,7 +68,7 @@ fn play_attempts(row: &mut Row, scene: &Scene, mode: Mode, attempts: &[Attempt])
     Ok(())
 }
 
-const ON_ITS_LIFE: [Attempt; 9] = [
+const ON_ITS_LIFE: [Attempt; 16] = [
     Attempt {
         name: "SIGKILL",
         script: "kill(9, $ARGV[0]) or exit(100 + $!);",
@@ -124,6 +124,61 @@ const ON_ITS_LIFE: [Attempt; 9] = [
         kind: LoadKind::AttemptFreeze,
         reason: "control group",
     },
+    // Where it would be moved to. Whoever opens the file can write the agent's number into it.
+    Attempt {
+        name: "moved into a frozen control group",
+        script: r#"my $up = "/sys/fs/cgroup/frozen"; mkdir($up); mkdir("$up/down"); open(my $f, ">", "$up/cgroup.freeze") or die;
+            syswrite($f, "1") or die; close($f); open(my $p, ">", "$up/down/cgroup.procs") or exit(100 + $!); syswrite($p, $ARGV[0]);"#,
+        kind: LoadKind::AttemptFreeze,
+        reason: "control group",
+    },
+    Attempt {
+        name: "moved to where the freezer is open",
+        script: r#"my $up = "/sys/fs/cgroup/ahead"; mkdir($up); mkdir("$up/down"); open(my $f, ">", "$up/cgroup.freeze") or die;
+            open(my $p, ">", "$up/down/cgroup.procs") or exit(100 + $!); syswrite($p, $ARGV[0]); syswrite($f, "1");"#,
+        kind: LoadKind::AttemptFreeze,
+        reason: "control group",
+    },
+    Attempt {
+        name: "moved to where cgroup.kill is open",
+        script: r#"my $up = "/sys/fs/cgroup/ahead"; mkdir($up); open(my $f, ">", "$up/cgroup.kill") or die;
+            open(my $p, ">", "$up/cgroup.threads") or exit(100 + $!); syswrite($p, $ARGV[0]); syswrite($f, "1");"#,
+        kind: LoadKind::AttemptFreeze,
+        reason: "control group",
+    },
+    Attempt {
+        name: "freezing where something can be moved to",
+        script: r#"my $up = "/sys/fs/cgroup/ahead"; mkdir($up); mkdir("$up/down"); open(my $p, ">", "$up/down/cgroup.procs") or die;
+            open(my $f, ">", "$up/cgroup.freeze") or exit(100 + $!); syswrite($f, "1"); syswrite($p, $ARGV[0]);"#,
+        kind: LoadKind::AttemptFreeze,
+        reason: "control group",
+    },
+    Attempt {
+        name: "version 1's freezer",
+        // Mounted beside version 2, where it may be already (EBUSY).
+        script: r#"my ($none, $at, $type, $what) = ("none", "/root/v1", "cgroup", "freezer");
+            syscall(165, $none, $at, $type, 0, $what) == 0 or $! == 16 or die; mkdir("$at/job");
+            open(my $f, ">", "$at/job/freezer.state") or exit(100 + $!); syswrite($f, "FROZEN");"#,
+        kind: LoadKind::AttemptFreeze,
+        reason: "control group",
+    },
+    Attempt {
+        name: "moved to where version 1 has frozen before",
+        script: r#"open(my $p, ">", "/root/v1/ice/below/tasks") or exit(100 + $!); syswrite($p, $ARGV[0]);"#,
+        kind: LoadKind::AttemptFreeze,
+        reason: "control group",
+    },
+    Attempt {
+        name: "the freezer by a file handle",
+        // name_to_handle_at, and open_by_handle_at once the kernel has forgotten the file's name. Of both versions, each refused.
+        script: r#"for my $group ("/sys/fs/cgroup/own/cgroup.freeze", "/root/v1/job/freezer.state") {
+            my ($path, $handle, $mount) = ($group, pack("Ll x128", 128, 0), pack("l", 0));
+            syscall(303, -100, $path, $handle, $mount, 0) == 0 or die; open(my $d, ">", "/proc/sys/vm/drop_caches") or die;
+            syswrite($d, "2"); close($d); open(my $at, "<", $path =~ s{/[^/]*/[^/]*$}{}r) or die;
+            exit(0) if syscall(304, fileno($at), $handle, 1) >= 0; } exit(100 + $!);"#,
+        kind: LoadKind::AttemptFreeze,
+        reason: "control group",
+    },
 ];
 
 /// Puts the agent into a control group of its own, as systemd does.
@@ -140,6 +195,11 @@ fn into_own_group(scene: &Scene) -> Result<(), HarnessError> {
     })
 }
 
+/// Freezes a group of version 1, and leaves it behind without a mount.
+const ICE: &str = r#"my ($none, $at, $type, $what) = ("none", "/root/v1", "cgroup", "freezer"); mkdir($at);
+    syscall(165, $none, $at, $type, 0, $what) == 0 or die; mkdir("$at/ice") or die; open(my $f, ">", "$at/ice/freezer.state") or die;
+    syswrite($f, "FROZEN") or die; close($f); mkdir("$at/ice/below") or die; syscall(166, $at, 0) == 0 or die;"#;
+
 #[test]
 fn attack_03_the_agent_killed_stopped_or_traced() -> Result<(), HarnessError> {
     let mut row = Row::new(
@@ -147,6 +207,8 @@ fn attack_03_the_agent_killed_stopped_or_traced() -> Result<(), HarnessError> {
         "root kills or stops the agent (SIGKILL, SIGSTOP, cgroup freeze, ptrace, OOM)",
     );
     let mut scene = Scene::set("", TOOLS)?;
+    let ended = perl_with(scene.guest(), ICE, &[])?;
+    assert_eq!(Hook::of(&ended, 0)?, Hook::Passed, "{ended}");
     for &mode in MODES {
         scene.enter(mode)?;
         if mode == Mode::Observe {
@@ -155,7 +217,8 @@ fn attack_03_the_agent_killed_stopped_or_traced() -> Result<(), HarnessError> {
         }
         into_own_group(&scene)?;
         play_attempts(&mut row, &scene, mode, &ON_ITS_LIFE)?;
-        frozen_group(&mut row, &mut scene, mode)?;
+        moved_and_frozen(&scene, mode)?;
+        others_are_frozen_and_moved(&scene, mode)?;
         // Not even process 1 may do more than ask.
         let refused = scene.guest().signal_from_init(scene.stage.agent.pid(), 9);
         assert!(refused.is_err_and(|error| error.to_string().contains("not permitted")));
@@ -167,43 +230,42 @@ fn attack_03_the_agent_killed_stopped_or_traced() -> Result<(), HarnessError> {
     Ok(())
 }
 
-/// A control group that is frozen already, into which the agent is moved.
-fn frozen_group(row: &mut Row, scene: &mut Scene, mode: Mode) -> Result<(), HarnessError> {
-    let script = r#"mkdir("/sys/fs/cgroup/trap"); open(my $f, ">", "/sys/fs/cgroup/trap/cgroup.freeze") or die; syswrite($f, "1") or die;
-        open(my $p, ">", "/sys/fs/cgroup/trap/cgroup.procs") or exit(100 + $!); syswrite($p, $ARGV[0]) or exit(100 + $!);"#;
-    let pid = scene.stage.agent.pid().to_string();
-    let before = count(&scene.log()?, LoadKind::AttemptFreeze);
-    let ended = perl_with(scene.guest(), script, &[&pid])?;
-    assert_eq!(Hook::of(&ended, 0)?, Hook::Passed, "no hook can refuse it: {ended}");
-    // Root can't kill it for that, but systemd's watchdog can, and starts the next one.
-    let killed = perl_with(scene.guest(), "kill(9, $ARGV[0]) or exit(100 + $!);", &[&pid])?;
-    assert_eq!(Hook::of(&killed, 0)?, Hook::Refused(EPERM), "{killed}");
-    scene.guest().signal_from_init(scene.stage.agent.pid(), 9)?;
-    scene.guest().wait(scene.stage.agent.pid(), PATIENCE)?;
-    scene.stage.agent = Agent::start(scene.guest())?;
-    let log = scene.wait_log("that the agent was moved", |log| {
-        count(log, LoadKind::AttemptFreeze) > before
-    })?;
-    log.assert_no_gap();
-    scene.distrusted_for("control group")?;
-    row.set(
-        Column::Assay(mode),
-        "moved into a frozen control group",
-        Outcome::Recorded,
-    );
-    moved_and_frozen(scene, mode)
+/// A control group that is frozen after the agent was moved into one below it: guarded from the moment of the move, and in version 1
+/// ever.
+fn moved_and_frozen(scene: &Scene, mode: Mode) -> Result<(), HarnessError> {
+    for (root, freezer, word) in [
+        ("/sys/fs/cgroup", "cgroup.freeze", "1"),
+        ("/root/v1", "freezer.state", "FROZEN"),
+    ] {
+        let script = format!(
+            r#"my $up = "{root}/up-{mode}"; mkdir($up); mkdir("$up/down");
+            open(my $p, ">", "$up/down/cgroup.procs") or die; syswrite($p, $ARGV[0]) or die; close($p);
+            open(my $f, ">", "$up/{freezer}") or exit(100 + $!); syswrite($f, "{word}") or exit(100 + $!);"#
+        );
+        let pid = scene.stage.agent.pid().to_string();
+        let before = count(&scene.log()?, LoadKind::AttemptFreeze);
+        let ended = perl_with(scene.guest(), &script, &[&pid])?;
+        assert_eq!(Hook::of(&ended, 0)?, Hook::Refused(EPERM), "{root}: {ended}");
+        scene.wait_log("the move and the attempt", |log| {
+            count(log, LoadKind::AttemptFreeze) >= before + 2
+        })?;
+    }
+    Ok(())
 }
 
-/// A control group that is frozen after the agent was moved into one below it: guarded from the moment of the move.
-fn moved_and_frozen(scene: &Scene, mode: Mode) -> Result<(), HarnessError> {
-    let script = format!(
-        r#"my $up = "/sys/fs/cgroup/up-{mode}"; mkdir($up); mkdir("$up/down");
-        open(my $p, ">", "$up/down/cgroup.procs") or die; syswrite($p, $ARGV[0]) or die;
-        open(my $f, ">", "$up/cgroup.freeze") or exit(100 + $!); syswrite($f, "1") or exit(100 + $!);"#
-    );
-    let pid = scene.stage.agent.pid().to_string();
-    let ended = perl_with(scene.guest(), &script, &[&pid])?;
-    assert_eq!(Hook::of(&ended, 0)?, Hook::Refused(EPERM), "{ended}");
+/// What container runtimes do with groups of their own is none of it: a process is moved into one, frozen, thawed, and moved out.
+const ORDINARY: &str = r#"my ($root, $job) = ("/sys/fs/cgroup", "/sys/fs/cgroup/job"); mkdir($job); mkdir("$job/task"); my $pid = fork();
+    if (!$pid) { sleep(60); exit(0); }
+    sub set { open(my $f, ">", $_[0]) or exit(100 + $!); syswrite($f, $_[1]) or exit(100 + $!); close($f); }
+    sub is { for (1..500) { open(my $f, "<", "$job/task/cgroup.events") or die; local $/; return if <$f> =~ /frozen $_[0]/; select(undef, undef, undef, 0.01); } die; }
+    set("$job/task/cgroup.procs", $pid); set("$job/cgroup.freeze", 1); is(1); set("$job/cgroup.freeze", 0); is(0);
+    set("$root/cgroup.procs", $pid); kill(9, $pid); waitpid($pid, 0); rmdir("$job/task") or die; rmdir($job) or die;"#;
+
+fn others_are_frozen_and_moved(scene: &Scene, mode: Mode) -> Result<(), HarnessError> {
+    let before = count(&scene.settled()?, LoadKind::AttemptFreeze);
+    let ended = perl_with(scene.guest(), ORDINARY, &[])?;
+    assert_eq!(Hook::of(&ended, 0)?, Hook::Passed, "{mode}: {ended}");
+    assert_eq!(count(&scene.settled()?, LoadKind::AttemptFreeze), before, "{mode}");
     Ok(())
 }
 

@@ -186,7 +186,7 @@ fn attack_22_another_attestation_key() -> Result<(), HarnessError> {
     impersonate(&other, &state)?;
     relay.to(&other);
     let host = stage.verifier.wait_host(HOST, "refused", PATIENCE, |host| {
-        host.state == "untrusted" && host.reasons.iter().any(|reason| reason.contains("attestation key"))
+        host.state == "untrusted" && host.reasons.iter().any(|reason| reason.contains("another TPM answers"))
     })?;
     assert_eq!(host.state, "untrusted");
     row.set_modes("", Outcome::Detected);

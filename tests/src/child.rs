@@ -50,6 +50,22 @@ impl Child {
         self.inner.id()
     }
 
+    /// Whether this very process listens on all of these TCP ports of 127.0.0.1, or of all addresses. That somebody answers there proves
+    /// nothing: another test may have taken one of them since it was free, and this process is about to find out and end.
+    pub fn listens_on(&self, ports: &[u16]) -> bool {
+        // While it starts, and when it ends, there is nothing to see.
+        let (Ok(own), Ok(all)) = (sockets(self.id()), procfs::net::tcp()) else {
+            return false;
+        };
+        ports.iter().all(|port| {
+            all.iter().any(|entry| {
+                entry.state == procfs::net::TcpState::Listen
+                    && entry.local_address.port() == *port
+                    && own.contains(&entry.inode)
+            })
+        })
+    }
+
     /// The exit status when it has ended by itself, else `None`.
     pub fn ended(&mut self) -> Option<std::process::ExitStatus> {
         self.inner.try_wait().ok().flatten()
@@ -82,6 +98,18 @@ impl Drop for Child {
     fn drop(&mut self) {
         self.kill();
     }
+}
+
+/// Inodes of the sockets that a process has open.
+fn sockets(process: u32) -> procfs::ProcResult<Vec<u64>> {
+    let process = procfs::process::Process::new(process.try_into().unwrap_or(i32::MAX))?;
+    let mut own = Vec::new();
+    for file in process.fd()? {
+        if let procfs::process::FDTarget::Socket(inode) = file?.target {
+            own.push(inode);
+        }
+    }
+    Ok(own)
 }
 
 /// `setpriv` reports a missing program only by its exit status; look before.

@@ -5,10 +5,15 @@
 //! This library needs no system package to build, so that `xtask` can use it before anything is installed.
 
 pub mod agent;
+pub mod bao;
 pub mod child;
 pub mod guest;
+pub mod hooks;
+pub mod image_store;
 pub mod load;
+pub mod packages;
 pub mod proxy;
+mod python;
 pub mod stats;
 pub mod swtpm;
 pub mod tiny;
@@ -19,6 +24,7 @@ pub mod wire;
 use std::path::PathBuf;
 
 pub use proxy::TpmProxy;
+pub use python::pythons;
 pub use swtpm::Swtpm;
 
 /// Why the harness could not do what a test asked of it.

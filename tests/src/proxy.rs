@@ -178,17 +178,22 @@ fn pass(mut client: TcpStream, upstream: u16) -> std::io::Result<()> {
     tpm.shutdown(Shutdown::Both)
 }
 
-/// One command at a time: the TPM has no other way.
+/// One command at a time: the TPM has no other way. Each has a connection of its own to the TPM, which talks to one client only: tpm2-tss
+/// lets its sockets pass to children, and one that is open in some child, long closed here, must not keep the next from the TPM.
 fn serve(mut client: TcpStream, upstream: u16, shared: &Shared) -> std::io::Result<()> {
     client.set_nodelay(true)?;
-    let mut tpm = TcpStream::connect((Ipv4Addr::LOCALHOST, upstream))?;
-    tpm.set_nodelay(true)?;
+    let connect = || {
+        let tpm = TcpStream::connect((Ipv4Addr::LOCALHOST, upstream))?;
+        tpm.set_nodelay(true)?;
+        std::io::Result::Ok(tpm)
+    };
     loop {
         let command = read_message(&mut client)?;
         let code = command.get(6..10).map_or(0, be_u32);
         match decide(shared, code) {
             Decision::Hangup => return Ok(()),
             Decision::HangupAfter => {
+                let mut tpm = connect()?;
                 tpm.write_all(&command)?;
                 return read_message(&mut tpm).map(drop);
             }
@@ -199,6 +204,7 @@ fn serve(mut client: TcpStream, upstream: u16, shared: &Shared) -> std::io::Resu
             }
             Decision::Pass(delay) => {
                 std::thread::sleep(delay);
+                let mut tpm = connect()?;
                 tpm.write_all(&command)?;
                 let response = read_message(&mut tpm)?;
                 // Before the client has it: it may ask at once what was heard.

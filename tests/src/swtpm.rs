@@ -1,5 +1,7 @@
 //! A TPM 2.0 for one test: swtpm with its own state, on its own loopback ports, gone when dropped.
 
+pub(crate) mod authority;
+
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -10,6 +12,9 @@ use crate::child::{self, Child};
 
 /// How long swtpm may take to listen; it needs milliseconds, a loaded machine more.
 const START_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Where swtpm keeps what outlasts a power cycle, below its state folder.
+const STATE: &str = "tpm2-00.permall";
 
 /// A running swtpm, made fresh: own seeds, PCRs at zero, SHA-1 and SHA-256 banks active.
 #[derive(Debug)]
@@ -37,12 +42,58 @@ impl Swtpm {
         Self::with_options(true)
     }
 
+    /// Starts a TPM whose one EK certificate is that of its P-256 key (NV index 0x01c0000a), from a certificate authority of its own.
+    ///
+    /// # Errors
+    /// When swtpm, swtpm_localca or tpm2-tools are missing, or fail.
+    pub fn start_with_ecc_ek_certificate() -> Result<Self, HarnessError> {
+        let tpm = Self::start()?;
+        let certificate = authority::certify_p256(&tpm)?;
+        tpm.store(0x01c0_000a, &certificate)?;
+        Ok(tpm)
+    }
+
+    /// Stores something in the TPM's NV memory as its maker does, for anybody to read.
+    ///
+    /// # Errors
+    /// When tpm2-tools are missing, or the TPM has no room.
+    pub fn store(&self, index: u32, contents: &[u8]) -> Result<(), HarnessError> {
+        let file = self.dir.path().join("nv.bin");
+        std::fs::write(&file, contents).map_err(HarnessError::io(format!("write {}", file.display())))?;
+        let (index, size) = (format!("{index:#x}"), contents.len().to_string());
+        let attributes = "ppwrite|ppread|ownerread|authread|no_da|platformcreate";
+        self.tool(&["nvdefine", "-C", "p", "-s", &size, "-a", attributes, &index])?;
+        self.tool(&["nvwrite", "-C", "p", "-i", &file.to_string_lossy(), &index])
+    }
+
+    /// Runs one of the tpm2-tools on it, in its folder.
+    fn tool(&self, arguments: &[&str]) -> Result<(), HarnessError> {
+        let mut command = Command::new("tpm2");
+        command
+            .args(arguments)
+            .env("TPM2TOOLS_TCTI", self.tcti())
+            .current_dir(self.dir.path());
+        child::run(&mut command)
+    }
+
+    /// Another TPM with this one's seeds, NV memory and counters, as from a copy of its state; it has been switched on since.
+    ///
+    /// # Errors
+    /// When the state cannot be copied, or the TPM does not start.
+    pub fn copy(&self) -> Result<Self, HarnessError> {
+        let dir = state_dir()?;
+        let (from, to) = (self.dir.path().join(STATE), dir.path().join(STATE));
+        std::fs::copy(&from, &to).map_err(HarnessError::io(format!("copy {}", from.display())))?;
+        Self::on_free_ports(dir)
+    }
+
     fn with_options(ek_certificate: bool) -> Result<Self, HarnessError> {
-        let dir = tempfile::Builder::new()
-            .prefix("assay-swtpm-")
-            .tempdir()
-            .map_err(HarnessError::io("make a folder for a TPM's state"))?;
+        let dir = state_dir()?;
         set_up(dir.path(), ek_certificate)?;
+        Self::on_free_ports(dir)
+    }
+
+    fn on_free_ports(dir: tempfile::TempDir) -> Result<Self, HarnessError> {
         for _ in 0..20 {
             let port = free_port_pair()?;
             if let Some(child) = Self::listen(dir.path(), port)? {
@@ -74,7 +125,7 @@ impl Swtpm {
             if child.ended().is_some() {
                 return Ok(None);
             }
-            if listens(child.id(), [port, port.saturating_add(1)]) {
+            if child.listens_on(&[port, port.saturating_add(1)]) {
                 return Ok(Some(child));
             }
             std::thread::sleep(Duration::from_millis(5));
@@ -103,7 +154,7 @@ impl Swtpm {
 
     /// The PEM files of the authority that signed the EK certificate, root first; empty without a certificate.
     pub fn ca_certificates(&self) -> Vec<PathBuf> {
-        ca_certificates(self.dir.path())
+        authority::certificates(self.dir.path())
     }
 
     /// Switches the TPM off and on again, as a reboot of its host does: PCRs at zero, a new reset count, the same seeds.
@@ -124,13 +175,11 @@ impl Swtpm {
     }
 }
 
-/// The authority that [`set_up`] leaves in a state folder.
-pub(crate) fn ca_certificates(state: &Path) -> Vec<PathBuf> {
-    ["swtpm-localca-rootca-cert.pem", "issuercert.pem"]
-        .into_iter()
-        .map(|name| state.join("ca").join(name))
-        .filter(|path| path.exists())
-        .collect()
+fn state_dir() -> Result<tempfile::TempDir, HarnessError> {
+    tempfile::Builder::new()
+        .prefix("assay-swtpm-")
+        .tempdir()
+        .map_err(HarnessError::io("make a folder for a TPM's state"))
 }
 
 /// The TCTI string for a swtpm on `port` of this machine.
@@ -150,69 +199,9 @@ pub(crate) fn set_up(dir: &Path, ek_certificate: bool) -> Result<(), HarnessErro
         command
             .arg("--create-ek-cert")
             .arg("--config")
-            .arg(write_ca_config(dir)?);
+            .arg(authority::configure(dir)?);
     }
     child::run(&mut command)
-}
-
-/// A certificate authority in the TPM's own folder: nothing under /etc or /var is read, no root is needed.
-fn write_ca_config(dir: &Path) -> Result<PathBuf, HarnessError> {
-    let ca = dir.join("ca");
-    let write = |path: &Path, text: String| {
-        std::fs::write(path, text).map_err(HarnessError::io(format!("write {}", path.display())))
-    };
-    std::fs::create_dir_all(&ca).map_err(HarnessError::io(format!("make {}", ca.display())))?;
-    let (localca, options, setup) = (
-        dir.join("localca.conf"),
-        dir.join("localca.options"),
-        dir.join("setup.conf"),
-    );
-    let c = ca.display();
-    write(
-        &localca,
-        format!(
-            "statedir = {c}\nsigningkey = {c}/signkey.pem\nissuercert = {c}/issuercert.pem\ncertserial = {c}/certserial\n"
-        ),
-    )?;
-    write(
-        &options,
-        "--platform-manufacturer Assay\n--platform-version 1.0\n--platform-model test\n".to_owned(),
-    )?;
-    write(
-        &setup,
-        format!(
-            "create_certs_tool = swtpm_localca\ncreate_certs_tool_config = {}\ncreate_certs_tool_options = {}\nactive_pcr_banks = sha1,sha256\n",
-            localca.display(),
-            options.display()
-        ),
-    )?;
-    Ok(setup)
-}
-
-/// Whether this very process listens on all of these ports. That somebody answers there proves nothing: another test may have
-/// taken one of them since it was free, and this process is about to find out and end.
-fn listens(process: u32, ports: [u16; 2]) -> bool {
-    let sockets = || -> procfs::ProcResult<Vec<u64>> {
-        let process = procfs::process::Process::new(process.try_into().unwrap_or(i32::MAX))?;
-        let mut own = Vec::new();
-        for file in process.fd()? {
-            if let procfs::process::FDTarget::Socket(inode) = file?.target {
-                own.push(inode);
-            }
-        }
-        Ok(own)
-    };
-    // While it starts, and when it ends, there is nothing to see.
-    let (Ok(own), Ok(all)) = (sockets(), procfs::net::tcp()) else {
-        return false;
-    };
-    ports.into_iter().all(|port| {
-        all.iter().any(|entry| {
-            entry.state == procfs::net::TcpState::Listen
-                && entry.local_address.port() == port
-                && own.contains(&entry.inode)
-        })
-    })
 }
 
 /// A port whose neighbour is free as well: the swtpm TCTI expects the control channel there.

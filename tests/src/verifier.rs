@@ -1,6 +1,5 @@
 //! The verifier, as programs see it: its binary, in a folder of its own, serving on a port of its own.
 
-use std::net::{Ipv4Addr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -13,6 +12,8 @@ use crate::swtpm::{free_port_pair, last_words};
 
 /// The address under which a guest reaches this machine's loopback.
 pub const FROM_GUEST: &str = "10.0.2.2";
+/// The environment's name for the folder with the programs that a benchmark looks at, where they are not beside it.
+pub const PROGRAMS_VARIABLE: &str = "ASSAY_PROGRAMS";
 /// How long `serve` may take to listen.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -79,6 +80,24 @@ impl Verifier {
     pub fn resume(&mut self) -> Result<(), HarnessError> {
         self.serve = serve(&self.binary, &self.state_dir(), &self.log_file())?;
         self.wait_until_listening()
+    }
+
+    /// Serves anew, and asks hosts at this interval after a first time.
+    ///
+    /// # Errors
+    /// As [`Verifier::start`].
+    pub fn poll_every(&mut self, seconds: u32) -> Result<(), HarnessError> {
+        self.stop();
+        let config = self.state_dir().join("config.toml");
+        let failed = || HarnessError::io(format!("edit {}", config.display()));
+        let text = std::fs::read_to_string(&config).map_err(failed())?;
+        let line = |line: &str| match line.starts_with("poll_interval_s = ") {
+            true => format!("poll_interval_s = {seconds}\n"),
+            false => format!("{line}\n"),
+        };
+        let text: String = text.lines().map(line).collect();
+        std::fs::write(&config, text).map_err(failed())?;
+        self.resume()
     }
 
     /// Runs one of the operator's commands; its exit status is the caller's to judge.
@@ -175,7 +194,7 @@ impl Verifier {
 
     fn wait_until_listening(&mut self) -> Result<(), HarnessError> {
         let start = Instant::now();
-        while TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)).is_err() {
+        while !self.serve.listens_on(&[self.port]) {
             if self.serve.ended().is_some() || start.elapsed() > START_TIMEOUT {
                 return Err(HarnessError::Timeout {
                     what: "the verifier did not listen".to_owned(),

@@ -3,6 +3,7 @@
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
+use assay_tests::child::Child;
 use assay_tests::proxy::{CC_PCR_EXTEND, TpmProxy};
 use assay_tests::{HarnessError, Swtpm};
 
@@ -54,6 +55,28 @@ fn tpm_ek_certificate_is_there_and_so_is_its_authority() -> Result<(), HarnessEr
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     assert_eq!(tpm.ca_certificates().len(), 2);
     assert!(Swtpm::start()?.ca_certificates().is_empty());
+    Ok(())
+}
+
+#[test]
+fn tpm_of_an_ecc_maker_has_that_certificate_alone() -> Result<(), HarnessError> {
+    let tpm = Swtpm::start_with_ecc_ek_certificate()?;
+    let has = |index: &str| tpm2(&tpm.tcti(), &["nvreadpublic", index]).status.success();
+    assert!(has("0x01c0000a") && !has("0x01c00002"));
+    assert_eq!(tpm.ca_certificates().len(), 2);
+    Ok(())
+}
+
+#[test]
+fn tpm_ports_count_as_ones_own_only() -> Result<(), HarnessError> {
+    let tpm = Swtpm::start()?;
+    let own = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = own.local_addr().expect("an address").port();
+    let child = Child::spawn("sleep", |command| {
+        command.arg("60");
+    })?;
+    // Somebody listens on each of them, this child on none.
+    assert!(![port, tpm.port()].iter().any(|port| child.listens_on(&[*port])));
     Ok(())
 }
 

@@ -147,7 +147,7 @@ fn check_start_and_inventory(vm: &Vm, log: &Log, gone: &str) -> Result<(), Harne
     let inventory: Vec<_> = log
         .inventory()
         .into_iter()
-        .map(|found| (found.path.clone(), short(found)))
+        .map(|found| (found.path.to_string(), short(found)))
         .collect();
     let module = guest.run_ok(&["modinfo", "-n", "dm_mod"])?.trim().to_owned();
     for (kind, path) in [
@@ -304,7 +304,11 @@ fn vm_agent_whose_log_gets_full_says_so_and_the_tpm_knows() -> Result<(), Harnes
     )?;
     let agent = Agent::start(guest)?;
     put_new_program(&vm, "/root/last")?;
-    guest.script("dd if=/dev/zero of=/root/small/filler bs=4096 status=none || true")?;
+    // What fills it must be in the log by then: a record that is on its way leaves half a page in which the next one fits.
+    let fill = "dd if=/dev/zero of=/root/small/filler bs=4096 status=none";
+    guest.script(&format!("{fill} count=1"))?;
+    Log::settled(&vm, log_path)?;
+    guest.script(&format!("{fill} || true"))?;
     guest.run_ok(&["/root/last"])?;
     let ended = guest.wait(agent.pid(), PATIENCE)?;
     assert_eq!(ended.code, Some(1), "{ended}");

@@ -1,8 +1,9 @@
 //! A host that a verifier trusts, ready for a test to spoil.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use assay_evidence::token::sidecar_path;
 use assay_tests::HarnessError;
 use assay_tests::agent::{self, Agent};
 use assay_tests::guest::Guest;
@@ -42,7 +43,11 @@ pub fn enrolled() -> Result<Stage, HarnessError> {
 
 /// The same, with this configuration.
 pub fn enrolled_with(settings: &str) -> Result<Stage, HarnessError> {
-    let vm = machine()?;
+    enrolled_on(machine()?, settings)
+}
+
+/// The same, on this machine.
+pub fn enrolled_on(vm: Vm, settings: &str) -> Result<Stage, HarnessError> {
     configure(vm.guest(), settings)?;
     let verifier = Verifier::start(&verifier_binary())?;
     agent::join(vm.guest(), &verifier)?;
@@ -68,12 +73,37 @@ impl Stage {
 
     /// Seals an image with one file, `hello` holding `content`, and puts it into the machine.
     pub fn sealed_disk(&self, path: &str, content: &[u8]) -> Result<(), HarnessError> {
+        self.sealed(path, |plain| agent::plain_image(plain, "hello", content))
+    }
+
+    /// The same as LUKS1, with its sidecar.
+    pub fn luks1_disk(&self, path: &str, content: &[u8]) -> Result<(), HarnessError> {
+        self.sealed_as("luks1", path, |plain| agent::plain_image(plain, "hello", content))
+    }
+
+    /// Seals an image that `make` writes, and puts it into the machine.
+    pub fn sealed(&self, path: &str, make: impl Fn(&Path) -> Result<(), HarnessError>) -> Result<(), HarnessError> {
+        self.sealed_as("luks2", path, make)
+    }
+
+    fn sealed_as(
+        &self,
+        format: &str,
+        path: &str,
+        make: impl Fn(&Path) -> Result<(), HarnessError>,
+    ) -> Result<(), HarnessError> {
+        let guest = self.vm.guest();
         let folder = tempfile::tempdir_in(self.verifier.scratch()).expect("a scratch folder");
         let (plain, sealed) = (folder.path().join("plain"), folder.path().join("sealed"));
-        agent::plain_image(&plain, "hello", content)?;
+        make(&plain)?;
+        let (from, to) = (plain.to_string_lossy(), sealed.to_string_lossy());
         self.verifier
-            .run_ok(&["image", "seal", &plain.to_string_lossy(), &sealed.to_string_lossy()])?;
-        self.vm.guest().put_file(path, 0o600, &sealed)
+            .run_ok(&["image", "seal", "--format", format, &from, &to])?;
+        let sidecar = sidecar_path(&sealed);
+        if sidecar.exists() {
+            guest.put_file(&sidecar_path(Path::new(path)).to_string_lossy(), 0o600, &sidecar)?;
+        }
+        guest.put_file(path, 0o600, &sealed)
     }
 }
 

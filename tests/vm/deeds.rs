@@ -62,7 +62,7 @@ fn vm_deeds_are_recorded_with_the_program_that_did_them() -> Result<(), HarnessE
     let (idle, devices): (Vec<_>, Vec<_>) = wait_for(&vm, LoadKind::BlockWrite, 2)?
         .into_iter()
         .partition(|record| record.flags & flags::IDLE != 0);
-    let paths = |records: &[Measurement]| records.iter().map(|record| record.path.clone()).collect::<Vec<_>>();
+    let paths = |records: &[Measurement]| records.iter().map(|record| record.path.to_string()).collect::<Vec<_>>();
     assert_eq!(paths(&devices), [disk]);
     assert!(
         paths(&idle).contains(&free),
@@ -105,7 +105,7 @@ fn vm_deeds_on_files_are_recorded_with_the_files_digest() -> Result<(), HarnessE
     let written = wait_for(&vm, LoadKind::CodeWrite, 1)?;
     let found: Vec<_> = written
         .iter()
-        .map(|record| (digest(record), record.path.clone()))
+        .map(|record| (digest(record), record.path.to_string()))
         .collect();
     assert_eq!(found, [(library, "/root/library.so".to_owned())]);
     Log::settled(&vm, LOG)?.assert_no_gap();

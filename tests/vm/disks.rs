@@ -1,9 +1,12 @@
 //! Disks that are not what `assay-agent unlock` expects: each is refused with its own words, and none stays half open.
 
-use assay_tests::HarnessError;
-use assay_tests::agent;
+use std::path::Path;
+use std::process::Command;
 
-use crate::common::{Stage, trusted};
+use assay_tests::HarnessError;
+use assay_tests::{agent, child};
+
+use crate::common::{HOST, Stage, trusted, verifier_binary};
 
 /// Asks for a disk that must be refused before any key is asked for, and gives what the agent said.
 fn refused(stage: &Stage, image: &str) -> Result<String, HarnessError> {
@@ -54,6 +57,46 @@ fn vm_odd_images_are_refused_each_with_its_own_words() -> Result<(), HarnessErro
     let ended = agent::unlock(guest, "/root/unknown-key.img", 20)?;
     assert!(!ended.ok() && ended.code != Some(4), "{ended}");
 
+    // Another header under the same UUID and token, with a key slot that whoever made it can open.
+    guest.script(&format!(
+        "cp /root/good.img /root/replaced.img; cd /root; {token} > token.json
+         cryptsetup luksFormat --batch-mode --sector-size 512 --uuid \"$(cryptsetup luksUUID good.img)\" \
+             --pbkdf pbkdf2 --pbkdf-force-iterations 1000 --luks2-keyslots-size 256k --offset 8192 replaced.img token.json
+         cryptsetup token import --token-id 0 replaced.img < token.json"
+    ))?;
+    let ended = agent::unlock(guest, "/root/replaced.img", 20)?;
+    assert_eq!(ended.code, Some(3), "{ended}");
+    assert!(ended.stderr.contains("not the one that was sealed"), "{ended}");
+    // The same of LUKS1; and one without the file that says which key it wants.
+    stage.luks1_disk("/root/luks1.img", b"from LUKS1")?;
+    guest.script(
+        "cd /root; cp luks1.img alone.img; cp luks1.img replaced1.img; cp luks1.img.assay.json replaced1.img.assay.json
+         cryptsetup luksFormat --batch-mode --type luks1 --uuid \"$(cryptsetup luksUUID luks1.img)\" \
+             --pbkdf-force-iterations 1000 --offset 8192 replaced1.img token.json",
+    )?;
+    assert!(refused(&stage, "/root/alone.img")?.contains("/root/alone.img.assay.json"));
+    let ended = agent::unlock(guest, "/root/replaced1.img", 20)?;
+    assert_eq!(ended.code, Some(3), "{ended}");
+    assert!(ended.stderr.contains("not the one that was sealed"), "{ended}");
+    // What the owner may change: a slot more, and a token of another program.
+    guest.script(&format!(
+        "cp /root/good.img /root/more.img; cd /root; {token} > token.json
+         cryptsetup token add --key-description other more.img"
+    ))?;
+    // The programs that did all this are new to the policy.
+    stage.verifier.run_ok(&["policy", "capture", HOST, "--add"])?;
+    stage.wait("trusted with them", |host| host.state == "trusted")?;
+    for image in ["/root/more.img", "/root/luks1.img"] {
+        let ended = agent::unlock(guest, image, 60)?;
+        assert!(ended.ok(), "{image}: {ended}\n{}", stage.agent.journal());
+        let device = ended.stdout.trim();
+        let content = guest.script(&format!(
+            "mount -o ro {device} /mnt/disk; cat /mnt/disk/hello; umount /mnt/disk"
+        ))?;
+        assert_eq!(content, if image == "/root/more.img" { "x" } else { "from LUKS1" });
+        guest.run_ok(&["assay-agent", "lock", device.trim_start_matches("/dev/mapper/")])?;
+    }
+
     assert_eq!(
         guest.run_ok(&["ls", "/dev/mapper"])?.trim(),
         "control",
@@ -71,6 +114,87 @@ fn vm_a_disk_that_is_open_already_is_said_to_be() -> Result<(), HarnessError> {
     let device = ended.stdout.trim().to_owned();
     let said = refused(&stage, "/root/disk.img")?;
     assert!(said.contains("open") || said.contains("in use"), "{said}");
-    stage.vm.guest().run_ok(&["test", "-b", &device])?;
+    let guest = stage.vm.guest();
+    guest.run_ok(&["assay-agent", "lock", device.trim_start_matches("/dev/mapper/")])?;
+
+    // Two at once: one opens it, and the other's failure takes nothing away from that.
+    let said = guest.script(
+        "cd /root; for n in 1 2; do (c=0; assay-agent unlock disk.img --timeout 60 > said.$n 2>&1 || c=$?; echo $c > code.$n) & done; wait; cat code.* said.*",
+    )?;
+    let codes = said.starts_with("0\n1\n") || said.starts_with("1\n0\n");
+    assert!(codes && said.contains(&device), "{said}\n{}", stage.agent.journal());
+    assert!(said.contains("being opened") || said.contains("already open"), "{said}");
+    let disks = stage.agent.status()?["disks"].clone();
+    assert_eq!(
+        (disks.as_array().map(Vec::len), &disks[0]["state"]),
+        (Some(1), &"open".into()),
+        "{disks}"
+    );
+    Ok(())
+}
+
+/// The verifier's program in the machine, small enough for its memory, and the one library of it that machines lack.
+fn put_verifier(stage: &Stage) -> Result<(), HarnessError> {
+    let small = stage.verifier.scratch().join("assay-verifier");
+    let mut strip = Command::new("objcopy");
+    strip.arg("--strip-debug").args([&verifier_binary(), &small]);
+    child::run(&mut strip)?;
+    let guest = stage.vm.guest();
+    guest.put_file("/root/assay-verifier", 0o755, &small)?;
+    let libraries = Command::new("ldd").arg(&small).output().expect("ldd");
+    let libraries = String::from_utf8(libraries.stdout).expect("text");
+    let sqlite = libraries
+        .lines()
+        .find_map(|line| {
+            line.trim()
+                .strip_prefix("libsqlite3.so.0 => ")?
+                .split_whitespace()
+                .next()
+        })
+        .unwrap_or_else(|| panic!("no SQLite in {libraries}"));
+    guest.put_file("/root/libsqlite3.so.0", 0o755, Path::new(sqlite))
+}
+
+/// Sealed from a block device, and in place on one, and read by stock cryptsetup with the recovery key.
+const SEAL_DEVICES: &str = r#"
+cd /root; mkdir /root/devices; cd /root/devices; umask 077
+export LD_LIBRARY_PATH=/root
+av() { /root/assay-verifier --state /root/devices/state "$@"; }
+av init --url https://verifier.example:8440 > said
+head -c 2097152 /dev/urandom > plain
+cp plain room; truncate -s 6291456 room
+from=$(losetup -f --show plain); in_place=$(losetup -f --show room)
+av image seal --recovery-file one.key "$from" one.luks
+cryptsetup open --key-file one.key one.luks one; cmp plain /dev/mapper/one
+if av image seal --in-place --no-recovery "$in_place" 2> said; then exit 9; fi
+grep -q -e --size said
+av image seal --in-place --size 2097152 --recovery-file two.key "$in_place"
+cryptsetup open --key-file two.key "$in_place" two; cmp plain /dev/mapper/two
+if av image seal --no-recovery --in-place --size 2097152 "$in_place" 2> said; then exit 9; fi
+cat said
+cryptsetup close one; cryptsetup close two; losetup -d "$from" "$in_place"
+"#;
+
+#[test]
+fn vm_block_devices_are_sealed_and_opened() -> Result<(), HarnessError> {
+    let stage = trusted()?;
+    let guest = stage.vm.guest();
+    stage.sealed_disk("/root/disk.img", b"on a device")?;
+    let device = guest.script("losetup -f --show /root/disk.img")?;
+    stage.verifier.run_ok(&["policy", "capture", HOST, "--add"])?;
+    stage.wait("trusted with losetup", |host| host.state == "trusted")?;
+    let ended = agent::unlock(guest, device.trim(), 60)?;
+    assert!(ended.ok(), "{ended}\n{}", stage.agent.journal());
+    guest.run_ok(&["mount", "-o", "ro", ended.stdout.trim(), "/mnt/disk"])?;
+    assert_eq!(guest.run_ok(&["cat", "/mnt/disk/hello"])?, "on a device");
+    guest.run_ok(&["umount", "/mnt/disk"])?;
+    let name = ended.stdout.trim().trim_start_matches("/dev/mapper/").to_owned();
+    guest.run_ok(&["assay-agent", "lock", &name])?;
+    let loops = guest.run_ok(&["losetup", "-n", "-O", "NAME"])?;
+    assert_eq!(loops.trim(), device.trim(), "the caller's device stays, and no other");
+
+    put_verifier(&stage)?;
+    let said = guest.script(SEAL_DEVICES)?;
+    assert!(said.contains("in use") || said.contains("LUKS image already"), "{said}");
     Ok(())
 }

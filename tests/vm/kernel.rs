@@ -157,7 +157,7 @@ fn vm_kernel_modules_are_recorded_however_they_get_in() -> Result<(), HarnessErr
     assert_eq!(
         modules
             .iter()
-            .map(|load| (load.path.clone(), short(load)))
+            .map(|load| (load.path.to_string(), short(load)))
             .collect::<Vec<_>>(),
         expected
     );

@@ -13,6 +13,7 @@ use assay_tests::verifier::Verifier;
 use assay_tests::vm::{BootOptions, EfiBoot, Image, Loader, Vm};
 
 use crate::common::{HOST, configure, verifier_binary};
+use crate::doctor::Doctor;
 
 /// The log as Linux has it from the firmware.
 const BOOT_LOG: &str = "/sys/kernel/security/tpm0/binary_bios_measurements";
@@ -207,6 +208,22 @@ fn vm_boot_by_shim_and_grub_is_told_and_judged() -> Result<(), HarnessError> {
     };
     // By GRUB, and by the kernel's EFI stub, which was started with a word more.
     assert!(told(&line) && told(&format!("BOOT_IMAGE={line}")), "{facts}");
+    let doctor = Doctor::ask(host.vm.guest())?;
+    for check in [
+        "tpm",
+        "tpm-bank",
+        "boot-firmware",
+        "secure-boot",
+        "boot-kernel",
+        "tier",
+        "agent",
+        "joined",
+        "verifier",
+        "clock",
+    ] {
+        assert_eq!(doctor.state(check), "good", "{check}: {doctor:?}");
+    }
+    assert_eq!(doctor.code, Some(0), "{doctor:?}");
 
     let changed = host.change_all()?;
     let (was, is) = (format!("linux {line}"), format!("linux {line} {WORD}"));

@@ -4,6 +4,7 @@ use assay_ebpf::flags;
 use assay_evidence::event::{Event, LoadKind};
 use assay_tests::HarnessError;
 use assay_tests::agent::Agent;
+use assay_tests::guest::Guest;
 use assay_tests::vm::Vm;
 
 use crate::common::{PATIENCE, configure, machine, perl, put_new_program, sha256sum, stop, try_run};
@@ -143,6 +144,58 @@ fn vm_protect_every_attempt_of_roots_is_refused_and_recorded() -> Result<(), Har
     // Process 1 may ask it to end.
     stop(guest, &agent)?;
     assert_eq!(Log::at_rest(guest)?.events.last(), Some(&Event::AgentStop));
+    Ok(())
+}
+
+/// Opens a freezer, says so, and uses it when it is told to.
+const HOLDER: &str = r#"my ($freezer, $word, $said) = @ARGV; open(my $f, ">", $freezer) or die; open(my $h, ">", $said) or die; close($h);
+    select(undef, undef, undef, 0.01) until -e "/run/go"; syswrite($f, $word) or die; sleep(600);"#;
+
+#[test]
+fn vm_protect_a_freezer_that_was_open_before_is_told_and_a_frozen_agent_replaced() -> Result<(), HarnessError> {
+    let vm = machine()?;
+    let guest = vm.guest();
+    let freezer = format!("{GROUP}/cgroup.freeze");
+    guest.script(&format!(
+        "mountpoint -q /sys/fs/cgroup || mount -t cgroup2 none /sys/fs/cgroup; mkdir -p {GROUP} /run/v1
+         mount -t cgroup -o freezer none /run/v1; mkdir /run/v1/job"
+    ))?;
+    for (freezer, word, said) in [
+        (freezer.as_str(), "1", "/run/held"),
+        ("/run/v1/job/freezer.state", "FROZEN", "/run/held-v1"),
+    ] {
+        guest.spawn(&["perl", "-e", HOLDER, freezer, word, said], "/run/holder.log")?;
+        Guest::wait_for("nobody opened the freezer", PATIENCE, || Ok(guest.get(said).ok()))?;
+    }
+    // Nobody sees this mount any more, and whoever has a file of it open can write to that.
+    guest.run_ok(&["umount", "-l", "/run/v1"])?;
+    let mut agent = start(&vm, HOLD)?;
+    let log = Log::wait(guest, LOG, "that both freezers are open", |log| {
+        log.attempts(LoadKind::AttemptFreeze) >= 2
+    })?;
+    let told: Vec<_> = log.loads().into_iter().filter(|load| load.kind.is_attempt()).collect();
+    let told: Vec<_> = told
+        .iter()
+        .map(|load| (load.path.as_str(), load.flags & flags::REFUSED))
+        .collect();
+    assert_eq!(told, [(freezer.as_str(), 0), ("/job/freezer.state", 0)]);
+
+    guest.put("/run/go", 0o600, b"")?;
+    Guest::wait_for("the agent was not frozen", PATIENCE, || {
+        let events = guest.get_text(&format!("{GROUP}/cgroup.events"))?;
+        Ok(events.contains("frozen 1").then_some(()))
+    })?;
+    // Root can't kill it for that, but systemd's watchdog can, and starts the next one.
+    let refused = guest.signal(agent.pid(), 9);
+    assert!(refused.is_err_and(|error| error.to_string().contains("not permitted")));
+    guest.signal_from_init(agent.pid(), 9)?;
+    assert_eq!(guest.wait(agent.pid(), PATIENCE)?.signal, Some(9));
+    agent = Agent::start(guest)?;
+    let log = Log::wait(guest, LOG, "the signal", |log| {
+        log.attempts(LoadKind::AttemptSignal) > 0
+    })?;
+    log.assert_no_gap();
+    assert!(agent.status().is_ok());
     Ok(())
 }
 

@@ -166,7 +166,7 @@ fn detects_deeds(vm: &Vm) -> Result<(), HarnessError> {
         log.loads()
             .into_iter()
             .filter(|load| load.kind == kind)
-            .map(|load| (load.path.clone(), short(load).1, load.flags))
+            .map(|load| (load.path.to_string(), short(load).1, load.flags))
             .collect()
     };
     let by =
@@ -266,7 +266,7 @@ fn detects_modules(vm: &Vm) -> Result<(), HarnessError> {
         .loads()
         .into_iter()
         .filter(|load| load.kind.is_module())
-        .map(|load| (load.path.clone(), short(load)))
+        .map(|load| (load.path.to_string(), short(load)))
         .collect();
     let file = (
         "/root/plain.ko".to_owned(),

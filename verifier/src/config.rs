@@ -9,6 +9,10 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+mod key_source;
+
+pub use key_source::{Engine, KeySourceConfig, Login};
+
 /// Why a configuration cannot be used.
 #[derive(Debug, Error)]
 pub enum ConfigError {
@@ -52,6 +56,12 @@ pub enum ConfigError {
     /// The listening address is not one.
     #[error("listen = {0:?} is not an address: give ADDRESS:PORT, such as 0.0.0.0:8440 or [::]:8440")]
     Listen(String),
+    /// The address of the key source is not one.
+    #[error("[key_source]: url")]
+    KeySourceUrl(#[source] crate::remote::RemoteError),
+    /// The key source is not described in full, or contradicts itself.
+    #[error("[key_source]: {0}")]
+    KeySource(&'static str),
     /// The log level is unknown.
     #[error("log level {0:?} is unknown: give error, warn, info, debug or trace")]
     Level(String),
@@ -82,6 +92,10 @@ impl StateDir {
     pub fn database(&self) -> PathBuf {
         self.0.join("state.db")
     }
+    /// Journals of images that are being sealed in place.
+    pub fn sealing(&self) -> PathBuf {
+        self.0.join("sealing")
+    }
     /// Certificate file of a role (`ca`, `server`, `client`, `operator`).
     pub fn certificate(&self, role: &str) -> PathBuf {
         self.0.join(format!("{role}.pem"))
@@ -93,6 +107,14 @@ impl StateDir {
     /// Private key that signs verdicts.
     pub fn verdict_key(&self) -> PathBuf {
         self.key("verdicts")
+    }
+    /// Private key that signs the audit log's records.
+    pub fn audit_key(&self) -> PathBuf {
+        self.key("audit")
+    }
+    /// The audit log's files.
+    pub fn audit_dir(&self) -> PathBuf {
+        self.0.join("audit")
     }
     /// Private key file of a role.
     pub fn key(&self, role: &str) -> PathBuf {
@@ -170,6 +192,8 @@ pub struct Config {
     pub quote_timeout: Duration,
     /// What is written to the journal.
     pub log_level: tracing::Level,
+    /// Where new disk keys are kept; `None`: in the key store's own files.
+    pub key_source: Option<KeySourceConfig>,
 }
 
 /// `config.toml` as written.
@@ -184,6 +208,7 @@ struct RawConfig {
     quote_timeout_s: f64,
     #[serde(default)]
     log: RawLog,
+    key_source: Option<key_source::RawKeySource>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -250,6 +275,7 @@ impl Config {
                 .level
                 .parse()
                 .map_err(|_| ConfigError::Level(raw.log.level.clone()))?,
+            key_source: raw.key_source.map(key_source::RawKeySource::usable).transpose()?,
         })
     }
 

@@ -6,17 +6,19 @@ use std::time::{Duration, Instant};
 use assay_evidence::appraise::Appraisal;
 use assay_evidence::binding::{Binding, Exporter, Nonce};
 use assay_evidence::bundle::Bundle;
+use assay_evidence::digest::Sha256Digest;
 use assay_evidence::ear::Submod;
 use assay_evidence::policy::Policy;
 use assay_evidence::quote::{Judged, MAX_WHOLE_LOG, QuoteError, VerifiedQuote};
 use assay_evidence::replay::{HeldLog, ReplayError, ReplayedLog};
-use assay_evidence::tpm::{AkError, Attest, AttestationKey, TpmError};
+use assay_evidence::tpm::{AkError, Attest, AttestationKey, Parameters, Public, TpmError};
 use assay_evidence::wire::{B64, Identity, ListStatus, QuoteRequest};
 use ring::rand::{SecureRandom, SystemRandom};
 use thiserror::Error;
 
 use crate::cli::chain;
 use crate::client::{Agent, ClientError};
+use crate::keystore::KeyInfo;
 use crate::serve::shorten;
 use crate::store::{Host, HostState, Quoted, Verdict};
 use crate::time::unix_now;
@@ -44,6 +46,22 @@ pub enum LookError {
     /// The log grows faster than it can be fetched, or is endless.
     #[error("the agent's log is longer than {MAX_WHOLE_LOG} bytes")]
     LogTooLong,
+    /// The host shows another endorsement key than it was enrolled with. That is only claimed, as its attestation key answers for it: an
+    /// operator learns of a change here, nobody is kept from lying.
+    #[error(
+        "the host shows the endorsement key sha256:{found} ({found_kind}), enrolled is sha256:{enrolled} ({enrolled_kind}): \
+         another TPM answers under this host's name, or its [tpm] ek was changed; then change it back, or enrol the host anew (assay-verifier host remove, then host add)"
+    )]
+    OtherEk {
+        /// SHA-256 of the key that it shows.
+        found: Sha256Digest,
+        /// What kind of key that is.
+        found_kind: &'static str,
+        /// SHA-256 of the key that was pinned.
+        enrolled: Sha256Digest,
+        /// What kind of key that is.
+        enrolled_kind: &'static str,
+    },
     /// The quote's statement cannot be read.
     #[error("the quote cannot be read")]
     Attest(#[source] TpmError),
@@ -75,25 +93,66 @@ pub struct Evidence {
     nonce: Nonce,
     exporter: Exporter,
     held: HeldLog,
+    shown: Shown,
+}
+
+/// What an agent says of itself with each look; only claimed.
+struct Shown {
+    ek_public: Vec<u8>,
     approved: Option<ListStatus>,
+}
+
+impl Shown {
+    /// Asks for it, and for the boot id, which is only a hint here: a wrong one makes the evidence fail.
+    async fn ask(agent: &mut Agent) -> Result<(String, Self), LookError> {
+        let Identity {
+            boot_id,
+            ek_public,
+            approved,
+            ..
+        } = agent.identity().await?;
+        let ek_public = ek_public.0;
+        Ok((boot_id, Self { ek_public, approved }))
+    }
+
+    fn check_ek(&self, host: &Host) -> Result<(), LookError> {
+        if self.ek_public == host.pinned.ek_public {
+            return Ok(());
+        }
+        let enrolled = &host.pinned.ek_public;
+        Err(LookError::OtherEk {
+            found: Sha256Digest::of(&self.ek_public),
+            found_kind: ek_kind(&self.ek_public),
+            enrolled: Sha256Digest::of(enrolled),
+            enrolled_kind: ek_kind(enrolled),
+        })
+    }
+}
+
+/// An endorsement key's kind by its name in agent.toml, where it has one.
+fn ek_kind(public: &[u8]) -> &'static str {
+    match Public::parse(public).as_ref().map(Public::parameters) {
+        Ok(Parameters::Rsa { bits: 2048, .. }) => "rsa-2048",
+        Ok(Parameters::P256 { .. }) => "ecc-p256",
+        _ => "another kind",
+    }
 }
 
 impl Evidence {
     /// Asks for a quote, and for the log from where `held` ends, or all of it if `whole`.
     pub async fn ask(agent: &mut Agent, held: HeldLog, whole: bool) -> Result<Self, LookError> {
-        let Identity { boot_id, approved, .. } = agent.identity().await?;
-        // The boot id is only a hint here: a wrong one makes the evidence fail.
+        let (boot_id, shown) = Shown::ask(agent).await?;
         let same_boot = boot_id == held.boot_id;
         let from = if same_boot && !whole { held.records } else { 0 };
         match quote(agent, from, true).await {
-            Ok((bundle, nonce)) => return Ok(Self::new(agent, bundle, nonce, held, approved)),
+            Ok((bundle, nonce)) => return Ok(Self::new(agent, bundle, nonce, held, shown)),
             Err(LookError::Client(ClientError::Refused(refusal))) if refusal.code == LOG_TOO_LONG => {}
             Err(error) => return Err(error),
         }
         if same_boot {
             let held = fetch_log(agent, held).await?;
             let (bundle, nonce) = quote(agent, held.records, true).await?;
-            return Ok(Self::new(agent, bundle, nonce, held, approved));
+            return Ok(Self::new(agent, bundle, nonce, held, shown));
         }
         let new = HeldLog {
             boot_id,
@@ -101,7 +160,7 @@ impl Evidence {
         };
         let new = fetch_log(agent, new).await?;
         let (bundle, nonce) = quote(agent, new.records, true).await?;
-        let mut evidence = Self::new(agent, bundle, nonce, new, approved);
+        let mut evidence = Self::new(agent, bundle, nonce, new, shown);
         evidence.follow_boot(held)?;
         Ok(evidence)
     }
@@ -109,12 +168,12 @@ impl Evidence {
     /// Asks for what is new since `held`, of which the log's bytes and the firmware's log are elsewhere: `None` where only
     /// [`Evidence::ask`] can go on, since the host was rebooted or has more to tell than fits into one answer.
     pub async fn ask_for_news(agent: &mut Agent, held: HeldLog) -> Result<Option<Self>, LookError> {
-        let Identity { boot_id, approved, .. } = agent.identity().await?;
+        let (boot_id, shown) = Shown::ask(agent).await?;
         if boot_id != held.boot_id {
             return Ok(None);
         }
         match quote(agent, held.records, false).await {
-            Ok((bundle, nonce)) => Ok(Some(Self::new(agent, bundle, nonce, held, approved))),
+            Ok((bundle, nonce)) => Ok(Some(Self::new(agent, bundle, nonce, held, shown))),
             Err(LookError::Client(ClientError::Refused(refusal))) if refusal.code == LOG_TOO_LONG => Ok(None),
             Err(error) => Err(error),
         }
@@ -142,12 +201,14 @@ impl Evidence {
 
     /// Whether this is what was judged, signed anew, and nothing else.
     pub fn unchanged(&self, host: &Host, judged: &Judged) -> Option<Judged> {
+        self.shown.check_ek(host).ok()?;
         let key = attestation_key(host).ok()?;
         self.bundle.verify_unchanged(&key, &self.binding(), judged)
     }
 
     /// Whether this is what was judged as trusted, and nothing came since but code that the policy approves.
     pub fn progress(&self, host: &Host, judged: &Judged, policy: &Policy) -> Option<Judged> {
+        self.shown.check_ek(host).ok()?;
         let key = attestation_key(host).ok()?;
         self.bundle
             .verify_progress(&key, &self.binding(), judged, &policy.passes(unix_now()))
@@ -163,20 +224,20 @@ impl Evidence {
         Self::ask(agent, HeldLog::none(), false).await
     }
 
-    fn new(agent: &Agent, bundle: Bundle, nonce: Nonce, held: HeldLog, approved: Option<ListStatus>) -> Self {
+    fn new(agent: &Agent, bundle: Bundle, nonce: Nonce, held: HeldLog, shown: Shown) -> Self {
         let exporter = *agent.exporter();
         Self {
             bundle,
             nonce,
             exporter,
             held,
-            approved,
+            shown,
         }
     }
 
     /// How the agent says that it stands with approved lists.
     pub const fn approved(&self) -> Option<&ListStatus> {
-        self.approved.as_ref()
+        self.shown.approved.as_ref()
     }
 
     /// A new boot whose log came in pages: what was held of the boot before must still bear on the check, so that a
@@ -219,6 +280,7 @@ impl Evidence {
 
     /// Whether it is the host's answer, and its log leads to the quoted values. What was held is part of the log from then on.
     pub fn replay(&mut self, host: &Host) -> Result<ReplayedLog, LookError> {
+        self.shown.check_ek(host)?;
         let held = std::mem::replace(&mut self.held, HeldLog::none());
         let quote = self
             .bundle
@@ -290,13 +352,27 @@ pub fn verdict(log: &ReplayedLog, policy: &str, appraisal: Option<&Appraisal>) -
     let notes = appraisal
         .map(|appraisal| shorten(appraisal.notes(), MAX_REASONS))
         .unwrap_or_default();
+    let tags = match (state, appraisal) {
+        (HostState::Trusted, Some(appraisal)) => appraisal.tags().to_vec(),
+        _ => Vec::new(),
+    };
     Verdict {
         state,
         reasons,
         notes,
+        tags,
         quoted: Some(quoted),
         submod,
     }
+}
+
+/// Why this host may not have a key, if the key demands tags that neither its operator nor the policy that it meets gives it.
+pub fn missing_tags(key: &KeyInfo, host: &Host, by_policy: &[String]) -> Option<String> {
+    let has = |tag: &&String| host.tags.contains(*tag) || by_policy.contains(*tag);
+    let missing: Vec<_> = key.tags.iter().filter(|tag| !has(tag)).map(String::as_str).collect();
+    let (key, name) = (key.key_id, &host.pinned.name);
+    let tags = missing.join(" and ");
+    (!missing.is_empty()).then(|| format!("key {key} is for hosts that are tagged {tags}, which {name} is not"))
 }
 
 /// Appraises by a policy, if there is one, as it is now.

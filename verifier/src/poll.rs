@@ -1,6 +1,6 @@
 //! Asking every host, again and again, and writing down how it stands.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,8 +16,10 @@ use tokio::task::JoinSet;
 use crate::client::{Agent, Asker, ClientError, Pin};
 use crate::config::Config;
 use crate::judge::{self, Evidence, LookError};
+use crate::leases::{Found, Leases, Standing, Watched};
 use crate::lists::{Lists, Wanted};
 use crate::memory::{Memory, Remembered};
+use crate::nudges::Nudges;
 use crate::store::{Host, HostState, Store, StoreError, Verdict};
 use crate::time::unix_now;
 
@@ -25,6 +27,7 @@ use crate::time::unix_now;
 pub struct Poller {
     store: Store,
     how: How,
+    nudges: Arc<Nudges>,
     interval: Duration,
 }
 
@@ -33,6 +36,7 @@ pub struct Poller {
 struct How {
     asker: Asker,
     lists: Arc<Lists>,
+    leases: Arc<Leases>,
     memory: Arc<Memory>,
     timeout: Duration,
     looks: Arc<Semaphore>,
@@ -40,10 +44,11 @@ struct How {
 
 impl Poller {
     /// Nothing is asked before [`Poller::run`].
-    pub fn new(store: Store, asker: Asker, lists: Lists, config: &Config) -> Self {
+    pub fn new(store: Store, asker: Asker, lists: Lists, leases: Leases, config: &Config) -> Self {
         let how = How {
             asker,
             lists: Arc::new(lists),
+            leases: Arc::new(leases),
             memory: Arc::default(),
             timeout: config.quote_timeout,
             looks: Arc::new(Semaphore::new(MAX_LOOKS)),
@@ -51,33 +56,44 @@ impl Poller {
         Self {
             store,
             how,
+            nudges: Arc::default(),
             interval: config.poll_interval,
         }
+    }
+
+    /// Where hosts ask for a look before their next poll.
+    pub(crate) fn nudges(&self) -> Arc<Nudges> {
+        self.nudges.clone()
     }
 
     /// Polls until the database fails: states that are not written down any more would look fresh.
     pub async fn run(self) -> Result<Infallible, StoreError> {
         let mut due: HashMap<i64, Instant> = HashMap::new();
-        let mut running: JoinSet<Result<i64, StoreError>> = JoinSet::new();
+        let mut looks = Looks::default();
         loop {
             let hosts = self.store.run(|s| s.hosts()).await?;
             due.retain(|id, _| hosts.iter().any(|h| h.id == *id));
             self.how.memory.retain(&hosts);
             for host in hosts {
-                if due.get(&host.id).is_some_and(|at| *at > Instant::now()) {
+                if looks.is_busy(host.id) || due.get(&host.id).is_some_and(|at| *at > Instant::now()) {
                     continue;
                 }
-                // Not due again before this look is over: its end sets the next time.
-                due.insert(host.id, Instant::now() + FAR_AWAY);
-                running.spawn(look(self.store.clone(), self.how.clone(), host));
+                looks.begin(&self, host);
             }
             let pause = tokio::time::sleep(self.tick());
             tokio::pin!(pause);
             loop {
+                let (asked, next) = self.nudges.take(Instant::now(), |id| looks.is_busy(id));
+                for host in asked {
+                    looks.begin(&self, host);
+                }
                 tokio::select! {
                     () = &mut pause => break,
-                    Some(ended) = running.join_next() => {
+                    () = self.nudges.asked() => {}
+                    () = tokio::time::sleep(next.unwrap_or(FAR_AWAY)) => {}
+                    Some(ended) = looks.running.join_next() => {
                         let id = ended.map_err(|_| StoreError::Interrupted)??;
+                        looks.busy.remove(&id);
                         due.insert(id, Instant::now() + self.jittered());
                     }
                 }
@@ -100,6 +116,24 @@ impl Poller {
     }
 }
 
+/// The looks under way, one at most of each host.
+#[derive(Default)]
+struct Looks {
+    running: JoinSet<Result<i64, StoreError>>,
+    busy: HashSet<i64>,
+}
+
+impl Looks {
+    fn is_busy(&self, id: i64) -> bool {
+        self.busy.contains(&id)
+    }
+
+    fn begin(&mut self, poller: &Poller, host: Host) {
+        self.busy.insert(host.id);
+        self.running.spawn(look(poller.store.clone(), poller.how.clone(), host));
+    }
+}
+
 /// One look at one host, written down; gives back the host's id. Over the same connection the host then gets its approved
 /// list, if that is another than the one it holds.
 async fn look(store: Store, how: How, host: Host) -> Result<i64, StoreError> {
@@ -107,8 +141,21 @@ async fn look(store: Store, how: How, host: Host) -> Result<i64, StoreError> {
     let Ok(_turn) = how.looks.acquire().await else {
         return Err(StoreError::Interrupted);
     };
-    let asked = match look_for_news(&store, &how, &host).await? {
-        Looked::Unchanged => return Ok(id),
+    let (row, leases) = (host.clone(), how.leases.clone());
+    let watched = store.run(move |s| leases.watched(s, &row)).await?;
+    // What is remembered is a verdict by the host's own policy, and no other.
+    let own = |watched: &Watched| watched.policy().is_none_or(|policy| policy == host.pinned.policy);
+    let looked = if watched.iter().all(own) {
+        look_for_news(&store, &how, &host).await?
+    } else {
+        Looked::NotKnown
+    };
+    let asked = match looked {
+        Looked::Unchanged(mut agent, verdict) => {
+            let found = Found::new(&host.pinned.policy, &verdict);
+            how.leases.settle(&store, &host, &mut agent, watched, found).await?;
+            return Ok(id);
+        }
         Looked::News(asked) => *asked,
         Looked::NotKnown => {
             // What is held now, before asking: a key request can move it on meanwhile.
@@ -116,14 +163,25 @@ async fn look(store: Store, how: How, host: Host) -> Result<i64, StoreError> {
             ask(&how.asker, &host, held, how.timeout, false).await
         }
     };
-    let (asked, agent) = match asked {
+    let (asked, mut agent) = match asked {
         Ok((evidence, agent)) => (Ok(evidence), Some(agent)),
         Err(error) => (Err(error), None),
     };
     let row = host.clone();
-    let Concluded { list, remembered } = store.run(move |s| conclude(s, &row, asked)).await?;
+    let Concluded {
+        list,
+        remembered,
+        found,
+        watched,
+    } = store.run(move |s| conclude(s, &row, asked, watched)).await?;
     how.memory.forget(id);
-    if let (Some(mut agent), Some(List { wanted, status })) = (agent, list) {
+    if agent.is_none() && !watched.is_empty() && found.speaks_against() {
+        // Its evidence was none, and ended the connection; that it may not hold its keys is worth another.
+        agent = connect(&how.asker, &host, how.timeout).await.ok();
+    }
+    let Some(mut agent) = agent else { return Ok(id) };
+    how.leases.settle(&store, &host, &mut agent, watched, found).await?;
+    if let Some(List { wanted, status }) = list {
         let settled = how
             .lists
             .deliver(&store, &host, &mut agent, status.as_ref(), wanted)
@@ -138,8 +196,8 @@ async fn look(store: Store, how: How, host: Host) -> Result<i64, StoreError> {
 
 /// What a look at a host of which the last verdict is remembered brought.
 enum Looked {
-    /// Nothing, and that is written down.
-    Unchanged,
+    /// Nothing, and that is written down; what the host was judged then still holds.
+    Unchanged(Box<Agent>, Box<Verdict>),
     /// Something, or the reason why not.
     News(Box<Result<(Evidence, Agent), LookError>>),
     /// Nothing is remembered that would help: the host must be asked for everything.
@@ -167,10 +225,11 @@ async fn look_for_news(store: &Store, how: &How, host: &Host) -> Result<Looked, 
     if evidence.approved() == known.status.as_ref() {
         if let Some(judged) = evidence.unchanged(host, &known.judged) {
             still_so(store, how, host, &known, judged).await?;
-            return Ok(Looked::Unchanged);
+            return Ok(Looked::Unchanged(Box::new(agent), Box::new(known.verdict.clone())));
         }
         match went_on(store, how, host, &known, evidence).await? {
-            None => return Ok(Looked::Unchanged),
+            // All that came is approved: it stays trusted.
+            None => return Ok(Looked::Unchanged(Box::new(agent), Box::new(known.verdict.clone()))),
             Some(back) => evidence = back,
         }
     }
@@ -287,13 +346,20 @@ pub async fn look_from_start(
 struct Concluded {
     list: Option<List>,
     remembered: Option<Remembered>,
+    found: Found,
+    watched: Vec<Watched>,
 }
 
 /// Judges what was asked, and writes down the verdict, and the log if it replayed. Gives the list that such a host should
 /// hold, whatever the verdict: a host that ran something bad still needs to know what is good.
-fn conclude(store: &Store, host: &Host, asked: Result<Evidence, LookError>) -> Result<Concluded, StoreError> {
+fn conclude(
+    store: &Store,
+    host: &Host,
+    asked: Result<Evidence, LookError>,
+    watched: Vec<Watched>,
+) -> Result<Concluded, StoreError> {
     let replayed = asked.and_then(|mut evidence| Ok((evidence.replay(host)?, evidence)));
-    let (mut list, mut remembered) = (None, None);
+    let (mut list, mut remembered, mut others) = (None, None, BTreeMap::new());
     let verdict = match replayed {
         Ok((log, evidence)) => {
             // Before the policy: what is changed in between is judged by the next look.
@@ -302,6 +368,7 @@ fn conclude(store: &Store, host: &Host, asked: Result<Evidence, LookError>) -> R
             let before = unix_now();
             let appraisal = judge::appraise(&log, policy.as_ref());
             let verdict = judge::verdict(&log, &host.pinned.policy, appraisal.as_ref());
+            others = by_other_policies(store, host, &log, &watched)?;
             let status = evidence.approved().cloned();
             let until = policy.as_ref().and_then(|policy| policy.next_expiry(before));
             // What IMA measures is new with each look, and is judged whole.
@@ -325,7 +392,41 @@ fn conclude(store: &Store, host: &Host, asked: Result<Evidence, LookError>) -> R
         Err(error) => without_log(host, &error),
     };
     write_down(store, host, &verdict)?;
-    Ok(Concluded { list, remembered })
+    let mut found = Found::new(&host.pinned.policy, &verdict);
+    for (policy, standing) in others {
+        found.put(&policy, standing);
+    }
+    if verdict.quoted.is_none() {
+        found.put_for_all(&watched, &verdict);
+    }
+    Ok(Concluded {
+        list,
+        remembered,
+        found,
+        watched,
+    })
+}
+
+/// How a host stands by the policies of keys that it holds, other than its own; nothing of a policy that does not exist.
+fn by_other_policies(
+    store: &Store,
+    host: &Host,
+    log: &ReplayedLog,
+    watched: &[Watched],
+) -> Result<BTreeMap<String, Standing>, StoreError> {
+    let names: BTreeSet<_> = watched.iter().filter_map(Watched::policy).collect();
+    let mut found = BTreeMap::new();
+    for name in names.into_iter().filter(|name| *name != host.pinned.policy) {
+        if let Some(appraisal) = judge::appraise(log, store.policy(name)?.as_ref()) {
+            let standing = if appraisal.is_trusted() {
+                Standing::Met(appraisal.tags().to_vec())
+            } else {
+                Standing::Unmet(judge::reasons(&appraisal))
+            };
+            found.insert(name.to_owned(), standing);
+        }
+    }
+    Ok(found)
 }
 
 /// Stores a verdict and tells the journal of a change.
@@ -359,6 +460,7 @@ fn without_log(host: &Host, error: &LookError) -> Verdict {
         state: error.state(),
         reasons,
         notes: Vec::new(),
+        tags: Vec::new(),
         quoted: None,
         submod,
     }

@@ -125,6 +125,12 @@ impl Fresh {
         self.expires
     }
 
+    /// Seconds since the look.
+    #[must_use]
+    pub fn age(&self) -> u64 {
+        u64::try_from(self.issued.saturating_sub(self.standing.judged)).unwrap_or(0)
+    }
+
     fn issue<'a>(&'a self, nonce: Option<&'a Nonce>) -> Issue<'a> {
         Issue {
             host: &self.host,

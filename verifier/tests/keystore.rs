@@ -8,9 +8,12 @@ use std::{
     path::PathBuf,
 };
 
-use assay_evidence::uuid::Uuid;
+use assay_evidence::terms::{OnLoss, Terms};
+use assay_evidence::vhd::KeyHash;
+use assay_evidence::{digest::Sha256Digest, uuid::Uuid};
 use assay_verifier::keystore::{
-    self, FileKeyStore, KEY_DIR, KeyInfo, KeySource, KeyStoreError, MASTER_FILE, PASSPHRASE_LEN, Passphrase,
+    self, FileKeyStore, KEY_DIR, KeyInfo, KeyKind, KeySource, KeyStoreError, MASTER_FILE, NO_DISK, PASSPHRASE_LEN,
+    Passphrase,
 };
 use tempfile::TempDir;
 
@@ -28,12 +31,16 @@ fn uuid(number: u128) -> Uuid {
 fn info(number: u128) -> KeyInfo {
     KeyInfo {
         key_id: uuid(number),
+        kind: KeyKind::Luks,
         disk_uuid: uuid(number << 64),
         policy: "default".into(),
         tags: BTreeSet::new(),
         image: "disk.luks".into(),
         size: 1 << 30,
         created: 1_795_465_020,
+        header: None,
+        replaces: None,
+        terms: Terms::default(),
     }
 }
 
@@ -152,10 +159,10 @@ fn strict_format() {
         KeyStoreError::Malformed { .. }
     ));
     let mut newer = good.clone();
-    newer["version"] = 3.into();
+    newer["version"] = 99.into();
     assert!(matches!(
         refusal(newer.to_string().as_bytes()),
-        KeyStoreError::Version { version: 3, .. }
+        KeyStoreError::Version { version: 99, .. }
     ));
     assert!(matches!(refusal(b""), KeyStoreError::Malformed { .. }));
     assert!(matches!(
@@ -163,8 +170,8 @@ fn strict_format() {
         KeyStoreError::Malformed { .. }
     ));
     assert!(matches!(
-        refusal(&[b' '; 20_000]),
-        KeyStoreError::TooLong { len: 20_000, .. }
+        refusal(&[b' '; 40_000]),
+        KeyStoreError::TooLong { len: 40_000, .. }
     ));
 }
 
@@ -286,6 +293,170 @@ fn tags_are_kept_and_authenticated() {
     };
     let error = store.put(&odd, &Passphrase::generate().unwrap()).unwrap_err();
     assert!(matches!(error, KeyStoreError::Tags { .. }), "{error}");
+}
+
+#[test]
+fn the_key_of_a_vhd_is_kept_with_its_hash() {
+    let (dir, store) = state();
+    for (length, tags) in [(32, &[][..]), (64, &["pci".to_owned()])] {
+        let (key, hash) = Passphrase::generate_vhd(length).unwrap();
+        let info = KeyInfo {
+            key_id: hash.key_id(),
+            kind: KeyKind::Vhd(hash),
+            disk_uuid: NO_DISK,
+            tags: tags.iter().cloned().collect(),
+            ..info(1)
+        };
+        store.put(&info, &key).unwrap();
+        let stored = store.get(hash.key_id()).unwrap();
+        assert_eq!((&stored.info, stored.passphrase.expose()), (&info, key.expose()));
+
+        let path = file_of(&dir, &info);
+        let good = fs::read_to_string(&path).unwrap();
+        let other = KeyHash::of(&[1; 64]).unwrap().to_string();
+        let line = format!("  \"vhd_key_hash\": \"{hash}\",\n");
+        for (from, to) in [
+            (hash.to_string().as_str(), other.as_str()),
+            (&line, ""),
+            ("\"version\": 3", "\"version\": 2"),
+            ("\"version\": 3", "\"version\": 1"),
+        ] {
+            assert!(good.contains(from), "{good}");
+            fs::write(&path, good.replacen(from, to, 1)).unwrap();
+            let found = store.get(info.key_id);
+            assert!(
+                matches!(found, Err(KeyStoreError::Tampered { .. })),
+                "{from}: {found:?}"
+            );
+        }
+        fs::write(&path, good).unwrap();
+    }
+    let error = Passphrase::generate_vhd(48).unwrap_err();
+    assert!(matches!(error, KeyStoreError::VhdKey { len: 48 }), "{error}");
+    // The passphrase of a LUKS disk does not become the key of a VHD by an edit.
+    store.put(&info(2), &Passphrase::generate().unwrap()).unwrap();
+    let path = file_of(&dir, &info(2));
+    let good = fs::read_to_string(&path).unwrap();
+    let hash = KeyHash::of(&[1; 64]).unwrap();
+    let edited = good.replacen(
+        "\"version\": 1",
+        &format!("\"version\": 3, \"vhd_key_hash\": \"{hash}\""),
+        1,
+    );
+    assert_ne!(edited, good);
+    fs::write(&path, edited).unwrap();
+    assert!(matches!(store.get(info(2).key_id), Err(KeyStoreError::Tampered { .. })));
+    // It may have terms, but nothing that somebody would have to watch: the agent gives the key away.
+    let key = store
+        .list()
+        .unwrap()
+        .keys
+        .into_iter()
+        .find(|key| key.kind != KeyKind::Luks);
+    let id = key.unwrap().key_id;
+    let mut terms = Terms {
+        groups: ["dom0".to_owned()].into(),
+        ..Terms::default()
+    };
+    store.set_terms(id, &terms).unwrap();
+    assert_eq!(store.get(id).unwrap().info.terms, terms);
+    terms.on_loss = OnLoss::Wipe;
+    let error = store.set_terms(id, &terms).unwrap_err();
+    assert!(matches!(error, KeyStoreError::VhdLease { .. }), "{error}");
+}
+
+#[test]
+fn terms_are_kept_and_authenticated() {
+    let (dir, store) = state();
+    let passphrase = Passphrase::generate().unwrap();
+    store.put(&info(1), &passphrase).unwrap();
+    let terms = Terms {
+        groups: ["dom0".to_owned()].into(),
+        hours: vec!["mon-fri 08:00-18:00".parse().unwrap()],
+        lease_s: Some(600),
+        on_loss: OnLoss::Wipe,
+        ..Terms::default()
+    };
+    store.set_terms(info(1).key_id, &terms).unwrap();
+    let key = store.get(info(1).key_id).unwrap();
+    assert_eq!((key.info.terms, key.passphrase.expose()), (terms, passphrase.expose()));
+    let path = file_of(&dir, &info(1));
+    assert_eq!(mode_of(path.clone()), 0o600);
+    // Nobody loosens them with an editor.
+    let good = fs::read_to_string(&path).unwrap();
+    for (from, to) in [
+        ("dom0", "dom1"),
+        ("\"lease_s\": 600", "\"lease_s\": 601"),
+        (",\n    \"on_loss\": \"wipe\"", ""),
+        ("\"version\": 4", "\"version\": 1"),
+    ] {
+        assert!(good.contains(from), "{good}");
+        fs::write(&path, good.replacen(from, to, 1)).unwrap();
+        let error = store.get(info(1).key_id).unwrap_err();
+        assert!(matches!(error, KeyStoreError::Tampered { .. }), "{from}: {error}");
+    }
+    fs::write(&path, good).unwrap();
+    let odd = Terms {
+        hosts_at_once: Some(2),
+        ..Terms::default()
+    };
+    let error = store.set_terms(info(1).key_id, &odd).unwrap_err();
+    assert!(matches!(error, KeyStoreError::Terms { .. }), "{error}");
+    store.set_terms(info(1).key_id, &Terms::default()).unwrap();
+    assert_eq!(store.get(info(1).key_id).unwrap().info, info(1));
+    let error = store.set_terms(uuid(9), &Terms::default()).unwrap_err();
+    assert!(matches!(error, KeyStoreError::NotFound { .. }), "{error}");
+    assert_eq!(store.list().unwrap().damaged.len(), 0);
+}
+
+#[test]
+fn header_and_predecessor_are_kept_and_authenticated() {
+    let (dir, store) = state();
+    let bound = KeyInfo {
+        header: Some(Sha256Digest::of(b"header")),
+        replaces: Some(uuid(9)),
+        tags: ["pci".to_owned()].into(),
+        ..info(1)
+    };
+    let plain = KeyInfo {
+        header: bound.header,
+        ..info(2)
+    };
+    for info in [&bound, &plain] {
+        store.put(info, &Passphrase::generate().unwrap()).unwrap();
+        assert_eq!(&store.get(info.key_id).unwrap().info, info);
+    }
+    let digest = Sha256Digest::of(b"header").to_string();
+    let taken = format!("  \"header_sha256\": \"{digest}\",\n");
+    let other = Sha256Digest::of(b"other").to_string();
+    // Another header; none; none, with the version that has none; another predecessor; one where there was none.
+    for (file, edits) in [
+        (&bound, vec![(digest.as_str(), other.as_str())]),
+        (&bound, vec![(taken.as_str(), "")]),
+        (&plain, vec![(taken.as_str(), ""), ("\"version\": 3", "\"version\": 1")]),
+        (&bound, vec![("\"replaces\": \"0", "\"replaces\": \"1")]),
+        (
+            &plain,
+            vec![(
+                "\"nonce\"",
+                "\"replaces\": \"00000000-0000-0000-0000-000000000009\", \"nonce\"",
+            )],
+        ),
+    ] {
+        let path = file_of(&dir, file);
+        let good = fs::read_to_string(&path).unwrap();
+        let mut bad = good.clone();
+        for (from, to) in &edits {
+            assert!(bad.contains(from), "{from} in {bad}");
+            bad = bad.replacen(from, to, 1);
+        }
+        fs::write(&path, bad).unwrap();
+        assert!(
+            matches!(store.get(file.key_id), Err(KeyStoreError::Tampered { .. })),
+            "{edits:?}"
+        );
+        fs::write(&path, good).unwrap();
+    }
 }
 
 #[test]

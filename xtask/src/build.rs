@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use assay_tests::verifier::PROGRAMS_VARIABLE;
 use assay_tests::vm::IMAGE_VARIABLE;
 
 use crate::run::{Error, cargo, io, loud, output};
@@ -73,9 +74,37 @@ pub fn all(tools: &Tools, profile: Profile) -> Result<Built, Error> {
     programs(tools, profile, &packages, &["assay-guest", "assay-agent"])
 }
 
-/// Builds everything as shipped, and the benchmark's workload for its machines.
+/// Builds what is shipped, as it is.
+pub fn shipped(tools: &Tools) -> Result<Built, Error> {
+    let packages = ["-p", "assay-agent", "-p", "assay-verifier"];
+    programs(tools, Profile::Release, &packages, &[])
+}
+
+/// Builds the agent as shipped for XCP-ng 8.3, with a compiler and libraries of its own, apart from all else.
+pub fn agent_for_xcpng(tools: &Tools, configure: impl FnOnce(&mut Command)) -> Result<Built, Error> {
+    const TRIPLE: &str = "x86_64-unknown-linux-gnu";
+    let folder = target().join("xcpng");
+    let bpf_object = bpf(&tools.bpf, &HOOKS)?;
+    let probe_object = bpf(&tools.bpf, &PROBES)?;
+    let mut command = cargo();
+    command.args(["build", "--release", "--bins", "-p", "assay-agent", "--target", TRIPLE]);
+    // Its libsystemd is older than the crate for it wants.
+    command.args(["--no-default-features", "--features", "sd-notify"]);
+    command.arg("--target-dir").arg(&folder);
+    command.env("CARGO_ENCODED_RUSTFLAGS", path_flags());
+    configure(&mut command);
+    loud(&mut command)?;
+    Ok(Built {
+        bpf_object,
+        probe_object,
+        bin: folder.join(TRIPLE).join("release"),
+        on_board: &[],
+    })
+}
+
+/// Builds everything as shipped, and the benchmarks' workload for their machines.
 pub fn for_bench(tools: &Tools) -> Result<Built, Error> {
-    let packages = ["-p", "assay-agent", "-p", "assay-tests"];
+    let packages = ["-p", "assay-agent", "-p", "assay-verifier", "-p", "assay-tests"];
     programs(
         tools,
         Profile::Release,
@@ -100,7 +129,7 @@ fn programs(
     let mut command = cargo();
     command.args(["build", "--bins"]).args(packages);
     if profile == Profile::Release {
-        command.arg("--release");
+        command.arg("--release").env("CARGO_ENCODED_RUSTFLAGS", path_flags());
     }
     loud(&mut command)?;
     let bin = target().join(if profile == Profile::Release {
@@ -116,15 +145,33 @@ fn programs(
     })
 }
 
+/// Maps the paths of this machine away: a program does not tell where it was built, and is the same wherever it was.
+fn path_flags() -> String {
+    let map = |from: &Path, to| format!("--remap-path-prefix={}={to}", from.display());
+    let home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
+    let home = home.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cargo")));
+    let flags = [Some(map(&root(), "/assay")), home.map(|home| map(&home, "/cargo"))];
+    flags.into_iter().flatten().collect::<Vec<_>>().join("\u{1f}")
+}
+
 /// Runs a benchmark, optimised, with words of its own.
-pub fn bench(name: &str, words: &[String], image: Option<&Path>) -> Result<(), Error> {
+pub fn bench(name: &str, words: &[String]) -> Result<(), Error> {
     let mut command = cargo();
     command
         .args(["bench", "-p", "assay-tests", "--bench", name, "--"])
         .args(words);
-    if let Some(image) = image {
-        command.env(IMAGE_VARIABLE, image);
-    }
+    loud(&mut command)
+}
+
+/// Runs a benchmark of programs as shipped, in a machine and beside it. It only looks on: it is built as tests are, with what is built for
+/// those already.
+pub fn bench_shipped(name: &str, words: &[String], built: &Built, image: &Path) -> Result<(), Error> {
+    let mut command = cargo();
+    command
+        .args(["bench", "--profile", "dev", "-p", "assay-tests", "--bench", name, "--"])
+        .args(words)
+        .env(IMAGE_VARIABLE, image)
+        .env(PROGRAMS_VARIABLE, &built.bin);
     loud(&mut command)
 }
 

@@ -10,6 +10,7 @@ use crate::build::{self, Built, Profile};
 use crate::fuzz::{self, Found};
 use crate::image;
 use crate::matrix;
+use crate::package;
 use crate::run::{Error, cargo, in_path, lines};
 use crate::setup;
 use crate::ui::{heading, note, report};
@@ -29,21 +30,53 @@ pub enum Layer {
     Fuzz,
     /// Needs swtpm: a TPM for each test
     Tpm,
+    /// Asks other people's servers: OpenBao, OpenStack Glance. Needs swtpm as well
+    Peers,
     /// Needs QEMU: a machine for each test
     Vm,
     /// Needs QEMU: every attack of the attack table
     Attacks,
+    /// Needs QEMU: Xen with xl, and libvirt, whose disks the hooks open
+    Xen,
+    /// Makes the packages, reads and installs them; needs dpkg, rpm, createrepo_c, xorriso and QEMU
+    Packages,
 }
+
+/// What tests in machines need.
+const MACHINE_TOOLS: [&str; 9] = [
+    "swtpm",
+    "swtpm_setup",
+    "qemu-system-x86_64",
+    "qemu-img",
+    "mmdebstrap",
+    "objcopy",
+    "tpm2_eventlog",
+    "dpkg-deb",
+    "rpmbuild",
+];
+/// And what making and reading packages needs beside that.
+const PACKAGE_TOOLS: [&str; 7] = [
+    "rpmsign",
+    "gpg",
+    "createrepo_c",
+    "xorriso",
+    "bsdtar",
+    "qemu-x86_64",
+    "apt-get",
+];
 
 impl Layer {
     /// What runs when no layer is named.
-    const ALL: [Self; 6] = [
+    const ALL: [Self; 9] = [
         Self::Unit,
         Self::Vectors,
         Self::Fuzz,
         Self::Tpm,
+        Self::Peers,
         Self::Vm,
         Self::Attacks,
+        Self::Xen,
+        Self::Packages,
     ];
 
     fn name(self) -> &'static str {
@@ -52,14 +85,17 @@ impl Layer {
             Self::Vectors => "vectors",
             Self::Fuzz => "fuzz",
             Self::Tpm => "tpm",
+            Self::Peers => "peers",
             Self::Vm => "vm",
             Self::Attacks => "attacks",
+            Self::Xen => "xen",
+            Self::Packages => "packages",
         }
     }
 
     /// Whether its tests restore machines.
     const fn has_machines(self) -> bool {
-        matches!(self, Self::Vm | Self::Attacks)
+        matches!(self, Self::Vm | Self::Attacks | Self::Xen | Self::Packages)
     }
 
     /// Why it cannot run here, if so.
@@ -76,43 +112,44 @@ impl Layer {
                 let missing = (!folder.is_dir()).then(|| "../shared/vectors is not there".to_owned());
                 missing.or_else(|| lacks(&["tpm2_eventlog"]))
             }
-            Self::Tpm => lacks(&["swtpm", "swtpm_setup", "tpm2"]),
-            Self::Vm | Self::Attacks => lacks(&[
-                "swtpm",
-                "swtpm_setup",
-                "qemu-system-x86_64",
-                "qemu-img",
-                "mmdebstrap",
-                "objcopy",
-                "tpm2_eventlog",
-            ]),
+            Self::Tpm | Self::Peers => lacks(&["swtpm", "swtpm_setup", "tpm2"]),
+            Self::Vm | Self::Attacks | Self::Xen => lacks(&MACHINE_TOOLS),
+            Self::Packages => lacks(&[&MACHINE_TOOLS[..], &PACKAGE_TOOLS].concat()),
         }
     }
 
     /// Which tests belong to it: vectors and machines have targets of their own; `tpm_` starts the names of the tests
-    /// that need a TPM, wherever they are; the rest is unit.
+    /// that need a TPM, and `peer_` of those that ask somebody else's server, wherever they are; the rest is unit.
     fn cargo(self, filter: Option<&str>) -> Command {
         let mut command = cargo();
         command.arg("test");
         match self {
             Self::Vm => command.args(["-p", "assay-tests", "--test", "vm"]),
             Self::Attacks => command.args(["-p", "assay-tests", "--test", "attacks"]),
+            Self::Xen => command.args(["-p", "assay-tests", "--test", "xen"]),
+            Self::Packages => command.args(["-p", "assay-tests", "--test", "packages"]),
             Self::Vectors => command.args(["-p", "assay-tests", "--test", "vectors"]),
             // The samples; the targets themselves are not cargo's to run.
             Self::Fuzz => command.args(["-p", "assay-fuzz"]),
             // The fuzz targets want another form of what they test.
             Self::Unit => command.args(["--workspace", "--exclude", "assay-fuzz", "--no-fail-fast"]),
-            // Without the examples in documentation: those are unit tests.
-            Self::Tpm => command.args(["--workspace", "--exclude", "assay-fuzz", "--no-fail-fast", "--tests"]),
+            // Without the examples in documentation: those are unit tests. Of the whole workspace, though few packages have any: other
+            // packages together would be other features, and another build.
+            Self::Tpm | Self::Peers => {
+                command.args(["--workspace", "--exclude", "assay-fuzz", "--no-fail-fast", "--tests"])
+            }
         };
         command.arg("--");
         match (self, filter) {
-            (Self::Unit, filter) => command.args(["--skip", "tpm_"]).args(filter),
+            (Self::Unit, filter) => command.args(["--skip", "tpm_", "--skip", "peer_"]).args(filter),
             (Self::Vectors | Self::Fuzz, filter) => command.args(filter),
             // libtest takes several filters as alternatives: a filter given stands alone.
-            (Self::Tpm, Some(filter)) => command.arg(filter),
+            (Self::Tpm | Self::Peers, Some(filter)) => command.arg(filter),
             (Self::Tpm, None) => command.arg("tpm_"),
-            (Self::Vm | Self::Attacks, filter) => command.args(["--test-threads", MACHINES]).args(filter),
+            (Self::Peers, None) => command.arg("peer_"),
+            (Self::Vm | Self::Attacks | Self::Xen | Self::Packages, filter) => {
+                command.args(["--test-threads", MACHINES]).args(filter)
+            }
         };
         command
     }
@@ -191,10 +228,23 @@ fn prepare() -> Result<Built, Error> {
 fn run_layer(layer: Layer, built: Option<&Built>, filter: Option<&str>) -> Result<Outcome, Error> {
     let start = Instant::now();
     if let Some(built) = built.filter(|_| layer.has_machines()) {
-        image::prepare_saved(built)?;
+        match layer {
+            Layer::Xen => image::prepare_toolstacks(built)?,
+            _ => image::prepare_saved(built)?,
+        }
     }
     let mut outcome = Outcome::default();
-    let status = lines(&mut layer.cargo(filter), |line| {
+    let mut tests = layer.cargo(filter);
+    if layer == Layer::Packages {
+        package::for_tests(&mut tests)?;
+    }
+    if layer == Layer::Peers {
+        setup::install_servers()?;
+        setup::SERVERS
+            .iter()
+            .try_for_each(|server| server.configure(&mut tests))?;
+    }
+    let status = lines(&mut tests, |line| {
         outcome.read(line);
         println!("{line}");
     })?;

@@ -234,6 +234,16 @@ impl Record {
     /// # Errors
     /// [`CelError::ContentType`] for other projects' records, [`CelError::Event`], [`CelError::EventCount`].
     pub fn events(&self) -> Result<Vec<Event>, CelError> {
+        let mut events = Vec::new();
+        self.each_event(|event| events.push(event))?;
+        Ok(events)
+    }
+
+    /// As [`Record::events`], but each event goes to `take` as it is read: of a long log, that spares a copy of all.
+    ///
+    /// # Errors
+    /// As [`Record::events`]; what came before the error has been taken by then.
+    pub(crate) fn each_event(&self, mut take: impl FnMut(Event)) -> Result<(), CelError> {
         let record = self.number;
         if self.content_type != CONTENT_ASSAY {
             return Err(CelError::ContentType {
@@ -244,14 +254,15 @@ impl Record {
         let mut reader = Reader::new("content", &self.content);
         let (_, value) = tlv::get(&mut reader).map_err(|source| CelError::Field { record, source })?;
         reader.finish().map_err(|source| CelError::Field { record, source })?;
-        let events = event::decode_all(value).map_err(|source| CelError::Event { record, source })?;
-        if events.is_empty() || events.len() > MAX_EVENTS {
-            return Err(CelError::EventCount {
-                record,
-                found: events.len(),
-            });
+        let mut found = 0_usize;
+        for event in event::each(value) {
+            take(event.map_err(|source| CelError::Event { record, source })?);
+            found = found.saturating_add(1);
         }
-        Ok(events)
+        if !(1..=MAX_EVENTS).contains(&found) {
+            return Err(CelError::EventCount { record, found });
+        }
+        Ok(())
     }
 
     /// The claimed digest of one bank.

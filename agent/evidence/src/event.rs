@@ -10,9 +10,11 @@ pub mod flags;
 use core::fmt;
 
 use serde::Serialize;
+use smol_str::SmolStr;
 
 use crate::digest::{Algorithm, Sha256Digest};
 
+pub(crate) use codec::each;
 pub use codec::{EventError, decode, decode_all, encode};
 pub use flags::{flag_bit, flag_names};
 
@@ -30,7 +32,8 @@ pub const MAX_TEXT: usize = 1024;
 #[serde(tag = "event", rename_all = "kebab-case")]
 pub enum Event {
     /// The agent started to measure; always the first event of a log, and again after each restart of the agent.
-    AgentStart(AgentStart),
+    /// Boxed: it is rare and large, and would make every load of a long log take as much memory.
+    AgentStart(Box<AgentStart>),
     /// Code that already ran when the agent started.
     Inventory(Measurement),
     /// The inventory is complete: from here on, every load is measured as it happens.
@@ -43,6 +46,12 @@ pub enum Event {
     AgentStop,
     /// Something about measuring itself that breaks no promise, and that a verifier wants to know.
     Notice(Notice),
+}
+
+impl From<AgentStart> for Event {
+    fn from(start: AgentStart) -> Self {
+        Self::AgentStart(Box::new(start))
+    }
 }
 
 impl Event {
@@ -168,9 +177,9 @@ pub struct Measurement {
     /// Bytes hashed.
     pub size: u64,
     /// Path, not-UTF-8 bytes replaced; at most [`MAX_PATH`] bytes.
-    pub path: String,
+    pub path: SmolStr,
     /// Name of the task; at most [`MAX_COMM`] bytes.
-    pub comm: String,
+    pub comm: SmolStr,
     /// Sequence number of the kernel's record, with its CPU above bit 40; none for the inventory.
     pub seq: Option<u64>,
     /// CLOCK_BOOTTIME in nanoseconds.

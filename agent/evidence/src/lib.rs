@@ -11,6 +11,7 @@
 
 pub mod appraise;
 pub mod approved;
+pub mod audit;
 pub mod binding;
 pub mod bootlog;
 pub mod bundle;
@@ -23,15 +24,19 @@ pub mod event;
 pub mod imalog;
 pub mod jwe;
 pub mod jws;
+pub mod luks;
+pub mod luks1;
 pub mod pcr;
 pub mod policy;
 pub mod quote;
 pub mod reader;
 pub mod release;
 pub mod replay;
+pub mod terms;
 pub mod token;
 pub mod tpm;
 pub mod uuid;
+pub mod vhd;
 pub mod wire;
 
 #[cfg(any(test, feature = "testing"))]

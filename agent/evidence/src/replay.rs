@@ -16,7 +16,9 @@ pub use crate::quote::HeldLog;
 
 /// Most events in a log. Each measurement takes more than 128 bytes, so that no log which is short enough to be judged has
 /// more of them; smaller events by the million, each of which is larger in memory, are only good for filling that.
-pub const MAX_LOG_EVENTS: usize = MAX_WHOLE_LOG / 128;
+pub const MAX_LOG_EVENTS: usize = MAX_WHOLE_LOG / MIN_EVENT;
+/// No measurement takes fewer bytes.
+const MIN_EVENT: usize = 128;
 
 /// Why a log does not explain the quoted PCR.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -111,9 +113,11 @@ impl VerifiedQuote {
     /// # Errors
     /// A [`ReplayError`] naming the record and the reason.
     pub fn replay(mut self, pcr: RuntimePcr) -> Result<ReplayedLog, ReplayError> {
-        let (mut events, mut digests) = (Vec::new(), Vec::new());
         // Records go as their events come: of a long log, there is no room for both.
         let records = std::mem::take(&mut self.records);
+        let bytes: usize = records.iter().map(|record| record.content.len()).sum();
+        let mut events = Vec::with_capacity(bytes.div_ceil(MIN_EVENT).min(MAX_LOG_EVENTS));
+        let mut digests = Vec::with_capacity(records.len());
         let banks = records.first().map(banks);
         for record in records {
             check_record(&record, pcr)?;
@@ -121,7 +125,7 @@ impl VerifiedQuote {
                 return Err(ReplayError::Banks { record: record.number });
             }
             record.check_digests()?;
-            events.extend(record.events()?.into_iter().map(|event| (record.number, event)));
+            record.each_event(|event| events.push((record.number, event)))?;
             if events.len() > MAX_LOG_EVENTS {
                 return Err(ReplayError::TooManyEvents { record: record.number });
             }
@@ -158,7 +162,7 @@ impl VerifiedQuote {
                 Event::Inventory(_) | Event::Ready | Event::Violation(_) | Event::AgentStop | Event::Notice(_) => {}
             }
         }
-        Ok(start.clone())
+        Ok(AgentStart::clone(start))
     }
 
     fn check_boot(&self, record: u64, start: &AgentStart) -> Result<(), ReplayError> {
@@ -225,7 +229,7 @@ impl ReplayedLog {
     #[must_use]
     pub fn last_agent_start(&self) -> &AgentStart {
         let mut starts = self.events.iter().rev().filter_map(|(_, event)| match event {
-            Event::AgentStart(start) => Some(start),
+            Event::AgentStart(start) => Some(start.as_ref()),
             _ => None,
         });
         // The first event is one, so there is always a last.

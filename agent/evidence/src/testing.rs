@@ -228,6 +228,8 @@ pub struct Host {
     pub ima_log: Option<Vec<u8>>,
     /// Where its agent keeps the log.
     pub pcr: u8,
+    /// The banks that its TPM has.
+    pub banks: Vec<Algorithm>,
 }
 
 impl Host {
@@ -254,6 +256,7 @@ impl Host {
             boot_log: None,
             ima_log: None,
             pcr: 13,
+            banks: vec![Algorithm::Sha1, Algorithm::Sha256],
         }
     }
 
@@ -266,14 +269,26 @@ impl Host {
     pub fn measuring_in(pcr: u8) -> Self {
         let mut host = Self::booted(BOOT, 5);
         host.pcr = pcr;
-        host.record(&[
-            Event::AgentStart(agent_start(BOOT)),
+        host.measure();
+        host
+    }
+
+    /// As [`Host::measuring`], with a TPM that has only the bank that is quoted, as new ones come.
+    pub fn without_sha1() -> Self {
+        let mut host = Self::booted(BOOT, 5);
+        host.banks = vec![Algorithm::Sha256];
+        host.measure();
+        host
+    }
+
+    fn measure(&mut self) {
+        self.record(&[
+            Event::from(agent_start(BOOT)),
             Event::Inventory(measurement(LoadKind::Mapping, "/lib/libc.so.6", None)),
             Event::Ready,
         ]);
-        host.record(&[load("/bin/true", 0)]);
-        host.record(&[load("/bin/ls", 1)]);
-        host
+        self.record(&[load("/bin/true", 0)]);
+        self.record(&[load("/bin/ls", 1)]);
     }
 
     /// The same host after a reboot.
@@ -281,6 +296,7 @@ impl Host {
         let mut after = Self::booted(boot_id, self.clock.reset_count + 1);
         after.key = self.key;
         after.pcr = self.pcr;
+        after.banks = self.banks;
         after.clock.clock = self.clock.clock + 10_000;
         after
     }
@@ -288,7 +304,7 @@ impl Host {
     /// Appends a record and extends its PCR.
     pub fn record(&mut self, events: &[Event]) {
         let number = u64::try_from(self.records.len()).unwrap();
-        let record = Record::build(number, self.pcr, events, &[Algorithm::Sha1, Algorithm::Sha256]).unwrap();
+        let record = Record::build(number, self.pcr, events, &self.banks).unwrap();
         self.append(record);
     }
 

@@ -4,6 +4,8 @@
 //! among the verifiers that this host's own configuration lists, and never adds one; the CA that it names must be the
 //! one that this host joined. Sending evidence to a verifier of an attacker's choice would at best leak the host's log.
 
+use std::path::{Path, PathBuf};
+
 use crate::digest::Sha256Digest;
 use crate::uuid::Uuid;
 use serde::{Deserialize, Serialize};
@@ -181,6 +183,18 @@ impl LuksToken {
         &self.key_id
     }
 
+    /// URLs of the verifiers that have the key, as the image says.
+    #[must_use]
+    pub fn verifiers(&self) -> &[String] {
+        &self.verifiers
+    }
+
+    /// SHA-256 of the SubjectPublicKeyInfo (DER) of those verifiers' CA, as the image says.
+    #[must_use]
+    pub const fn verifier_spki(&self) -> &Sha256Digest {
+        &self.verifier_spki_sha256
+    }
+
     /// Name of the policy that the verifier applies to hosts asking for the key; information only, the verifier's own
     /// record counts.
     #[must_use]
@@ -247,6 +261,15 @@ impl LuksToken {
         }
         Ok(())
     }
+}
+
+/// Where the token of an image is whose format has no place for one (LUKS1, qcow2): `IMAGE.assay.json`, the very object that a
+/// LUKS2 header would hold.
+#[must_use]
+pub fn sidecar_path(image: &Path) -> PathBuf {
+    let mut name = image.file_name().unwrap_or_default().to_owned();
+    name.push(".assay.json");
+    image.with_file_name(name)
 }
 
 /// Whether two addresses mean the same verifier: scheme and host don't mind the case, a closing slash means nothing.

@@ -23,9 +23,19 @@ impl Uuid {
 
     /// A version 4 UUID made of these random bytes (RFC 9562, section 5.4).
     #[must_use]
-    pub fn from_random(mut bytes: [u8; 16]) -> Self {
+    pub fn from_random(bytes: [u8; 16]) -> Self {
+        Self::versioned(bytes, 0x40)
+    }
+
+    /// A version 8 UUID made of these bytes, which mean something of our own (RFC 9562, section 5.8).
+    #[must_use]
+    pub fn from_custom(bytes: [u8; 16]) -> Self {
+        Self::versioned(bytes, 0x80)
+    }
+
+    fn versioned(mut bytes: [u8; 16], high: u8) -> Self {
         if let Some(version) = bytes.get_mut(6) {
-            *version = (*version & 0x0F) | 0x40;
+            *version = (*version & 0x0F) | high;
         }
         if let Some(variant) = bytes.get_mut(8) {
             *variant = (*variant & 0x3F) | 0x80;
@@ -113,6 +123,10 @@ mod tests {
         assert_eq!(
             Uuid::from_random([0xFF; 16]).to_string(),
             "ffffffff-ffff-4fff-bfff-ffffffffffff"
+        );
+        assert_eq!(
+            Uuid::from_custom([0; 16]).to_string(),
+            "00000000-0000-8000-8000-000000000000"
         );
     }
 }

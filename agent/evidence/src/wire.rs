@@ -12,12 +12,15 @@ use crate::binding::Nonce;
 use crate::bundle::Bundle;
 use crate::digest::{Sha256Digest, lower_hex};
 use crate::jwe::Jwe;
+use crate::terms::OnLoss;
 use crate::uuid::Uuid;
 
 /// Largest request body that the agent reads, in bytes.
 pub const MAX_AGENT_BODY: usize = 64 * 1024;
 /// Longest key id, in bytes of UTF-8.
 pub const MAX_KEY_ID: usize = 128;
+/// Longest name of a machine that a disk is for, in characters.
+pub const MAX_VM: usize = 128;
 /// Time for the header of a request, in seconds.
 pub const HEADER_TIMEOUT_S: u64 = 10;
 /// Most connections that a server holds open at once.
@@ -198,6 +201,9 @@ pub struct ChallengeRequest {
     pub key_id: String,
     /// UUID of the LUKS header.
     pub disk_uuid: Uuid,
+    /// Fingerprint of the LUKS header as the host sees it ([`luks`](crate::luks)); a key that was sealed with one is released for no other.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub header_sha256: Option<Sha256Digest>,
 }
 
 /// Answer to [`ChallengeRequest`].
@@ -224,6 +230,9 @@ pub struct ReleaseRequest {
     pub bundle: Bundle,
     /// The key that the answer is wrapped to.
     pub release_key: ReleaseKey,
+    /// What the disk is for, as the host's caller says: for the audit log alone. At most [`MAX_VM`] characters.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vm: Option<String>,
 }
 
 /// A key of the agent's TPM, certified by its AK.
@@ -244,6 +253,95 @@ pub struct ReleaseKey {
 pub struct ReleaseResponse {
     /// The disk's passphrase, wrapped to the release key.
     pub jwe: Jwe,
+    /// For how long, and what to do then; absent for a key that asks for neither.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lease: Option<Lease>,
+}
+
+/// For how long a host may hold a key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Lease {
+    /// In seconds from now on, unless it is renewed; absent where it does not end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seconds: Option<u64>,
+    /// What to do when it ends, or the verifier calls the host untrusted.
+    pub on_loss: OnLoss,
+}
+
+/// `POST /v1/leases` of the agent: what the verifier says of the keys that the host holds, with each poll.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LeaseNews {
+    /// Each key by itself; of others nothing is said.
+    pub keys: Vec<KeyNews>,
+}
+
+/// What becomes of one key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KeyNews {
+    /// The key.
+    pub key_id: String,
+    /// The disk.
+    pub disk_uuid: Uuid,
+    /// The lease from now on; absent where the host may not hold the key any more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lease: Option<Lease>,
+    /// What to do, if it may not; absent where the verifier does not know the key any more: what it said last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on_loss: Option<OnLoss>,
+    /// Why it may not.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub reasons: Vec<String>,
+}
+
+/// Answer to [`LeaseNews`]: all that the host holds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LeaseAnswer {
+    /// Each open disk.
+    pub held: Vec<HeldKey>,
+}
+
+/// A disk that is open.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HeldKey {
+    /// The key.
+    pub key_id: String,
+    /// The disk.
+    pub disk_uuid: Uuid,
+}
+
+/// Answer to `GET /v1/verdict` of the verifier: how the asking host stood at the last look. About other hosts it learns nothing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OwnVerdict {
+    /// The name that the verifier has for the host.
+    pub host: String,
+    /// Whether the last evidence appraised clean.
+    pub trusted: bool,
+    /// `trusted`, `untrusted`, `unreachable` or `unknown`.
+    pub state: String,
+    /// Why the host is not trusted, one line each.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub reasons: Vec<String>,
+    /// How long ago the verifier looked, in seconds by its own clock.
+    pub age_s: u64,
+}
+
+/// `POST /v1/look` of the verifier: the asking host has something to show, and should be looked at before the next poll.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LookRequest {}
+
+/// Answer to [`LookRequest`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LookAnswer {
+    /// The look begins within so many milliseconds, or right after the one that is under way.
+    pub within_ms: u64,
 }
 
 /// Every answer with a status of 400 or above.

@@ -48,8 +48,8 @@ fn measurement() -> impl Strategy<Value = Measurement> {
         flags: what.1 & flags::ALL,
         digest: what.2,
         size: what.3,
-        path: names.0,
-        comm: names.1,
+        path: names.0.into(),
+        comm: names.1.into(),
         seq: names.2,
         time_ns: who.0,
         pid: who.1,
@@ -107,7 +107,7 @@ fn any_event() -> impl Strategy<Value = Event> {
         }),
     ];
     prop_oneof![
-        agent_start().prop_map(Event::AgentStart),
+        agent_start().prop_map(Event::from),
         measurement().prop_map(Event::Inventory),
         measurement().prop_map(Event::Load),
         violation().prop_map(Event::Violation),

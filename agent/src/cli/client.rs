@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use assay_evidence::wire::ErrorBody;
 use http_body_util::{BodyExt as _, Full, Limited};
@@ -30,6 +31,9 @@ pub enum ClientError {
         #[source]
         source: io::Error,
     },
+    /// The daemon is there, and silent.
+    #[error("the agent did not answer within {} s: see `systemctl status assay-agent`", .0.as_secs())]
+    Timeout(Duration),
     /// The daemon went away during the request.
     #[error("the agent broke off; `journalctl -u assay-agent` has its last words")]
     Broken(#[source] hyper::Error),
@@ -54,26 +58,51 @@ impl ClientError {
 
 /// Asks the daemon something.
 pub(super) fn get<A: DeserializeOwned>(socket: &Path, path: &str) -> Result<A, CliError> {
-    ask(socket, Method::GET, path, Bytes::new())
+    ask(socket, Method::GET, path, Bytes::new(), None)
 }
 
-/// Tells the daemon to do something.
+/// Tells the daemon to do something. It has its own time limit for each thing that it does.
 pub(super) fn post<Q: Serialize, A: DeserializeOwned>(socket: &Path, path: &str, request: &Q) -> Result<A, CliError> {
     let body = serde_json::to_vec(request).map_err(CliError::Json)?;
-    ask(socket, Method::POST, path, Bytes::from(body))
+    ask(socket, Method::POST, path, Bytes::from(body), None)
+}
+
+/// The same for hooks, behind which a toolstack waits with a time limit of its own: a daemon that hangs must not make them hang.
+pub(super) fn post_within<Q: Serialize, A: DeserializeOwned>(
+    socket: &Path,
+    path: &str,
+    request: &Q,
+    limit: Duration,
+) -> Result<A, CliError> {
+    let body = serde_json::to_vec(request).map_err(CliError::Json)?;
+    ask(socket, Method::POST, path, Bytes::from(body), Some(limit))
 }
 
 /// Hands the daemon bytes that are no JSON.
 pub(super) fn put<A: DeserializeOwned>(socket: &Path, path: &str, body: Vec<u8>) -> Result<A, CliError> {
-    ask(socket, Method::PUT, path, Bytes::from(body))
+    ask(socket, Method::PUT, path, Bytes::from(body), None)
 }
 
-fn ask<A: DeserializeOwned>(socket: &Path, method: Method, path: &str, body: Bytes) -> Result<A, CliError> {
+fn ask<A: DeserializeOwned>(
+    socket: &Path,
+    method: Method,
+    path: &str,
+    body: Bytes,
+    limit: Option<Duration>,
+) -> Result<A, CliError> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(CliError::Runtime)?;
-    let (success, bytes) = runtime.block_on(exchange(socket, method, path, body))?;
+    let exchange = exchange(socket, method, path, body);
+    let (success, bytes) = runtime.block_on(async {
+        match limit {
+            Some(limit) => tokio::time::timeout(limit, exchange)
+                .await
+                .unwrap_or(Err(ClientError::Timeout(limit))),
+            None => exchange.await,
+        }
+    })?;
     if success {
         return Ok(serde_json::from_slice(&bytes).map_err(ClientError::Malformed)?);
     }
@@ -85,7 +114,6 @@ fn ask<A: DeserializeOwned>(socket: &Path, method: Method, path: &str, body: Byt
     })
 }
 
-/// No time limit: the daemon has its own for each thing it does.
 async fn exchange(socket: &Path, method: Method, path: &str, body: Bytes) -> Result<(bool, Bytes), ClientError> {
     let stream = UnixStream::connect(socket)
         .await

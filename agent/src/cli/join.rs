@@ -29,7 +29,7 @@ pub(super) fn run(config: &Config, file: &Path, force: bool) -> Result<(), CliEr
     if let Some(joined) = Joined::load(&config.state_dir)? {
         say(&format!("tls key:   sha256:{}", joined.spki()))?;
     }
-    say(&format!("ek:        sha256:{ek_sha256}"))?;
+    say(&format!("ek:        sha256:{ek_sha256} ({})", keys.ek))?;
     say(&format!("ak:        {}", keys.ak))?;
     if outcome == Outcome::Joined && force {
         say("next, here:            systemctl restart assay-agent")?;
@@ -51,6 +51,7 @@ pub(super) fn run(config: &Config, file: &Path, force: bool) -> Result<(), CliEr
 /// The keys that this host is enrolled with.
 struct Keys {
     ek_sha256: Sha256Digest,
+    ek: String,
     ak: String,
     replaced: Option<AkKind>,
 }
@@ -62,6 +63,7 @@ impl Keys {
             Ok(status) => {
                 return Ok(Self {
                     ek_sha256: status.ek_sha256,
+                    ek: status.ek,
                     ak: status.ak,
                     replaced: None,
                 });
@@ -73,6 +75,7 @@ impl Keys {
         let identity = handle.identity();
         Ok(Self {
             ek_sha256: Sha256Digest::of(&identity.ek_public),
+            ek: identity.ek_kind.name().to_owned(),
             ak: identity.ak_kind.name().to_owned(),
             replaced: identity.ak_replaced,
         })
@@ -85,6 +88,13 @@ impl Keys {
         if let Some(former) = self.replaced {
             return Some(format!(
                 "the attestation key was {former} and is {wanted} now: this host must be enrolled anew; {anew}"
+            ));
+        }
+        if let Some(wanted) = config.tpm.ek.filter(|wanted| self.ek != wanted.name()) {
+            return Some(format!(
+                "agent.toml has [tpm] ek = \"{wanted}\", but the running agent shows another endorsement key ({}): \
+                 systemctl restart assay-agent, then run join again; after that this host must be enrolled anew; {anew}",
+                self.ek
             ));
         }
         (self.ak != wanted.name()).then(|| {

@@ -1,22 +1,28 @@
 //! Commands: their arguments, their exit codes, their words.
 //!
-//! Exit codes: 0 done, 1 failed, 2 wrong usage, 3 the verifier refused the key, 4 no verifier was reached in time.
+//! Exit codes: 0 done, 1 failed, 2 wrong usage, 3 the verifier refused or does not trust this host, 4 no verifier was reached in time.
 
 mod approve;
 mod client;
+mod disks;
+mod doctor;
+mod hook;
 mod join;
 mod log;
 mod status;
+mod verdict;
 
 use std::io::{IsTerminal as _, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 
 use crate::approved::ApprovedError;
 use crate::config::{Config, ConfigError};
 use crate::daemon;
+use crate::doctor::grub::GrubError;
+use crate::early;
 use crate::http::chain;
 use crate::join::JoinError;
 use crate::tpm::TpmError;
@@ -30,7 +36,7 @@ const MAX_TIMEOUT_S: u64 = 3600;
     name = "assay-agent",
     version,
     about = "Measures what this host runs, attests to it, and opens sealed disks while it is trusted",
-    after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 the verifier refused the key, 4 no verifier was reached in time.",
+    after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 the verifier refused or does not trust this host, 4 no verifier was reached in time.",
     max_term_width = 120,
     disable_help_subcommand = true
 )]
@@ -45,7 +51,11 @@ struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Measure, and serve quotes to the verifiers that this host has joined (what the systemd unit runs)
-    Run,
+    Run {
+        /// In an initramfs: only measure and observe, until the agent of the real root asks for its place
+        #[arg(long)]
+        early: bool,
+    },
     /// Join a verifier: take over its CA and addresses, and make this host's TLS key
     Join {
         /// The join file that `assay-verifier init` made
@@ -68,7 +78,7 @@ enum Command {
     },
     /// Ask the verifier for a sealed disk's key and open the disk; prints its device
     Unlock {
-        /// File or block device with a LUKS2 header, sealed by `assay-verifier image seal`
+        /// File or block device, sealed by `assay-verifier image seal` as LUKS2 or LUKS1
         image: PathBuf,
         /// Name under /dev/mapper [default: assay- and the first 8 digits of the LUKS UUID]
         #[arg(long)]
@@ -76,6 +86,9 @@ enum Command {
         /// How long to keep trying to reach a verifier [default: unlock.timeout_s of the configuration, 60]
         #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=MAX_TIMEOUT_S))]
         timeout: Option<u64>,
+        /// The machine that the disk is for, as the verifier's audit log shall name it
+        #[arg(long, value_name = "NAME")]
+        vm: Option<String>,
     },
     /// Take an approved list that `assay-verifier policy sign-list` wrote: what may run in enforce mode
     Approve {
@@ -87,6 +100,23 @@ enum Command {
         /// Its name under /dev/mapper
         name: String,
     },
+    /// Ask the verifier how this host stands; fails, with the reasons, when it is not trusted
+    Verdict {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+        /// How long to keep trying to reach a verifier [default: unlock.timeout_s of the configuration, 60]
+        #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=MAX_TIMEOUT_S))]
+        timeout: Option<u64>,
+    },
+    /// Say what of this host's boot and run time is measured and what is not, what does not work, and the remedy for each
+    Doctor(doctor::DoctorArguments),
+    /// Open and close the disks of a table, /etc/assay/disks
+    #[command(subcommand)]
+    Disks(disks::DisksCommand),
+    /// What toolstacks call, through the files in packaging/hooks
+    #[command(subcommand)]
+    Hook(hook::HookCommand),
 }
 
 /// Why a command failed.
@@ -146,6 +176,50 @@ pub enum CliError {
         /// Single reasons.
         reasons: Vec<String>,
     },
+    /// The verifier does not trust this host.
+    #[error("host {host} is {state}, says {verifier}")]
+    NotTrusted {
+        /// The verifier's name for this host.
+        host: String,
+        /// How it stands.
+        state: String,
+        /// Which verifier.
+        verifier: String,
+        /// Single reasons.
+        reasons: Vec<String>,
+    },
+    /// The table of disks.
+    #[error(transparent)]
+    Table(#[from] disks::TableError),
+    /// Some disks of the table.
+    #[error("{failed} of {all} disks failed")]
+    SomeDisks {
+        /// How many.
+        failed: usize,
+        /// Of how many.
+        all: usize,
+    },
+    /// GRUB's configuration.
+    #[error(transparent)]
+    Grub(#[from] GrubError),
+    /// Doctor found something that does not work.
+    #[error("{bad} of the checks above are bad")]
+    Unwell {
+        /// How many.
+        bad: usize,
+    },
+    /// Nobody agreed.
+    #[error("nothing was changed; agree on a terminal, or with --yes")]
+    NotAgreed,
+    /// A domain of libvirt.
+    #[error(transparent)]
+    Domain(#[from] hook::DomainError),
+    /// A call of the storage interface.
+    #[error(transparent)]
+    Datapath(#[from] hook::DatapathError),
+    /// What a toolstack hands over cannot be read.
+    #[error("cannot read standard input")]
+    Input(#[source] std::io::Error),
     /// The path cannot be made absolute.
     #[error("cannot find the image {path}")]
     Image {
@@ -164,10 +238,17 @@ impl CliError {
     fn exit_code(&self) -> u8 {
         match self {
             Self::Refused { code, .. } if code == api::KEY_REFUSED => 3,
+            Self::NotTrusted { .. } => 3,
             Self::Refused { code, .. } if code == api::VERIFIER_UNREACHABLE => 4,
             _ => 1,
         }
     }
+}
+
+/// All commands and their options: what manual pages and shell completions are made from.
+#[must_use]
+pub fn command() -> clap::Command {
+    Arguments::command()
 }
 
 /// Reads the command line and does what it says.
@@ -179,47 +260,76 @@ pub fn main() -> ExitCode {
         // `log | head` is no failure.
         Err(CliError::Output(error)) if error.kind() == std::io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
         Err(error) => {
-            let mut text = format!("assay-agent: {}\n", printable(&chain(&error)));
-            if let CliError::Refused { reasons, .. } = &error {
-                for reason in reasons {
-                    text.push_str(&format!("  {}\n", printable(reason)));
-                }
-            }
-            // Where standard error is gone nobody reads this; the exit code stays.
-            drop(std::io::stderr().write_all(text.as_bytes()));
+            complain(&error);
             ExitCode::from(error.exit_code())
         }
     }
 }
 
+/// An error, its causes and its single reasons, on standard error.
+fn complain(error: &CliError) {
+    let mut text = format!("assay-agent: {}\n", printable(&chain(error)));
+    if let CliError::Refused { reasons, .. } | CliError::NotTrusted { reasons, .. } = error {
+        for reason in reasons {
+            text.push_str(&format!("  {}\n", printable(reason)));
+        }
+    }
+    // Where standard error is gone nobody reads this; the exit code stays.
+    drop(std::io::stderr().write_all(text.as_bytes()));
+}
+
 fn run(arguments: Arguments) -> Result<(), CliError> {
-    let config = Config::load(arguments.config.as_deref())?;
+    let config = Config::load(arguments.config.as_deref());
+    if let Command::Doctor(arguments) = &arguments.command {
+        // A configuration that cannot be used is one of the things that it tells.
+        return doctor::run(config, arguments);
+    }
+    let config = config?;
     match arguments.command {
-        Command::Run => {
+        Command::Run { early } => {
             start_logging(config.log_level);
             // A core file would hold disk keys that are in use at that moment.
             if let Err(error) = nix::sys::prctl::set_dumpable(false) {
                 tracing::warn!("core dumps of this process cannot be turned off: {error}");
             }
-            Ok(daemon::run(config)?)
+            let measured = if early { early::run(config) } else { daemon::run(config) };
+            Ok(measured?)
         }
         Command::Join { file, force } => join::run(&config, &file, force),
         Command::Status { json } => status::run(&config, json),
         Command::Log { json } => log::run(&config.log_file(), json),
-        Command::Unlock { image, name, timeout } => unlock(&config, image, name, timeout),
+        Command::Unlock {
+            image,
+            name,
+            timeout: timeout_s,
+            vm,
+        } => {
+            let request = api::UnlockRequest {
+                image,
+                name,
+                timeout_s,
+                vm,
+            };
+            unlock(&config, request)
+        }
         Command::Approve { file } => approve::run(&config, &file),
         Command::Lock { name } => {
             let request = api::LockRequest { name };
             let _: api::LockResponse = client::post(&config.socket(), "/v1/lock", &request)?;
             Ok(())
         }
+        Command::Verdict { json, timeout } => verdict::run(&config, json, timeout),
+        Command::Doctor(arguments) => doctor::run(Ok(config), &arguments),
+        Command::Disks(command) => disks::run(&config, command),
+        Command::Hook(command) => hook::run(&config, command),
     }
 }
 
-fn unlock(config: &Config, image: PathBuf, name: Option<String>, timeout_s: Option<u64>) -> Result<(), CliError> {
-    // The daemon's working folder is another one.
-    let image = std::fs::canonicalize(&image).map_err(|source| CliError::Image { path: image, source })?;
-    let request = api::UnlockRequest { image, name, timeout_s };
+fn unlock(config: &Config, mut request: api::UnlockRequest) -> Result<(), CliError> {
+    // The daemon's working folder is another one. Links stay: the sidecar of LUKS1 is beside the name that was given.
+    let path = request.image;
+    let absolute = std::fs::metadata(&path).and_then(|_| std::path::absolute(&path));
+    request.image = absolute.map_err(|source| CliError::Image { path, source })?;
     let response: api::UnlockResponse = client::post(&config.socket(), "/v1/unlock", &request)?;
     say(&response.device.display().to_string())
 }

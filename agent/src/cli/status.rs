@@ -2,7 +2,8 @@
 
 use super::{CliError, client, printable, say};
 use crate::config::Config;
-use crate::unlock::api::Status;
+use crate::leases::DiskState;
+use crate::unlock::api::{DiskStatus, Status};
 
 /// Prints the running agent's state.
 pub(super) fn run(config: &Config, json: bool) -> Result<(), CliError> {
@@ -14,6 +15,25 @@ pub(super) fn run(config: &Config, json: bool) -> Result<(), CliError> {
         say(&format!("{what:<12}{}", printable(&value)))?;
     }
     Ok(())
+}
+
+fn line(disk: &DiskStatus) -> String {
+    let state = match disk.state {
+        DiskState::Opening => "being opened",
+        DiskState::Open => "open",
+        DiskState::Suspended => "suspended",
+        DiskState::Wiped => "suspended, its key wiped",
+    };
+    let lease = disk.lease_left_s.map(|left| format!(", lease {left} s"));
+    let lost = disk.lost.as_ref().map(|why| format!(", key lost: {why}"));
+    format!(
+        "{}: {state}, key {}{}, on loss {}{}",
+        disk.name,
+        disk.key_id,
+        lease.unwrap_or_default(),
+        disk.on_loss,
+        lost.unwrap_or_default(),
+    )
 }
 
 fn lines(status: &Status) -> Vec<(&'static str, String)> {
@@ -49,9 +69,10 @@ fn lines(status: &Status) -> Vec<(&'static str, String)> {
             "tpm",
             format!("{}, firmware {}", status.tpm_manufacturer, status.tpm_firmware),
         ),
-        ("ek", format!("sha256:{}", status.ek_sha256)),
+        ("ek", format!("sha256:{} ({})", status.ek_sha256, status.ek)),
         ("ak", status.ak.clone()),
     ]);
+    lines.extend(status.disks.iter().map(|disk| ("disk", line(disk))));
     match &status.joined {
         None => lines.push(("joined", "no verifier: run `assay-agent join FILE`".to_owned())),
         Some(joined) => lines.extend([

@@ -38,21 +38,24 @@ fn fill(load: &mut Measurement, error: i32) {
     if by_program && load.path.is_empty() {
         // The hook cannot tell a path; who did it is what people want to know.
         let program = std::fs::read_link(&link).unwrap_or_default();
-        load.path = cut(&program.to_string_lossy(), MAX_PATH).to_owned();
+        load.path = cut(&program.to_string_lossy(), MAX_PATH).into();
     }
     let unread = error == -libc::EOPNOTSUPP || error == -libc::ENODATA;
     if !by_program && load.digest.is_none() && load.ino != 0 && unread {
         for (place, name) in mapped(load.pid, load.ino).into_iter().chain(named(load)) {
             take(load, &place);
             if load.path.is_empty() {
-                load.path = name;
+                load.path = name.into();
             }
             if load.digest.is_some() {
                 break;
             }
         }
     } else if load.path.is_empty() && load.kind == LoadKind::Protect {
-        load.path = mapped(load.pid, load.ino).map(|(_, name)| name).unwrap_or_default();
+        load.path = mapped(load.pid, load.ino)
+            .map(|(_, name)| name)
+            .unwrap_or_default()
+            .into();
     }
 }
 
@@ -92,8 +95,8 @@ fn named(load: &Measurement) -> Vec<(PathBuf, String)> {
         return Vec::new();
     };
     let theirs = PathBuf::from(format!("/proc/{}/root", load.pid)).join(below);
-    [theirs, PathBuf::from(&load.path)]
-        .map(|place| (place, load.path.clone()))
+    [theirs, PathBuf::from(load.path.as_str())]
+        .map(|place| (place, load.path.to_string()))
         .into()
 }
 
@@ -142,7 +145,7 @@ mod tests {
         let deed = load(&record(kind::ANONYMOUS));
         assert_eq!(deed.digest, Some(Sha256Digest::of(&std::fs::read(&me).unwrap())));
         assert_eq!(deed.flags, flags::USER_HASH);
-        assert_eq!(deed.path, me.to_string_lossy());
+        assert_eq!(deed.path.as_str(), me.to_string_lossy());
     }
 
     #[test]

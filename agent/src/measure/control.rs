@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use assay_evidence::digest::Sha256Digest;
 use assay_evidence::event::Event;
+use tokio::sync::Notify;
 
 use super::MeasureError;
 use crate::tpm::TpmError;
@@ -44,6 +45,14 @@ pub struct Control {
     lost: Arc<AtomicU64>,
     no_room: Arc<AtomicU64>,
     log_full: Arc<AtomicBool>,
+    news: Arc<News>,
+}
+
+/// What has landed in log and PCR since it was last asked for.
+#[derive(Debug, Default)]
+struct News {
+    landed: Notify,
+    alarm: AtomicBool,
 }
 
 /// The loop's end.
@@ -62,6 +71,7 @@ pub(super) fn channel() -> std::io::Result<(Control, Mailbox)> {
         lost: Arc::default(),
         no_room: Arc::default(),
         log_full: Arc::default(),
+        news: Arc::default(),
     };
     Ok((control, Mailbox { messages, woken }))
 }
@@ -99,6 +109,18 @@ impl Control {
     #[must_use]
     pub fn log_full(&self) -> bool {
         self.log_full.load(Ordering::Relaxed)
+    }
+
+    /// Returns once a record has landed in log and PCR since the last call; true when something in it tells of a violation, or was
+    /// refused. For one caller.
+    pub async fn news(&self) -> bool {
+        self.news.landed.notified().await;
+        self.news.alarm.swap(false, Ordering::Relaxed)
+    }
+
+    pub(super) fn landed(&self, alarm: bool) {
+        self.news.alarm.fetch_or(alarm, Ordering::Relaxed);
+        self.news.landed.notify_one();
     }
 
     pub(super) fn beat(&self) {

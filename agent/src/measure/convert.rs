@@ -28,11 +28,11 @@ pub fn event(record: &Record) -> Event {
         },
         digest: hashed.then(|| Sha256Digest::from(record.digest)),
         size: record.size,
-        path,
+        path: path.into(),
         comm: if record.comm == [0; 16] {
-            name_of(record.pid)
+            name_of(record.pid).into()
         } else {
-            text(&record.comm, MAX_COMM)
+            text(&record.comm, MAX_COMM).into()
         },
         seq: Some(record.seq),
         time_ns: record.time_ns,

@@ -8,6 +8,7 @@ use std::fs::File;
 use std::io::{BufRead as _, BufReader};
 use std::os::linux::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use assay_ebpf::flags;
 use assay_evidence::digest::Sha256Digest;
@@ -31,6 +32,7 @@ type Seen = (u64, u64, i64, i64);
 /// # Errors
 /// [`MeasureError::Inventory`] when the processes cannot be listed, [`MeasureError::HostFact`] when the modules cannot.
 pub fn take(kernel_release: &str) -> Result<Vec<Event>, MeasureError> {
+    let start = Instant::now();
     let mut inventory = Inventory {
         seen: HashSet::new(),
         mapped: HashSet::new(),
@@ -44,6 +46,8 @@ pub fn take(kernel_release: &str) -> Result<Vec<Event>, MeasureError> {
         inventory.process(&process);
     }
     inventory.modules(kernel_release)?;
+    let seconds = format!("{:.3}", start.elapsed().as_secs_f64());
+    tracing::info!(files = inventory.events.len(), %seconds, "inventory complete");
     Ok(inventory.events)
 }
 
@@ -183,8 +187,8 @@ impl Who {
             },
             digest: None,
             size: 0,
-            path: cut(path, MAX_PATH).to_owned(),
-            comm: cut(&self.comm, MAX_COMM).to_owned(),
+            path: cut(path, MAX_PATH).into(),
+            comm: cut(&self.comm, MAX_COMM).into(),
             seq: None,
             time_ns: boot_time_ns(),
             pid: self.pid,
@@ -222,7 +226,7 @@ fn fill(measurement: &mut Measurement, file: &File, metadata: &std::fs::Metadata
     measurement.fs_magic = nix::sys::statfs::fstatfs(file).map_or(0, |fs| fs.filesystem_type().0.cast_unsigned());
     match hash(file) {
         Ok((digest, size)) => (measurement.digest, measurement.size) = (Some(digest), size),
-        Err(error) => tracing::warn!(path = measurement.path, %error, "running code cannot be hashed"),
+        Err(error) => tracing::warn!(path = %measurement.path, %error, "running code cannot be hashed"),
     }
 }
 
@@ -301,7 +305,10 @@ mod tests {
                 _ => None,
             })
             .collect();
-        let own: Vec<_> = found.iter().filter(|m| m.path == me.to_string_lossy()).collect();
+        let own: Vec<_> = found
+            .iter()
+            .filter(|m| m.path.as_str() == me.to_string_lossy())
+            .collect();
         assert_eq!(own.len(), 1, "once, though many mappings show it");
         assert_eq!(
             (own[0].digest, own[0].size, own[0].kind),

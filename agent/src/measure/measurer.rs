@@ -1,11 +1,10 @@
 //! The measuring loop: one thread that reads the kernel's events and keeps log and PCR in step.
 
 use std::collections::{HashSet, VecDeque};
-use std::fs::File;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use assay_ebpf::Record as KernelRecord;
+use assay_ebpf::{Record as KernelRecord, flags};
 use assay_evidence::cel::{self, MAX_EVENTS};
 use assay_evidence::digest::{Algorithm, Sha256Digest};
 use assay_evidence::event::{Event, Mode, Notice, Violation};
@@ -13,7 +12,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::control::{self, Control, Mailbox, Message};
 use super::journal::Journal;
-use super::lock::lock;
+use super::lock::{Lock, lock};
 use super::log::{self, LogWriter, Room};
 use super::recovery::{self, Recovered, Said};
 use super::sequence::{Gap, Sequence};
@@ -95,7 +94,7 @@ pub struct Measurer {
     mailbox: Mailbox,
     control: Control,
     /// Held as long as this agent writes the log.
-    _lock: File,
+    _lock: Lock,
 }
 
 struct Flight {
@@ -215,7 +214,7 @@ impl Measurer {
             ..
         } = recovered.said;
         let start = host::agent_start(settings, recovered.pcr_start, last)?;
-        let mut first = vec![Event::AgentStart(start)];
+        let mut first = vec![Event::from(start)];
         if let Some(detail) = recovered.mismatch {
             tracing::error!(
                 detail,
@@ -306,6 +305,7 @@ impl Measurer {
                 self.slowest.took(result?);
                 let landed = self.in_flight.take().map(|flight| flight.events).unwrap_or_default();
                 self.source.landed(&mut landed.iter().filter_map(Event::code))?;
+                self.control.landed(landed.iter().any(is_alarm));
                 let open: Vec<&Event> = self.pending.iter().filter(|event| is_journaled(event)).collect();
                 self.journal.covered(&open)?;
                 if landed.contains(&Event::Ready) {
@@ -323,9 +323,7 @@ impl Measurer {
             }
             Message::Inventory(_) if self.stopping != Stopping::No || self.full => {}
             Message::Inventory(events) => {
-                let events = events?;
-                tracing::info!(files = events.len(), "inventory complete");
-                self.pending.extend(events);
+                self.pending.extend(events?);
                 self.pending.push_back(Event::Ready);
                 self.inventory = Inventory::Queued;
             }
@@ -578,6 +576,15 @@ impl Measurer {
 /// What goes through the journal: everything that only the kernel could tell once more.
 fn is_journaled(event: &Event) -> bool {
     matches!(event, Event::Load(_) | Event::Violation(Violation::NotHashed { .. }))
+}
+
+/// What a verifier should look at now rather than with its next poll.
+fn is_alarm(event: &Event) -> bool {
+    match event {
+        Event::Violation(_) => true,
+        Event::Load(load) => load.flags & flags::REFUSED != 0,
+        _ => false,
+    }
 }
 
 /// An error with all its causes, in one line.

@@ -169,9 +169,10 @@ impl Parsed {
     fn take(&mut self, record: Record) -> Result<(), ParseError> {
         let events = record.events()?;
         if self.ends.is_empty() {
-            let Some(Event::AgentStart(AgentStart { boot_id, pcr_start, .. })) = events.first() else {
+            let Some(Event::AgentStart(first)) = events.first() else {
                 return Err(ParseError::NoStart);
             };
+            let AgentStart { boot_id, pcr_start, .. } = first.as_ref();
             self.whole = Some(pcr_start.clone());
             self.start = Start {
                 boot_id: boot_id.clone(),
@@ -353,7 +354,7 @@ mod tests {
     }
 
     fn start() -> Event {
-        Event::AgentStart(AgentStart {
+        Event::from(AgentStart {
             agent_version: "1".into(),
             agent_digest: Sha256Digest::ZERO,
             bpf_digest: Sha256Digest::ZERO,

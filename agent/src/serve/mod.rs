@@ -28,6 +28,7 @@ use crate::approved::ApprovedStore;
 use crate::bundle::Source;
 use crate::http::accept_trouble;
 use crate::join::Joined;
+use crate::leases::Leases;
 use crate::tpm::Handle;
 
 /// From accept to the end of the TLS handshake.
@@ -85,6 +86,15 @@ impl Server {
             acceptor: TlsAcceptor::from(config),
             routes: Arc::new(routes),
         })
+    }
+
+    /// Takes the verifier's word on the keys of open disks.
+    #[must_use]
+    pub fn with_leases(mut self, leases: Leases) -> Self {
+        if let Some(routes) = Arc::get_mut(&mut self.routes) {
+            routes.leases = Some(leases);
+        }
+        self
     }
 
     /// The address that is listened on; tells the port when port 0 was asked for.

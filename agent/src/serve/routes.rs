@@ -1,7 +1,9 @@
 //! The questions and their answers.
 
 use assay_evidence::binding::{Binding, Exporter};
-use assay_evidence::wire::{ActivateRequest, ActivateResponse, B64, Identity, LogPage, QuoteRequest};
+use assay_evidence::wire::{
+    ActivateRequest, ActivateResponse, B64, Identity, LeaseAnswer, LeaseNews, LogPage, QuoteRequest,
+};
 use hyper::body::{Body, Bytes};
 use hyper::{Method, Request, StatusCode};
 use tokio::sync::Semaphore;
@@ -9,6 +11,7 @@ use tokio::sync::Semaphore;
 use crate::approved::ApprovedStore;
 use crate::bundle::{Source, SourceError};
 use crate::http::{self, ApiError, Response, chain, read_json};
+use crate::leases::{Leases, boot_seconds};
 use crate::log_view::LogViewError;
 use crate::tpm::{Handle, TpmError};
 
@@ -28,6 +31,7 @@ pub(super) struct Routes {
     identity: Identity,
     large: Semaphore,
     lists: Semaphore,
+    pub(super) leases: Option<Leases>,
 }
 
 impl Routes {
@@ -51,6 +55,7 @@ impl Routes {
             identity,
             large: Semaphore::new(MAX_LARGE),
             lists: Semaphore::new(1),
+            leases: None,
         }
     }
 
@@ -62,7 +67,7 @@ impl Routes {
         let path = request.uri().path();
         let wanted = match path {
             "/v1/identity" | "/v1/log" => Method::GET,
-            "/v1/activate" | "/v1/quote" => Method::POST,
+            "/v1/activate" | "/v1/quote" | "/v1/leases" => Method::POST,
             "/v1/approved" => Method::PUT,
             _ => return ApiError::not_found(path).into_response(),
         };
@@ -73,6 +78,7 @@ impl Routes {
             "/v1/identity" => Ok(self.identity()),
             "/v1/approved" => self.approve(request).await,
             "/v1/log" => self.log(request.uri().query()).await,
+            "/v1/leases" => self.leases(request).await,
             "/v1/quote" => self.quote(request, exporter).await,
             _ => self.activate(request).await,
         };
@@ -104,6 +110,17 @@ impl Routes {
         let answer = self.approved.receive(request).await;
         drop(turn);
         answer
+    }
+
+    /// What becomes of the keys of open disks. That it is a verifier who says so, the connection shows.
+    async fn leases<B>(&self, request: Request<B>) -> Result<Response, ApiError>
+    where
+        B: Body,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        let news: LeaseNews = read_json(request).await?;
+        let held = self.leases.as_ref().map(|leases| leases.tell(&news, boot_seconds()));
+        Ok(http::ok(&held.unwrap_or(LeaseAnswer { held: Vec::new() })))
     }
 
     async fn activate<B>(&self, request: Request<B>) -> Result<Response, ApiError>

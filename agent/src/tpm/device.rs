@@ -30,6 +30,8 @@ pub(super) const PCR_ATTEMPTS: u32 = 5;
 /// TPM2_PCR_Read returns at most eight digests (TPML_DIGEST).
 const PCRS_A_READ: usize = 8;
 
+const QUOTE: &str = "TPM2_Quote";
+
 /// An attestation and what it attests.
 pub(super) struct Quoted {
     pub attest: Vec<u8>,
@@ -209,33 +211,45 @@ impl Device {
 
     /// Quotes [`QUOTED_PCRS`] with `key`; the values belong to the quote.
     pub(super) fn quote(&mut self, key: KeyHandle, extra_data: [u8; 32]) -> Result<Quoted, TpmError> {
-        const OPERATION: &str = "TPM2_Quote";
-        let data = qualifying(extra_data, OPERATION)?;
         for _ in 0..PCR_ATTEMPTS {
             let pcrs = self.read_quoted_pcrs()?;
-            let selection = self.all.clone();
-            let (attest, signature) = self.run_authorised(OPERATION, |context| {
-                context.quote(key, data.clone(), SignatureScheme::Null, selection.clone())
-            })?;
-            let AttestInfo::Quote { info } = attest.attested() else {
-                return Err(TpmError::Nonsense {
-                    operation: OPERATION,
-                    what: "it is no quote",
-                });
-            };
-            if info.pcr_digest().value() == pcr_digest(&pcrs) {
-                let (attest, signature) = marshal(OPERATION, &attest, &signature)?;
-                return Ok(Quoted {
-                    attest,
-                    signature,
-                    pcrs,
-                });
+            if let Some(quoted) = self.quote_of(&pcrs, key, extra_data)? {
+                return Ok(quoted);
             }
         }
         Err(TpmError::PcrsMoving {
-            operation: OPERATION,
+            operation: QUOTE,
             attempts: PCR_ATTEMPTS,
         })
+    }
+
+    /// The same where the values were read before; nothing when they are others by now.
+    pub(super) fn quote_of(
+        &mut self,
+        pcrs: &QuotedValues,
+        key: KeyHandle,
+        extra_data: [u8; 32],
+    ) -> Result<Option<Quoted>, TpmError> {
+        let data = qualifying(extra_data, QUOTE)?;
+        let selection = self.all.clone();
+        let (attest, signature) = self.run_authorised(QUOTE, |context| {
+            context.quote(key, data.clone(), SignatureScheme::Null, selection.clone())
+        })?;
+        let AttestInfo::Quote { info } = attest.attested() else {
+            return Err(TpmError::Nonsense {
+                operation: QUOTE,
+                what: "it is no quote",
+            });
+        };
+        if info.pcr_digest().value() != pcr_digest(pcrs) {
+            return Ok(None);
+        }
+        let (attest, signature) = marshal(QUOTE, &attest, &signature)?;
+        Ok(Some(Quoted {
+            attest,
+            signature,
+            pcrs: *pcrs,
+        }))
     }
 
     /// Certifies `object` with `key`: TPMS_ATTEST and TPMT_SIGNATURE.

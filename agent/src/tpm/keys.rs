@@ -1,84 +1,65 @@
 //! Endorsement key, what identifies the TPM, and the credential that ties endorsement and attestation key together.
 
-use tss_esapi::Context;
-use tss_esapi::abstraction::{AsymmetricAlgorithmSelection, DefaultKey, ek, nv};
 use tss_esapi::attributes::SessionAttributesBuilder;
 use tss_esapi::constants::{PropertyTag, SessionType};
-use tss_esapi::handles::{AuthHandle, KeyHandle, NvIndexTpmHandle, PersistentTpmHandle, SessionHandle, TpmHandle};
+use tss_esapi::handles::{AuthHandle, KeyHandle, PersistentTpmHandle, SessionHandle, TpmHandle};
 use tss_esapi::interface_types::algorithm::HashingAlgorithm;
-use tss_esapi::interface_types::key_bits::RsaKeyBits;
-use tss_esapi::interface_types::resource_handles::{Hierarchy, NvAuth};
 use tss_esapi::interface_types::session_handles::{AuthSession, PolicySession};
 use tss_esapi::structures::{Digest, EncryptedSecret, IdObject, Nonce, Public, SymmetricDefinition};
 use tss_esapi::traits::Marshall as _;
-use tss_esapi::utils::TpmsContext;
 use zeroize::Zeroizing;
 
 use super::ak::{self, Ak};
 use super::device::Device;
-use super::{AkKind, Identity, TpmError};
-
-/// Where TCG's provisioning guidance keeps an RSA-2048 endorsement key.
-const EK_HANDLE: u32 = 0x8101_0001;
-
-/// NV index of its certificate (TCG EK Credential Profile, 2.2.1.4 low range).
-const EK_CERTIFICATE: u32 = 0x01c0_0002;
-
-/// Certificates are 1 to 2 KiB; makers pad, but not beyond this.
-const EK_CERTIFICATE_MAX: usize = 8 * 1024;
+use super::ek::{self, Ek};
+use super::{Identity, TpmConfig, TpmError, nv};
 
 /// The keys in the TPM, and what to tell others about them and the TPM.
 pub(super) struct Keys {
     pub ak: KeyHandle,
-    ek: Endorsement,
+    ek: Ek,
     pub identity: Identity,
 }
 
 /// Finds or makes the keys.
-pub(super) fn set_up(device: &mut Device, ak_handle: u32, kind: AkKind) -> Result<Keys, TpmError> {
-    let (ek, ek_public) = Endorsement::find_or_make(device)?;
-    identify(device, ek, &ek_public, ak_handle, kind)
+pub(super) fn set_up(device: &mut Device, config: &TpmConfig) -> Result<Keys, TpmError> {
+    let kind = ek::choose(device, config.ek)?;
+    let ek = Ek::find_or_make(device, kind)?;
+    identify(device, ek, config)
 }
 
 /// The same keys through a new connection.
 ///
 /// # Errors
-/// [`TpmError::ForeignKey`] when another key is there now, and any other.
+/// [`TpmError::ForeignKey`] when another attestation key is there now, and any other.
 pub(super) fn find_again(device: &mut Device, keys: &mut Keys, ak_handle: u32) -> Result<(), TpmError> {
     let foreign = |handle| TpmError::ForeignKey { handle };
     let (ak, public) = persistent_key(device, ak_handle)?.ok_or_else(|| foreign(ak_handle))?;
     if marshal_public(&public)? != keys.identity.ak_public {
         return Err(foreign(ak_handle));
     }
-    if let Endorsement::Persistent(ek) = &mut keys.ek {
-        *ek = persistent_key(device, EK_HANDLE)?.ok_or_else(|| foreign(EK_HANDLE))?.0;
-    }
+    keys.ek.find_again(device)?;
     keys.ak = ak;
     Ok(())
 }
 
-fn identify(
-    device: &mut Device,
-    ek: Endorsement,
-    ek_public: &Public,
-    ak_handle: u32,
-    kind: AkKind,
-) -> Result<Keys, TpmError> {
+fn identify(device: &mut Device, ek: Ek, config: &TpmConfig) -> Result<Keys, TpmError> {
     let Ak {
         handle: ak,
         public: ak_public,
         replaced: ak_replaced,
-    } = ak::find_or_make(device, ak_handle, kind)?;
+    } = ak::find_or_make(device, config.ak_handle, config.ak)?;
     let manufacturer = device.property(PropertyTag::Manufacturer)?.to_be_bytes();
     let firmware = (
         device.property(PropertyTag::FirmwareVersion1)?,
         device.property(PropertyTag::FirmwareVersion2)?,
     );
     let identity = Identity {
-        ek_public: marshal_public(ek_public)?,
-        ek_certificate: ek_certificate(device)?,
+        ek_public: marshal_public(&ek.public)?,
+        ek_kind: ek.kind,
+        ek_certificate: nv::ek_certificate(device, ek.kind)?,
         ak_public: marshal_public(&ak_public)?,
-        ak_kind: kind,
+        ak_kind: config.ak,
         ak_replaced,
         manufacturer: String::from_utf8_lossy(&manufacturer)
             .trim_end_matches(['\0', ' '])
@@ -200,99 +181,6 @@ impl Session {
     /// Frees it.
     pub(super) fn end(self, device: &mut Device) {
         device.flush(SessionHandle::from(self.0).into());
-    }
-}
-
-/// The endorsement key: where makers or provisioning put it, or made by the agent.
-enum Endorsement {
-    Persistent(KeyHandle),
-    /// Made once, as that takes some TPMs most of a minute, and kept outside as the TPM's own encrypted context.
-    Saved(Box<TpmsContext>),
-}
-
-impl Endorsement {
-    fn find_or_make(device: &mut Device) -> Result<(Self, Public), TpmError> {
-        if let Some((handle, public)) = persistent_key(device, EK_HANDLE)?
-            && same_template(&public, &endorsement_template()?)
-        {
-            return Ok((Self::Persistent(handle), public));
-        }
-        let (key, public) = make_endorsement_key(device)?;
-        let saved = device.run("TPM2_ContextSave", |context| context.context_save(key.into()));
-        device.flush(key.into());
-        Ok((Self::Saved(Box::new(saved?)), public))
-    }
-
-    /// Has the key loaded while `work` runs.
-    fn with<T>(
-        &self,
-        device: &mut Device,
-        work: impl FnOnce(&mut Device, KeyHandle) -> Result<T, TpmError>,
-    ) -> Result<T, TpmError> {
-        let saved = match self {
-            Self::Persistent(key) => return work(device, *key),
-            Self::Saved(saved) => saved,
-        };
-        let load = |context: &mut Context| context.context_load(TpmsContext::clone(saved));
-        let key = match device.run("TPM2_ContextLoad", load) {
-            Ok(object) => KeyHandle::from(object),
-            // A context does not outlive a TPM reset (suspend to RAM on some machines); the template gives the same key.
-            Err(TpmError::Refused { .. }) => make_endorsement_key(device)?.0,
-            Err(error) => return Err(error),
-        };
-        let result = work(device, key);
-        device.flush(key.into());
-        result
-    }
-}
-
-fn make_endorsement_key(device: &mut Device) -> Result<(KeyHandle, Public), TpmError> {
-    let template = endorsement_template()?;
-    let made = device.run_authorised("TPM2_CreatePrimary", |context| {
-        context.create_primary(Hierarchy::Endorsement, template.clone(), None, None, None, None)
-    })?;
-    Ok((made.key_handle, made.out_public))
-}
-
-/// RSA-2048, template L-1 of the TCG EK Credential Profile.
-fn endorsement_template() -> Result<Public, TpmError> {
-    let algorithm = AsymmetricAlgorithmSelection::Rsa(RsaKeyBits::Rsa2048);
-    let template = ek::create_ek_public_from_default_template_2(algorithm, None::<DefaultKey>);
-    template.map_err(|source| TpmError::Refused {
-        operation: "endorsement key template",
-        source,
-    })
-}
-
-fn ek_certificate(device: &mut Device) -> Result<Option<Vec<u8>>, TpmError> {
-    const OPERATION: &str = "TPM2_NV_Read(endorsement certificate)";
-    if !device.has_handle(EK_CERTIFICATE)? {
-        return Ok(None);
-    }
-    let index = NvIndexTpmHandle::new(EK_CERTIFICATE).map_err(|source| TpmError::Refused {
-        operation: OPERATION,
-        source,
-    })?;
-    // An index that cannot be read is as good as none: the operator pins the key by hash then.
-    let read = device.run_authorised(OPERATION, |context| {
-        let handle =
-            context.execute_without_session(|context| context.tr_from_tpm_public(TpmHandle::NvIndex(index)))?;
-        nv::read_full(context, NvAuth::NvIndex(handle.into()), index)
-    });
-    match read {
-        Ok(certificate) if (1..=EK_CERTIFICATE_MAX).contains(&certificate.len()) => Ok(Some(certificate)),
-        Ok(certificate) => {
-            tracing::warn!(
-                bytes = certificate.len(),
-                "the endorsement certificate has an impossible size: left out"
-            );
-            Ok(None)
-        }
-        Err(TpmError::Refused { source, .. }) => {
-            tracing::warn!(error = %source, "the endorsement certificate cannot be read: left out");
-            Ok(None)
-        }
-        Err(error) => Err(error),
     }
 }
 

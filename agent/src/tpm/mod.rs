@@ -5,8 +5,10 @@
 
 mod ak;
 mod device;
+mod ek;
 mod error;
 mod keys;
+mod nv;
 mod owner;
 mod queue;
 mod release;
@@ -21,6 +23,7 @@ use assay_evidence::quote::QUOTED_PCRS;
 use zeroize::Zeroizing;
 
 pub use self::ak::AkKind;
+pub use self::ek::EkKind;
 pub use self::error::TpmError;
 use self::owner::Owner;
 use self::queue::{Line, Queue};
@@ -53,6 +56,8 @@ pub struct TpmConfig {
     pub ak_handle: u32,
     /// What it signs with.
     pub ak: AkKind,
+    /// Which endorsement key identifies the TPM; none: the one that has a certificate, RSA where both or neither have.
+    pub ek: Option<EkKind>,
     /// How long a command may take, waiting and retries included.
     pub timeout: Duration,
 }
@@ -62,7 +67,10 @@ pub struct TpmConfig {
 pub struct Identity {
     /// Endorsement key, TPMT_PUBLIC.
     pub ek_public: Vec<u8>,
-    /// Its certificate as the maker stored it (DER), if there is one.
+    /// Its kind.
+    pub ek_kind: EkKind,
+    /// Its certificate as the maker stored it (DER), if there is one, and behind it those that lead towards the maker's root, as far as
+    /// the TPM has them.
     pub ek_certificate: Option<Vec<u8>>,
     /// Attestation key, TPMT_PUBLIC.
     pub ak_public: Vec<u8>,
@@ -309,6 +317,12 @@ impl Handle {
     pub async fn ping(&self) -> Result<(), TpmError> {
         let limit = self.0.timeout + GRACE;
         self.ask(Line::Command, "TPM2_GetCapability", limit, Owner::ping).await
+    }
+
+    /// How long the TPM has worked since it was opened, each command from its start to its answer.
+    #[must_use]
+    pub fn worked(&self) -> Duration {
+        self.0.queue.worked()
     }
 
     /// Fails when the thread has been working on one command for longer than any may take.

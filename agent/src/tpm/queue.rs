@@ -6,7 +6,7 @@
 
 use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::TpmError;
 
@@ -48,6 +48,8 @@ struct State<W> {
     extend_was_last: bool,
     begin_was_last: bool,
     busy_since: Option<Instant>,
+    /// Time spent on work that is done.
+    worked: Duration,
     closed: bool,
 }
 
@@ -60,6 +62,7 @@ impl<W> Queue<W> {
             extend_was_last: false,
             begin_was_last: false,
             busy_since: None,
+            worked: Duration::ZERO,
             closed: false,
         };
         Self {
@@ -90,7 +93,8 @@ impl<W> Queue<W> {
     /// Waits for work. With a `hold`, extends and further release keys wait until it is over.
     pub(super) fn next(&self, hold: Option<Instant>) -> Next<W> {
         let mut state = self.lock();
-        state.busy_since = None;
+        let worked = state.busy_since.take().map_or(Duration::ZERO, |since| since.elapsed());
+        state.worked += worked;
         loop {
             if hold.is_some_and(|deadline| Instant::now() >= deadline) {
                 return Next::HoldExpired;
@@ -118,6 +122,11 @@ impl<W> Queue<W> {
     /// Since when the thread has been working on one piece of work.
     pub(super) fn busy_since(&self) -> Option<Instant> {
         self.lock().busy_since
+    }
+
+    /// How long the thread has worked in all, what it is at now not included.
+    pub(super) fn worked(&self) -> Duration {
+        self.lock().worked
     }
 
     /// Takes no more work; [`Queue::next`] returns [`Next::Closed`] when the rest is done.
@@ -157,8 +166,6 @@ impl<W> State<W> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     #[test]
@@ -196,8 +203,12 @@ mod tests {
         let deadline = Instant::now() + Duration::from_millis(20);
         assert_eq!(queue.next(Some(deadline)), Next::Work(1));
         assert!(queue.busy_since().is_some());
+        assert_eq!(queue.worked(), Duration::ZERO, "it is at it still");
         assert_eq!(queue.next(Some(deadline)), Next::HoldExpired);
+        let worked = queue.worked();
+        assert!(worked > Duration::ZERO);
         assert_eq!(queue.next(None), Next::Work(0));
+        assert_eq!(queue.worked(), worked, "waiting is not work");
     }
 
     #[test]

@@ -23,7 +23,7 @@ use zeroize::Zeroizing;
 
 use super::device::{Device, PCR_ATTEMPTS};
 use super::keys::{self, Session};
-use super::{QuotedValues, TpmError, pcr_digest};
+use super::{QuotedValues, TpmError};
 
 /// What of a release key may be known.
 pub(super) struct ReleasePublic {
@@ -35,7 +35,7 @@ pub(super) struct ReleasePublic {
 /// A release key in the TPM.
 pub(super) struct ReleaseKey {
     handle: KeyHandle,
-    pcr_digest: [u8; 32],
+    pcrs: QuotedValues,
 }
 
 impl ReleaseKey {
@@ -53,7 +53,7 @@ impl ReleaseKey {
         })?;
         let key = Self {
             handle: made.key_handle,
-            pcr_digest: pcr_digest(&pcrs),
+            pcrs,
         };
         match keys::marshal_public(&made.out_public) {
             Ok(public) => Ok((key, public)),
@@ -68,9 +68,9 @@ impl ReleaseKey {
         self.handle
     }
 
-    /// Whether these are the PCRs that the key can be used in.
-    pub(super) fn is_bound_to(&self, pcrs: &QuotedValues) -> bool {
-        self.pcr_digest == pcr_digest(pcrs)
+    /// The PCRs that the key can be used in.
+    pub(super) fn pcrs(&self) -> &QuotedValues {
+        &self.pcrs
     }
 
     /// TPM2_ECDH_ZGen under the key's policy.

@@ -3,15 +3,15 @@
 
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use assay_evidence::binding::{EXPORTER_LABEL, Exporter};
 use assay_evidence::wire::ErrorBody;
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::Bytes;
 use hyper::client::conn::http1::{self, SendRequest};
-use hyper::header::{CONTENT_TYPE, HOST};
-use hyper::{Request, StatusCode};
+use hyper::header::{CONTENT_TYPE, DATE, HOST};
+use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
 use rustls::client::Resumption;
@@ -99,6 +99,7 @@ pub struct Connection {
     authority: String,
     exporter: Exporter,
     sender: SendRequest<Full<Bytes>>,
+    date: Option<SystemTime>,
     driver: tokio::task::JoinHandle<()>,
 }
 
@@ -143,6 +144,7 @@ impl Connection {
             authority: url.authority(),
             exporter: Exporter::new(exporter),
             sender,
+            date: None,
             driver,
         })
     }
@@ -151,6 +153,12 @@ impl Connection {
     #[must_use]
     pub fn exporter(&self) -> Exporter {
         self.exporter
+    }
+
+    /// The verifier's clock, to the second, as of its last answer; none before, and where it did not say.
+    #[must_use]
+    pub const fn date(&self) -> Option<SystemTime> {
+        self.date
     }
 
     /// Sends a request, within `limit`.
@@ -164,21 +172,43 @@ impl Connection {
         limit: Duration,
     ) -> Result<A, ClientError> {
         let body = serde_json::to_vec(request).map_err(ClientError::Encode)?;
-        let exchange = self.exchange(path, Bytes::from(body));
+        self.ask(Method::POST, path, Bytes::from(body), limit).await
+    }
+
+    /// Asks for something, within `limit`.
+    ///
+    /// # Errors
+    /// As [`Connection::post`].
+    pub async fn get<A: DeserializeOwned>(&mut self, path: &'static str, limit: Duration) -> Result<A, ClientError> {
+        self.ask(Method::GET, path, Bytes::new(), limit).await
+    }
+
+    async fn ask<A: DeserializeOwned>(
+        &mut self,
+        method: Method,
+        path: &'static str,
+        body: Bytes,
+        limit: Duration,
+    ) -> Result<A, ClientError> {
+        let exchange = self.exchange(method, path, body);
         let bytes = tokio::time::timeout(limit, exchange)
             .await
             .unwrap_or(Err(ClientError::Timeout(limit)))?;
         serde_json::from_slice(&bytes).map_err(|source| ClientError::Malformed { path, source })
     }
 
-    async fn exchange(&mut self, path: &'static str, body: Bytes) -> Result<Bytes, ClientError> {
-        let request = Request::post(path)
+    async fn exchange(&mut self, method: Method, path: &'static str, body: Bytes) -> Result<Bytes, ClientError> {
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
             .header(HOST, &self.authority)
             .header(CONTENT_TYPE, "application/json")
             .body(Full::new(body))
             .map_err(ClientError::Request)?;
         let response = self.sender.send_request(request).await.map_err(ClientError::Broken)?;
         let status = response.status();
+        let date = response.headers().get(DATE).and_then(|date| date.to_str().ok());
+        self.date = date.and_then(|date| httpdate::parse_http_date(date).ok());
         let bytes = Limited::new(response.into_body(), MAX_ANSWER)
             .collect()
             .await

@@ -1,45 +1,75 @@
-//! The shell around [`Machine`]: carries out its steps with the network, the TPM and libcryptsetup.
+//! The shell around [`Machine`]: carries out its steps with the network and the TPM.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use assay_evidence::binding::Binding;
+use assay_evidence::digest::Sha256Digest;
 use assay_evidence::jwe::{self, JweError};
 use assay_evidence::tpm::Name;
 use assay_evidence::uuid::Uuid;
-use assay_evidence::wire::{B64, ChallengeRequest, ChallengeResponse, ReleaseKey, ReleaseRequest, ReleaseResponse};
+use assay_evidence::wire::{
+    B64, ChallengeRequest, ChallengeResponse, Lease, ReleaseKey, ReleaseRequest, ReleaseResponse,
+};
 use hyper::StatusCode;
 use rustls::ClientConfig;
 use zeroize::Zeroizing;
 
 use super::UnlockError;
 use super::client::{self, ClientError, Connection};
-use super::luks::{DiskThread, Header};
 use super::machine::{Machine, Outcome, Step};
+use super::turns::Turns;
 use super::url::VerifierUrl;
 use crate::bundle::{Source, SourceError};
 use crate::http::chain;
 use crate::join::{JoinError, Joined};
+use crate::leases::boot_seconds;
 use crate::tpm::{self, RELEASE_HOLD, Release, TpmError};
 
 /// A challenge is answered at once, or the verifier is as good as unreachable.
 const CHALLENGE_TIMEOUT: Duration = Duration::from_secs(10);
+/// A verifier that was reached gets so long for each answer, however little time is left.
+const LEAST: Duration = Duration::from_secs(3);
 /// The verifier's codes for a challenge that expired, was used, or was lost with a restart or a reboot.
 const CHALLENGE_LOST: [&str; 2] = ["challenge-expired", "no-challenge"];
 
 /// Longest log that goes along in full, in bytes.
 const WHOLE_LOG: u64 = 4 * 1024 * 1024;
 
-/// One unlock in progress.
+/// Which key is asked for, and for what.
+#[derive(Debug, Clone)]
+pub struct Wanted {
+    /// Its id at the verifier.
+    pub key_id: String,
+    /// The disk that it is to open: both sides bind the evidence to it.
+    pub disk: Uuid,
+    /// Fingerprint of the disk's LUKS header as it is seen here; a VHD has none.
+    pub header: Option<Sha256Digest>,
+    /// What the journal calls it.
+    pub what: String,
+    /// The machine that it is for, for the verifier's audit log.
+    pub vm: Option<String>,
+}
+
+/// One request for a key in progress.
 pub struct Exchange {
     verifiers: Vec<(String, VerifierUrl)>,
     tls: Arc<ClientConfig>,
     tpm: tpm::Handle,
     source: Source,
-    disks: DiskThread,
-    header: Header,
-    name: String,
+    turns: Turns,
+    wanted: Wanted,
     progress: Progress,
+}
+
+/// A key that a verifier released.
+pub struct Granted {
+    /// The key.
+    pub key: Zeroizing<Vec<u8>>,
+    /// For how long, and what to do then.
+    pub lease: Option<Lease>,
+    /// When it was asked for, in seconds since boot: the lease is counted from there.
+    pub asked: u64,
 }
 
 /// What the steps so far have brought; a step takes what it needs, so nothing is used twice.
@@ -50,19 +80,23 @@ struct Progress {
     proof: Option<(Release, ReleaseRequest)>,
     wrapped: Option<(Release, ReleaseResponse)>,
     key: Option<Zeroizing<Vec<u8>>>,
+    lease: Option<Lease>,
+    asked: u64,
+    /// The verifier that is asked, and how long it has for each answer.
+    verifier: String,
+    share: Duration,
 }
 
 impl Exchange {
-    /// Prepares an unlock of `header`'s disk as `name`, asking `verifiers` in turn.
+    /// Prepares a request for a key, asking `verifiers` in turn.
     ///
     /// # Errors
     /// [`UnlockError::Tls`] when the host's TLS identity cannot be used.
     pub fn new(
         joined: &Joined,
         verifiers: Vec<String>,
-        header: Header,
-        name: String,
-        parts: (tpm::Handle, Source, DiskThread),
+        wanted: Wanted,
+        parts: (tpm::Handle, Source, Turns),
     ) -> Result<Self, UnlockError> {
         let tls = client::tls_config(joined).map_err(UnlockError::Tls)?;
         let parsed = verifiers.into_iter().map(|url| match VerifierUrl::parse(&url) {
@@ -73,47 +107,54 @@ impl Exchange {
             }),
         });
         let verifiers = parsed.collect::<Result<_, _>>()?;
-        let (tpm, source, disks) = parts;
+        let (tpm, source, turns) = parts;
         Ok(Self {
             verifiers,
             tls,
             tpm,
             source,
-            disks,
-            header,
-            name,
+            turns,
+            wanted,
             progress: Progress::default(),
         })
     }
 
-    /// Runs to the end: the disk is open, or the reason why not.
+    /// Runs to the end: the key, authenticated as the one that was asked for, or the reason why not. The time that it may take is counted
+    /// from `start`, when the key was asked for: it had to wait for its turn before.
     ///
     /// # Errors
     /// [`UnlockError::Refused`] when the machine gave up, others for what no retry can help.
-    pub async fn run(mut self, within: Duration) -> Result<(), UnlockError> {
-        let start = Instant::now();
+    pub async fn run(mut self, start: Instant, within: Duration) -> Result<Granted, UnlockError> {
         let names: Vec<String> = self.verifiers.iter().map(|(name, _)| name.clone()).collect();
         let (mut machine, mut step) = Machine::start(&names, within);
         loop {
-            tracing::debug!(image = %self.header.image.display(), ?step, "unlock");
+            tracing::debug!(what = %self.wanted.what, ?step, after = ?start.elapsed(), "key request");
             let outcome = match step {
                 Step::Connect(place) => self.connect(place, within.saturating_sub(start.elapsed())).await?,
                 Step::Challenge => self.challenge().await?,
                 Step::Prove => self.prove().await?,
                 Step::Release => self.release().await?,
                 Step::Unwrap => self.unwrap().await?,
-                Step::Activate => self.activate().await?,
                 Step::Wait(pause) => {
                     tokio::time::sleep(pause).await;
                     Outcome::Done
                 }
-                Step::Done => return Ok(()),
+                Step::Done => match self.progress.key.take() {
+                    Some(key) => {
+                        return Ok(Granted {
+                            key,
+                            lease: self.progress.lease,
+                            asked: self.progress.asked,
+                        });
+                    }
+                    None => out_of_order(),
+                },
                 Step::Refuse(refusal) => return Err(refusal.into()),
             };
             match &outcome {
                 Outcome::Done => {}
                 trouble => {
-                    tracing::info!(image = %self.header.image.display(), ?trouble, "unlock: a step did not succeed")
+                    tracing::info!(what = %self.wanted.what, ?trouble, "key request: a step did not succeed")
                 }
             }
             step = machine.next(outcome, start.elapsed());
@@ -121,32 +162,42 @@ impl Exchange {
     }
 
     async fn connect(&mut self, place: usize, left: Duration) -> Result<Outcome, UnlockError> {
-        self.progress = Progress::default();
-        let Some((_, url)) = self.verifiers.get(place) else {
+        let Some((name, url)) = self.verifiers.get(place) else {
             return Ok(out_of_order());
         };
+        self.progress = Progress {
+            verifier: name.clone(),
+            share: share(left, self.verifiers.len().saturating_sub(place)).max(LEAST),
+            ..Progress::default()
+        };
+        let left = left.min(self.progress.share);
         // The very last try still gets the time that a handshake takes.
         match Connection::open(url, Arc::clone(&self.tls), left.max(Duration::from_secs(1))).await {
-            Ok(connection) => self.progress.connection = Some(connection),
-            Err(error) => return outcome_of(error),
+            Ok(connection) => {
+                self.turns.heard(name);
+                self.progress.connection = Some(connection);
+            }
+            Err(error) => {
+                self.turns.silent(name, Instant::now());
+                return outcome_of(error);
+            }
         }
         Ok(Outcome::Done)
     }
 
     async fn challenge(&mut self) -> Result<Outcome, UnlockError> {
         let request = ChallengeRequest {
-            key_id: self.header.token.key_id().to_owned(),
-            disk_uuid: self.disk(),
+            key_id: self.wanted.key_id.clone(),
+            disk_uuid: self.wanted.disk,
+            header_sha256: self.wanted.header,
         };
         let Some(connection) = &mut self.progress.connection else {
             return Ok(out_of_order());
         };
-        match connection
-            .post("/v1/release/challenge", &request, CHALLENGE_TIMEOUT)
-            .await
-        {
+        let limit = CHALLENGE_TIMEOUT.min(self.progress.share);
+        match connection.post("/v1/release/challenge", &request, limit).await {
             Ok(challenge) => self.progress.challenge = Some(challenge),
-            Err(error) => return outcome_of(error),
+            Err(error) => return self.unanswered(error),
         }
         Ok(Outcome::Done)
     }
@@ -161,8 +212,8 @@ impl Exchange {
             Err(error) => return state_or_failure(error),
         };
         let key_name = Name::parse(release.name()).map_err(|error| UnlockError::NotAKey(error.into()))?;
-        let (nonce, exporter, disk) = (challenge.nonce, connection.exporter(), self.header.uuid);
-        let key_id = self.header.token.key_id().to_owned();
+        let (nonce, exporter, disk) = (challenge.nonce, connection.exporter(), *self.wanted.disk.as_bytes());
+        let key_id = self.wanted.key_id.clone();
         let attested = release
             .attest(move |log| {
                 let binding = Binding::Release {
@@ -190,12 +241,12 @@ impl Exchange {
         let whole = evidence.quote.log.bytes <= WHOLE_LOG;
         let from = if whole { 0 } else { challenge.log_from };
         let bundle = blocking(move || source.bundle(evidence.quote, from, true)).await??;
-        let key_id = self.header.token.key_id().to_owned();
         let request = ReleaseRequest {
-            key_id,
-            disk_uuid: self.disk(),
+            key_id: self.wanted.key_id.clone(),
+            disk_uuid: self.wanted.disk,
             bundle,
             release_key,
+            vm: self.wanted.vm.clone(),
         };
         self.progress.proof = Some((release, request));
         Ok(Outcome::Done)
@@ -208,12 +259,27 @@ impl Exchange {
         let Some(connection) = &mut self.progress.connection else {
             return Ok(out_of_order());
         };
-        // Later than this the release key is gone.
-        match connection.post("/v1/release", &request, RELEASE_HOLD).await {
-            Ok(response) => self.progress.wrapped = Some((release, response)),
-            Err(error) => return outcome_of(error),
+        let asked = boot_seconds();
+        // Later than the hold the release key is gone.
+        let limit = RELEASE_HOLD.min(self.progress.share);
+        let answer: Result<ReleaseResponse, _> = connection.post("/v1/release", &request, limit).await;
+        match answer {
+            Ok(response) => {
+                self.progress.lease = response.lease;
+                self.progress.asked = asked;
+                self.progress.wrapped = Some((release, response));
+            }
+            Err(error) => return self.unanswered(error),
         }
         Ok(Outcome::Done)
+    }
+
+    /// One that takes connections and does not answer in time is asked last for a while, as one that is not reached.
+    fn unanswered(&self, error: ClientError) -> Result<Outcome, UnlockError> {
+        if matches!(error, ClientError::Timeout(_)) {
+            self.turns.silent(&self.progress.verifier, Instant::now());
+        }
+        outcome_of(error)
     }
 
     async fn unwrap(&mut self) -> Result<Outcome, UnlockError> {
@@ -227,10 +293,10 @@ impl Exchange {
         let unwrapped =
             blocking(move || jwe::unwrap(&jwe, |point| release.ecdh_blocking(point.x, point.y).map(|z| *z))).await?;
         match unwrapped {
-            Ok(key) if answered.as_deref() == Some(self.header.token.key_id()) => self.progress.key = Some(key),
+            Ok(key) if answered.as_deref() == Some(&*self.wanted.key_id) => self.progress.key = Some(key),
             Ok(_) => {
                 return Err(UnlockError::OtherKey {
-                    wanted: self.header.token.key_id().to_owned(),
+                    wanted: self.wanted.key_id.clone(),
                 });
             }
             Err(JweError::Ecdh(error)) => return state_or_failure(error),
@@ -238,18 +304,12 @@ impl Exchange {
         }
         Ok(Outcome::Done)
     }
+}
 
-    async fn activate(&mut self) -> Result<Outcome, UnlockError> {
-        let Some(key) = self.progress.key.take() else {
-            return Ok(out_of_order());
-        };
-        self.disks.open(self.header.clone(), self.name.clone(), key).await?;
-        Ok(Outcome::Done)
-    }
-
-    fn disk(&self) -> Uuid {
-        Uuid::new(self.header.uuid)
-    }
+/// How long the first of so many verifiers may take for an answer, so that those after it have their time, too.
+pub(super) fn share(left: Duration, verifiers: usize) -> Duration {
+    let verifiers = u32::try_from(verifiers).unwrap_or(u32::MAX);
+    left.checked_div(verifiers).unwrap_or(left)
 }
 
 /// Files and the TPM's blocking calls stay off the async thread.

@@ -1,7 +1,11 @@
 //! Against images that cryptsetup made. Opening needs device-mapper and is tested in a virtual machine.
 
+use std::os::unix::fs::FileExt as _;
 use std::process::Command;
 
+use assay_evidence::token::TokenError;
+
+use super::loaded::{check_ciphers, check_costs, load_luks2};
 use super::*;
 
 const PASSPHRASE: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
@@ -27,28 +31,23 @@ impl Image {
     }
 
     fn luks2(extra: &[&str]) -> Self {
+        let mut arguments = vec!["--type", "luks2", "--sector-size", "512"];
+        arguments.extend(["--pbkdf", "pbkdf2", "--luks2-keyslots-size", "256k"]);
+        arguments.extend(extra);
+        Self::formatted(&arguments)
+    }
+
+    fn luks1() -> Self {
+        Self::formatted(&["--type", "luks1", "--key-size", "512"])
+    }
+
+    fn formatted(how: &[&str]) -> Self {
         let image = Self::empty();
         let key = image.dir.path().join("key");
         std::fs::write(&key, PASSPHRASE).unwrap();
-        let mut arguments = vec![
-            "luksFormat",
-            "--batch-mode",
-            "--type",
-            "luks2",
-            "--uuid",
-            UUID,
-            "--sector-size",
-            "512",
-        ];
-        arguments.extend([
-            "--pbkdf",
-            "pbkdf2",
-            "--pbkdf-force-iterations",
-            "1000",
-            "--luks2-keyslots-size",
-            "256k",
-        ]);
-        arguments.extend(extra);
+        let mut arguments = vec!["luksFormat", "--batch-mode", "--uuid", UUID];
+        arguments.extend(["--pbkdf-force-iterations", "1000"]);
+        arguments.extend(how);
         let (path, key) = (image.path(), key.display().to_string());
         arguments.extend([path.to_str().unwrap(), &key]);
         cryptsetup(&arguments);
@@ -70,6 +69,15 @@ impl Image {
 
     fn path(&self) -> PathBuf {
         self.dir.path().join("disk")
+    }
+
+    fn sidecar(&self) -> PathBuf {
+        self.dir.path().join("disk.assay.json")
+    }
+
+    fn write_at(&self, at: u64, bytes: &[u8]) {
+        let file = std::fs::OpenOptions::new().write(true).open(self.path()).unwrap();
+        file.write_all_at(bytes, at).unwrap();
     }
 }
 
@@ -93,7 +101,7 @@ fn a_sealed_image_says_which_key_it_wants() {
     assert_eq!(header.token.key_id(), "0d4c1f6e-7f0a-4f5e-9c53-2a6d6a0f9e11");
     assert_eq!(header.default_name(), "assay-6f9619ff");
     // The passphrase opens it; only the kernel's part is missing here.
-    let mut device = load(&image.path()).unwrap();
+    let mut device = load_luks2(&image.path()).unwrap();
     let mut check = |passphrase: &str| {
         device
             .activate_handle()
@@ -139,7 +147,7 @@ fn a_token_that_is_missing_malformed_or_double_is_refused_with_its_own_reason() 
 #[test]
 fn a_cipher_that_hides_nothing_is_refused() {
     let image = Image::luks2(&[]);
-    let mut device = load(&image.path()).unwrap();
+    let mut device = load_luks2(&image.path()).unwrap();
     let good = device.status_handle().dump_json().unwrap();
     assert!(check_ciphers(&good, &image.path()).is_ok());
     for (place, cipher) in [
@@ -174,7 +182,7 @@ fn a_cipher_that_hides_nothing_is_refused() {
 #[test]
 fn a_key_derivation_without_end_is_refused() {
     let image = Image::luks2(&[]);
-    let good = load(&image.path()).unwrap().status_handle().dump_json().unwrap();
+    let good = load_luks2(&image.path()).unwrap().status_handle().dump_json().unwrap();
     assert!(check_costs(&good, &image.path()).is_ok());
     let mut argon = good.clone();
     argon["keyslots"]["0"]["kdf"] = serde_json::json!({"type": "argon2id", "time": 8, "memory": 1048576, "cpus": 4});
@@ -200,6 +208,107 @@ fn a_header_that_was_changed_meanwhile_is_not_opened() {
     image.token(&TOKEN.replace("\"default\"", "\"other\""));
     let error = open(&header, "assay-never-opened", PASSPHRASE.as_bytes()).unwrap_err();
     assert!(matches!(error, DiskError::Changed { .. }), "{error}");
+}
+
+#[test]
+fn luks1_has_its_token_beside_it() {
+    let image = Image::luks1();
+    let read = || Header::read(&image.path());
+    let error = read().unwrap_err();
+    assert!(
+        matches!(&error, DiskError::Sidecar { sidecar, .. } if *sidecar == image.sidecar()),
+        "{error}"
+    );
+    std::fs::write(image.sidecar(), TOKEN).unwrap();
+    let header = read().unwrap();
+    assert_eq!(hex::encode(header.uuid), UUID.replace('-', ""));
+    assert_eq!(header.token.key_id(), "0d4c1f6e-7f0a-4f5e-9c53-2a6d6a0f9e11");
+    let start = std::fs::read(image.path()).unwrap();
+    assert_eq!(header.fingerprint, assay_evidence::luks::luks1(&start).unwrap());
+    // The copy of header and key slots is what the passphrase opens.
+    let mut loaded = Loaded::of(&image.path()).unwrap();
+    let mut check = |passphrase: &str| {
+        let mut handle = loaded.device.activate_handle();
+        handle.activate_by_passphrase(None, None, passphrase.as_bytes(), CryptActivate::empty())
+    };
+    assert!(check(PASSPHRASE).is_ok());
+    assert!(check("wrong").is_err());
+
+    std::fs::write(image.sidecar(), "{").unwrap();
+    assert!(matches!(read(), Err(DiskError::Token { .. })));
+    std::fs::write(image.sidecar(), vec![b' '; 9000]).unwrap();
+    assert!(matches!(
+        read(),
+        Err(DiskError::Token {
+            source: TokenError::TooLong(_),
+            ..
+        })
+    ));
+    // What would be waited for.
+    std::fs::remove_file(image.sidecar()).unwrap();
+    nix::unistd::mkfifo(&image.sidecar(), nix::sys::stat::Mode::S_IRUSR).unwrap();
+    assert!(matches!(read(), Err(DiskError::Sidecar { .. })));
+}
+
+#[test]
+fn luks1_that_hides_nothing_or_never_ends_is_refused() {
+    let image = Image::luks1();
+    std::fs::write(image.sidecar(), TOKEN).unwrap();
+    let before = std::fs::read(image.path()).unwrap()[..592].to_vec();
+    let changed = |at: u64, bytes: &[u8]| {
+        image.write_at(0, &before);
+        image.write_at(at, bytes);
+        Header::read(&image.path()).unwrap_err()
+    };
+    let cipher = |error: &DiskError, says: &str| matches!(error, DiskError::Cipher { cipher, .. } if cipher == says);
+    assert!(cipher(&changed(8, b"cipher_null\0"), "cipher_null-xts-plain64"));
+    assert!(cipher(&changed(40, b"cbc-plain\0"), "aes-cbc-plain"));
+    let many = u32::MAX.to_be_bytes();
+    for (at, part) in [
+        (104, "header"),
+        (108, "volume key"),
+        (164, "digest"),
+        (212, "key slot 0"),
+        (252, "key slot 0"),
+    ] {
+        let error = changed(at, &many);
+        assert!(
+            matches!(&error, DiskError::Cost { part: said, .. } if said == part),
+            "{at}: {error}"
+        );
+    }
+    assert!(matches!(changed(168, b"xx"), DiskError::Luks1 { .. }));
+    image.write_at(0, &before);
+    assert!(Header::read(&image.path()).is_ok());
+}
+
+#[test]
+fn a_luks1_header_that_was_changed_meanwhile_is_not_opened() {
+    let image = Image::luks1();
+    std::fs::write(image.sidecar(), TOKEN).unwrap();
+    let header = Header::read(&image.path()).unwrap();
+    let other = Image::luks1();
+    std::fs::copy(other.path(), image.path()).unwrap();
+    let error = open(&header, "assay-never-opened", PASSPHRASE.as_bytes()).unwrap_err();
+    assert!(matches!(error, DiskError::Changed { .. }), "{error}");
+}
+
+/// Found before anything of the kernel's is asked for.
+#[test]
+fn a_key_of_another_image_is_named_with_the_image() {
+    for image in [Image::luks2(&[]), Image::luks1()] {
+        std::fs::write(image.sidecar(), TOKEN).unwrap();
+        if std::fs::read(image.path()).unwrap()[7] == 2 {
+            image.token(TOKEN);
+        }
+        let header = Header::read(&image.path()).unwrap();
+        let error = open(&header, "assay-never-opened", &[b'f'; 64]).unwrap_err();
+        assert!(
+            matches!(&error, DiskError::WrongKey { image: named, key_id }
+                if *named == image.path() && key_id == header.token.key_id()),
+            "{error}"
+        );
+    }
 }
 
 #[test]
@@ -239,10 +348,18 @@ fn an_open_disk_is_found_by_its_uuid() {
         .unwrap();
     assert_eq!(open_mapping(block.path(), &uuid).as_deref(), Some("vm1"));
     assert_eq!(open_mapping(block.path(), &[0; 16]), None);
+    mapping("dm-2", "CRYPT-LUKS1-00112233445566778899aabbccddeeff-vm2\n", "vm2\n");
+    mapping("dm-3", "CRYPT-PLAIN-ffffffffffffffffffffffffffffffff-vm3\n", "vm3\n");
+    let luks1 = 0x0011_2233_4455_6677_8899_aabb_ccdd_eeff_u128.to_be_bytes();
+    assert_eq!(open_mapping(block.path(), &luks1).as_deref(), Some("vm2"));
+    assert_eq!(open_mapping(block.path(), &[0xff; 16]), None);
 }
 
 #[test]
 fn closing_what_is_not_open_says_so() {
-    assert!(matches!(close("assay-never-opened"), Err(DiskError::NotOpen { .. })));
-    assert!(matches!(close("../sda"), Err(DiskError::BadName { .. })));
+    assert!(matches!(
+        close("assay-never-opened", None),
+        Err(DiskError::NotOpen { .. })
+    ));
+    assert!(matches!(close("../sda", None), Err(DiskError::BadName { .. })));
 }

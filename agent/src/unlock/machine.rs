@@ -1,11 +1,11 @@
-//! What an unlock does next: a state machine without input or output.
+//! What a key request does next: a state machine without input or output.
 //!
 //! The shell ([`super::exchange`]) carries out one [`Step`] after the other and reports each [`Outcome`]; time enters as an
 //! argument. So every path through failing networks, moving PCRs and refusals is tested here without any of them.
 
 use std::time::Duration;
 
-/// Whole exchanges that are lost to moving PCRs before an unlock gives up.
+/// Whole exchanges that are lost to moving PCRs before a request gives up.
 const MAX_STATE_CHANGES: u32 = 5;
 const FIRST_WAIT: Duration = Duration::from_millis(250);
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
@@ -23,11 +23,9 @@ pub enum Step {
     Release,
     /// Unwrap it with the TPM.
     Unwrap,
-    /// Open the disk with it.
-    Activate,
     /// Do nothing for so long.
     Wait(Duration),
-    /// The disk is open.
+    /// The key is here.
     Done,
     /// Give up.
     Refuse(Refusal),
@@ -55,12 +53,12 @@ pub enum Outcome {
     StateChanged(String),
 }
 
-/// Why an unlock gave up.
+/// Why a key request gave up.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
     /// No verifier answered before the deadline.
     #[error(
-        "no verifier could be reached within {} s: {}; check the network and the verifier's service, then try again",
+        "no verifier answered within {} s: {}; check the network and the verifier's service, then try again",
         .within.as_secs(), attempts.join("; ")
     )]
     Unreachable {
@@ -69,8 +67,8 @@ pub enum Refusal {
         /// What went wrong with each verifier last.
         attempts: Vec<String>,
     },
-    /// A verifier refused to release the key.
-    #[error("the verifier refused the key: {message}")]
+    /// A verifier refused.
+    #[error("the verifier refused: {message}")]
     Refused {
         /// Its message.
         message: String,
@@ -78,7 +76,7 @@ pub enum Refusal {
         reasons: Vec<String>,
     },
     /// Every verifier says that it has no such key.
-    #[error("no verifier has this key: {}; was the image sealed by another one, or the key deleted?", messages.join("; "))]
+    #[error("no verifier has this key: {}; was it made by another one, or deleted?", messages.join("; "))]
     KeyUnknown {
         /// What each verifier said.
         messages: Vec<String>,
@@ -111,7 +109,6 @@ enum State {
     Proving,
     Releasing,
     Unwrapping,
-    Activating,
     Waiting,
     Ended,
 }
@@ -124,7 +121,7 @@ struct Verifier {
 }
 
 impl Machine {
-    /// Starts an unlock that asks these verifiers in turn, until `within` has passed. Gives the first step.
+    /// Starts a request that asks these verifiers in turn, until `within` has passed. Gives the first step.
     #[must_use]
     pub fn start(verifiers: &[String], within: Duration) -> (Self, Step) {
         let verifiers = verifiers
@@ -175,8 +172,7 @@ impl Machine {
             State::Challenging => (State::Proving, Step::Prove),
             State::Proving => (State::Releasing, Step::Release),
             State::Releasing => (State::Unwrapping, Step::Unwrap),
-            State::Unwrapping => (State::Activating, Step::Activate),
-            State::Activating | State::Ended => (State::Ended, Step::Done),
+            State::Unwrapping | State::Ended => (State::Ended, Step::Done),
         };
         self.state = state;
         step
@@ -191,7 +187,8 @@ impl Machine {
             let messages = self.verifiers.iter().map(Verifier::describe).collect();
             return self.refuse(Refusal::KeyUnknown { messages });
         }
-        if now >= self.within {
+        // One that was not asked yet is asked all the same: it may be the one that answers.
+        if now >= self.within && self.verifiers.iter().all(|verifier| verifier.last.is_some()) {
             return self.unreachable();
         }
         let candidate = |(place, verifier): (usize, &Verifier)| (!verifier.key_unknown).then_some(place);
@@ -265,17 +262,10 @@ mod tests {
     #[test]
     fn the_straight_way() {
         let mut machine = start(1);
-        let steps: Vec<Step> = (0..6).map(|_| machine.next(Outcome::Done, SOON)).collect();
+        let steps: Vec<Step> = (0..5).map(|_| machine.next(Outcome::Done, SOON)).collect();
         assert_eq!(
             steps,
-            [
-                Step::Challenge,
-                Step::Prove,
-                Step::Release,
-                Step::Unwrap,
-                Step::Activate,
-                Step::Done
-            ]
+            [Step::Challenge, Step::Prove, Step::Release, Step::Unwrap, Step::Done]
         );
     }
 
@@ -313,6 +303,15 @@ mod tests {
         assert_eq!(machine.next(down(), SOON), Step::Connect(2));
         assert!(matches!(machine.next(down(), SOON), Step::Wait(_)));
         assert_eq!(machine.next(Outcome::Done, SOON), Step::Connect(0));
+    }
+
+    #[test]
+    fn each_verifier_is_asked_once_however_late_it_is() {
+        let mut machine = start(3);
+        assert_eq!(machine.next(down(), WITHIN), Step::Connect(1));
+        assert_eq!(machine.next(down(), WITHIN * 2), Step::Connect(2));
+        let step = machine.next(down(), WITHIN * 3);
+        assert!(matches!(step, Step::Refuse(Refusal::Unreachable { attempts, .. }) if attempts.len() == 3));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The local socket: status, unlock, lock and approved lists for boot hooks and operators' commands, root only.
+//! The local socket: status, verdict, unlock, lock, keys of VHDs and approved lists for boot hooks and operators' commands, root only.
 //!
 //! HTTP/1.1 with JSON, so that a hook needs no library of ours. The file's mode keeps others out, and each connection's
 //! credentials are checked as well: the mode can be changed by accident.
@@ -9,6 +9,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use assay_evidence::wire::MAX_VM;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -17,15 +18,19 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 
-use super::api::{KEY_REFUSED, LockRequest, LockResponse, Status, UnlockRequest, UnlockResponse, VERIFIER_UNREACHABLE};
+use super::api::{
+    DISK_BUSY, KEY_REFUSED, LockRequest, LockResponse, NOT_OPEN, Status, UnlockRequest, UnlockResponse,
+    VERIFIER_UNREACHABLE, VerdictRequest, VhdKeyRequest,
+};
 use super::luks::DiskError;
 use super::machine::Refusal;
 use super::{UnlockError, Unlocker};
 use crate::approved::ApprovedStore;
 use crate::http::{self, ApiError, Response, chain};
 
-/// Hooks of so many machines that start at once are served; more wait.
-const MAX_CONNECTIONS: usize = 32;
+/// Hooks of so many machines that start at once are served; more wait. Each of them waits for its turn at the TPM, and must not keep
+/// others from asking for the status.
+const MAX_CONNECTIONS: usize = 192;
 const HEADER_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
 const TIMEOUT_RANGE: std::ops::RangeInclusive<u64> = 1..=3600;
 
@@ -154,7 +159,7 @@ impl App {
         let path = request.uri().path().to_owned();
         let wanted = match path.as_str() {
             "/v1/status" => Method::GET,
-            "/v1/unlock" | "/v1/lock" => Method::POST,
+            "/v1/unlock" | "/v1/lock" | "/v1/vhd-key" | "/v1/verdict" => Method::POST,
             "/v1/approved" => Method::PUT,
             _ => return ApiError::not_found(&path).into_response(),
         };
@@ -164,6 +169,8 @@ impl App {
         let answer = match path.as_str() {
             "/v1/status" => Ok(http::ok(&(self.status)())),
             "/v1/unlock" => self.unlock(request).await,
+            "/v1/vhd-key" => self.vhd_key(request).await,
+            "/v1/verdict" => self.verdict(request).await,
             "/v1/approved" => self.approved.receive(request).await,
             _ => self.lock(request).await,
         };
@@ -172,13 +179,11 @@ impl App {
 
     async fn unlock(&self, request: Request<Incoming>) -> Result<Response, ApiError> {
         let request: UnlockRequest = http::read_json(request).await?;
-        if request
-            .timeout_s
-            .is_some_and(|seconds| !TIMEOUT_RANGE.contains(&seconds))
-        {
+        check_timeout(request.timeout_s)?;
+        if request.vm.as_ref().is_some_and(|vm| vm.chars().count() > MAX_VM) {
             return Err(ApiError::bad_request(
-                "bad-timeout",
-                "timeout_s must be between 1 and 3600 seconds",
+                "bad-vm",
+                format!("vm may have {MAX_VM} characters"),
             ));
         }
         let image = request.image.clone();
@@ -195,10 +200,41 @@ impl App {
         }
     }
 
+    async fn vhd_key(&self, request: Request<Incoming>) -> Result<Response, ApiError> {
+        let request: VhdKeyRequest = http::read_json(request).await?;
+        check_timeout(request.timeout_s)?;
+        let vdi = request.vdi_uuid;
+        // As an unlock: whoever asks may be gone before the exchange is over.
+        let unlocker = self.unlocker.clone();
+        match tokio::spawn(async move { unlocker.vhd_key(request).await }).await {
+            Ok(Ok(key)) => Ok(http::ok_secret(key)),
+            Ok(Err(error)) => {
+                tracing::warn!(%vdi, "no key for a VHD: {}", chain(&error));
+                Err(error.into())
+            }
+            Err(error) => Err(ApiError::failed("key-failed", &error, false)),
+        }
+    }
+
+    async fn verdict(&self, request: Request<Incoming>) -> Result<Response, ApiError> {
+        let request: VerdictRequest = http::read_json(request).await?;
+        check_timeout(request.timeout_s)?;
+        Ok(http::ok(&self.unlocker.verdict(request).await?))
+    }
+
     async fn lock(&self, request: Request<Incoming>) -> Result<Response, ApiError> {
         let LockRequest { name } = http::read_json(request).await?;
         self.unlocker.lock(name.clone()).await?;
         Ok(http::ok(&LockResponse { name }))
+    }
+}
+
+fn check_timeout(seconds: Option<u64>) -> Result<(), ApiError> {
+    if seconds.is_none_or(|seconds| TIMEOUT_RANGE.contains(&seconds)) {
+        Ok(())
+    } else {
+        let message = "timeout_s must be between 1 and 3600 seconds";
+        Err(ApiError::bad_request("bad-timeout", message))
     }
 }
 
@@ -219,8 +255,12 @@ impl From<UnlockError> for ApiError {
             UnlockError::Foreign { .. } => (StatusCode::BAD_REQUEST, "foreign-verifier"),
             UnlockError::Tpm(_) => (StatusCode::INTERNAL_SERVER_ERROR, "tpm-failed"),
             UnlockError::Evidence(_) => (StatusCode::INTERNAL_SERVER_ERROR, "no-evidence"),
+            UnlockError::UnderWay { .. } => (StatusCode::CONFLICT, "already-open"),
+            UnlockError::Busy(_) => (StatusCode::SERVICE_UNAVAILABLE, "busy"),
             UnlockError::RelativePath(_) => (StatusCode::BAD_REQUEST, "relative-path"),
-            UnlockError::NotAKey(_) | UnlockError::OtherKey { .. } => (StatusCode::BAD_GATEWAY, "not-a-key"),
+            UnlockError::NotAKey(_) | UnlockError::OtherKey { .. } | UnlockError::OtherHash { .. } => {
+                (StatusCode::BAD_GATEWAY, "not-a-key")
+            }
             UnlockError::Refused(refusal) => match refusal {
                 Refusal::Unreachable { .. } => (StatusCode::GATEWAY_TIMEOUT, VERIFIER_UNREACHABLE),
                 Refusal::Refused { .. } => (StatusCode::FORBIDDEN, KEY_REFUSED),
@@ -240,21 +280,26 @@ fn disk_code(error: &DiskError) -> (StatusCode, &'static str) {
     match error {
         DiskError::Open { .. } => (StatusCode::BAD_REQUEST, "image-unreadable"),
         DiskError::NotLuks { .. } => (StatusCode::BAD_REQUEST, "not-luks"),
-        DiskError::Header { .. } => (StatusCode::BAD_REQUEST, "header-unreadable"),
+        DiskError::Header { .. } | DiskError::Luks1 { .. } | DiskError::Fingerprint { .. } => {
+            (StatusCode::BAD_REQUEST, "header-unreadable")
+        }
         DiskError::Cipher { .. } => (StatusCode::BAD_REQUEST, "cipher-refused"),
         DiskError::Cost { .. } => (StatusCode::BAD_REQUEST, "cost-refused"),
         DiskError::Changed { .. } => (StatusCode::CONFLICT, "header-changed"),
         DiskError::Token { .. } => (StatusCode::BAD_REQUEST, "token-refused"),
+        DiskError::Sidecar { .. } => (StatusCode::BAD_REQUEST, "no-sidecar"),
         DiskError::AlreadyOpen { .. } => (StatusCode::CONFLICT, "already-open"),
         DiskError::NameTaken { .. } => (StatusCode::CONFLICT, "name-taken"),
         DiskError::BadName { .. } => (StatusCode::BAD_REQUEST, "bad-name"),
-        DiskError::NotOpen { .. } => (StatusCode::NOT_FOUND, "not-open"),
+        DiskError::NotOpen { .. } => (StatusCode::NOT_FOUND, NOT_OPEN),
         DiskError::NotOurs { .. } => (StatusCode::FORBIDDEN, "not-ours"),
-        DiskError::Busy { .. } => (StatusCode::CONFLICT, "disk-busy"),
+        DiskError::Busy { .. } => (StatusCode::CONFLICT, DISK_BUSY),
         DiskError::WrongKey { .. } => (StatusCode::CONFLICT, "wrong-key"),
-        DiskError::Activate { .. } | DiskError::Deactivate { .. } | DiskError::Stopped => {
-            (StatusCode::INTERNAL_SERVER_ERROR, "disk-failed")
-        }
+        DiskError::Activate { .. }
+        | DiskError::Copy { .. }
+        | DiskError::Deactivate { .. }
+        | DiskError::Suspend { .. }
+        | DiskError::Stopped => (StatusCode::INTERNAL_SERVER_ERROR, "disk-failed"),
     }
 }
 

@@ -3,14 +3,16 @@
 use std::convert::Infallible;
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use assay_evidence::binding::{Binding, EXPORTER_LABEL, Exporter, Nonce};
 use assay_evidence::pcr::RuntimePcr;
 use assay_evidence::policy::Policy;
 use assay_evidence::release::{Secret, check_release_key, release};
 use assay_evidence::replay::HeldLog;
+use assay_evidence::terms::OnLoss;
 use assay_evidence::tpm::{AttestationKey, EccPoint, Parameters, Public};
-use assay_evidence::wire::{ChallengeRequest, ChallengeResponse, ErrorBody, ReleaseRequest, ReleaseResponse};
+use assay_evidence::wire::{ChallengeRequest, ChallengeResponse, ErrorBody, Lease, ReleaseRequest, ReleaseResponse};
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::{Bytes, Incoming};
 use hyper::service::service_fn;
@@ -27,6 +29,11 @@ pub const PASSPHRASE: &str = "0123456789abcdef0123456789abcdef0123456789abcdef01
 pub const KEY_ID: &str = "0d4c1f6e-7f0a-4f5e-9c53-2a6d6a0f9e11";
 pub const DISK: &str = "6f9619ff-8b86-4011-b42d-00cf4fc964ff";
 
+const LEASE: Lease = Lease {
+    seconds: Some(60),
+    on_loss: OnLoss::Wipe,
+};
+
 /// How a broker takes requests.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Mood {
@@ -38,7 +45,16 @@ pub enum Mood {
     NoSuchKey,
     /// It answers with another key.
     OtherKey,
+    /// It has something else under the key's id, and gives it for a minute.
+    WrongSecret,
+    /// It gives its challenge at once, and all else when nobody waits for it any more.
+    SlowToRelease,
+    /// It takes connections, and answers too late.
+    SlowToChallenge,
 }
+
+/// Longer than anybody here waits.
+const LATE: Duration = Duration::from_secs(60);
 
 pub struct Broker {
     ca: Arc<Ca>,
@@ -56,7 +72,11 @@ struct Inner {
 
 impl Broker {
     pub fn start(mood: Mood) -> Self {
-        let ca = Arc::new(Ca::new("verifier"));
+        Self::start_under(mood, Arc::new(Ca::new("verifier")))
+    }
+
+    /// With a certificate of this CA.
+    pub fn start_under(mood: Mood, ca: Arc<Ca>) -> Self {
         let Client { chain, key } = ca.issue(|parameters| {
             parameters.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
             parameters.subject_alt_names = vec![rcgen::SanType::IpAddress([127, 0, 0, 1].into())];
@@ -137,6 +157,11 @@ async fn serve(listener: TcpListener, acceptor: TlsAcceptor, inner: Arc<Inner>) 
                 inner.asked.fetch_add(1, Ordering::SeqCst);
                 let path = request.uri().path().to_owned();
                 let body = request.into_body().collect().await.unwrap().to_bytes();
+                match inner.mood {
+                    Mood::SlowToChallenge => tokio::time::sleep(LATE).await,
+                    Mood::SlowToRelease if path == "/v1/release" => tokio::time::sleep(LATE).await,
+                    _ => {}
+                }
                 Ok::<_, Infallible>(inner.answer(&path, &body, nonce, exporter))
             }
         });
@@ -189,7 +214,11 @@ impl Inner {
             .unwrap();
         let target = check_release_key(&log, &ak, &binding, &request.release_key).unwrap();
         let appraisal = log.appraise(&Policy::capture("default", "first", &log).unwrap(), 0);
-        let secret = Secret::new(PASSPHRASE.as_bytes().to_vec());
+        let (secret, lease) = match self.mood {
+            Mood::WrongSecret => ([b'f'; 64].to_vec(), Some(LEASE)),
+            _ => (PASSPHRASE.as_bytes().to_vec(), None),
+        };
+        let secret = Secret::new(secret);
         let jwe = match self.mood {
             Mood::OtherKey => {
                 let public = Public::parse(&request.release_key.public.0).unwrap();
@@ -203,7 +232,7 @@ impl Inner {
             _ => release(&appraisal, &target, &request.key_id, &secret).unwrap(),
         };
         self.released.fetch_add(1, Ordering::SeqCst);
-        json(200, &ReleaseResponse { jwe })
+        json(200, &ReleaseResponse { jwe, lease })
     }
 }
 

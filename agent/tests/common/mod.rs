@@ -19,7 +19,7 @@ use assay_agent::bundle::Source;
 use assay_agent::log_view::LogView;
 use assay_agent::measure::source::{EventSource, Refusal, SourceError};
 use assay_agent::measure::{Control, MeasureError, Measurer, Settings};
-use assay_agent::tpm::{AkKind, Handle, TpmConfig, TpmError};
+use assay_agent::tpm::{AkKind, EkKind, Handle, TpmConfig, TpmError};
 use assay_ebpf::{HASH_ALGO_SHA256, PATH_MAX, Record, kind};
 use assay_evidence::binding::{Binding, Exporter, Nonce};
 use assay_evidence::digest::Sha256Digest;
@@ -39,14 +39,21 @@ pub fn config(tcti: String, timeout: Duration) -> TpmConfig {
         pcr: 13,
         ak_handle: AK_HANDLE,
         ak: AkKind::EcdsaP256,
+        ek: None,
         timeout,
     }
 }
 
 /// With an attestation key of this kind.
 pub fn open_with(tcti: String, ak: AkKind) -> Handle {
+    open_keys(tcti, ak, None)
+}
+
+/// With keys of these kinds.
+pub fn open_keys(tcti: String, ak: AkKind, ek: Option<EkKind>) -> Handle {
     let config = TpmConfig {
         ak,
+        ek,
         ..config(tcti, Duration::from_secs(20))
     };
     Handle::open(config, LogView::new(BOOT.into())).expect("open the TPM")

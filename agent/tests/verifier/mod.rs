@@ -166,6 +166,7 @@ pub fn tpm_config_with(tcti: &str, ak: AkKind) -> TpmConfig {
         pcr: 13,
         ak_handle: 0x8101_0A55,
         ak,
+        ek: None,
         timeout: Duration::from_secs(30),
     }
 }

@@ -31,7 +31,9 @@ pub const SLOW: Duration = Duration::from_millis(10);
 const FIRST: u64 = 1_000_000;
 /// A figure has no more rounds.
 pub const MOST_ROUNDS: u32 = 60;
-/// Nor a storm.
+/// Nor more boots.
+pub const MOST_BOOTS: u32 = 20;
+/// Nor a storm more rounds.
 pub const MOST_STORMS: u32 = 10;
 
 /// All that is taken in turns; what was left out is `None`.

@@ -87,8 +87,13 @@ fn measure(image: &Image, options: &Options, results: &mut Results) -> Outcome<(
     }
     if options.wants_turns() && options.clock != Clock::Time {
         // Nothing disturbs these: fewer rounds do.
-        let machines = machines(image, options, results, Machine::boot_counting);
-        results.counted = in_turns(&machines, options, options.rounds.div_ceil(3))?;
+        let rounds = options.rounds.div_ceil(3);
+        let first = machines(image, options, results, Machine::boot_counting);
+        results.counted = in_turns(&first, options, rounds)?;
+        drop(first);
+        if options.wants("known") {
+            boot_again(image, options, results, rounds)?;
+        }
     }
     for &state in options.states.iter().filter(|state| state.is_assay()) {
         if options.wants("flood") {
@@ -104,6 +109,21 @@ fn measure(image: &Image, options: &Options, results: &mut Results) -> Outcome<(
             if let Some(rest) = results.or_left_out(state, rest) {
                 results.rests.insert(state, rest);
             }
+        }
+    }
+    Ok(())
+}
+
+/// A start of a known program once more on machines that were booted anew: where things lie in memory differs from boot to boot, and
+/// what a start costs differs with it by more than from round to round.
+fn boot_again(image: &Image, options: &Options, results: &mut Results, rounds: u32) -> Outcome<()> {
+    for boot in 1..options.boots {
+        step(&format!("starts of a known program, boot {}", boot + 1));
+        let machines = machines(image, options, results, Machine::boot_counting);
+        // Machines of one boot are compared with each other.
+        if machines.len() == options.states.len() {
+            let again = figures::known(&machines, rounds)?;
+            results.counted.known.get_or_insert_default().append(again);
         }
     }
     Ok(())

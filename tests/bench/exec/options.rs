@@ -10,7 +10,8 @@ pub const HELP: &str = "\
 cargo xtask bench exec [-- WORDS]: what measuring adds to starting programs, in test machines
 
   --rounds N        rounds of the short figures (30); the storms get a sixth of it
-  --quick           a look: 4 rounds, 10 s of flood, 10 s of idling, 10,000 records
+  --boots N         boots over which the start of a known program is taken by instructions (5)
+  --quick           a look: 4 rounds, 1 boot, 10 s of flood, 10 s of idling, 10,000 records
   --states A,B      of none, ima, observe, hold, enforce (all)
   --figures A,B     of known, first, storm, slow, scaled, flood, rest (all)
   --clock A         time, instructions or both (both)";
@@ -34,6 +35,8 @@ pub enum Clock {
 pub struct Options {
     /// Rounds of the short figures.
     pub rounds: u32,
+    /// Boots of the machines that count instructions.
+    pub boots: u32,
     /// Seconds of each flood.
     pub flood: u64,
     /// How long an idle agent is watched.
@@ -52,6 +55,7 @@ impl Options {
     pub fn read(words: impl Iterator<Item = String>) -> Outcome<Option<Self>> {
         let mut options = Self {
             rounds: 30,
+            boots: 5,
             flood: alone::LONGEST,
             idle: Duration::from_secs(60),
             records: 100_000,
@@ -68,11 +72,13 @@ impl Options {
                 "--help" => return Ok(None),
                 "--quick" => {
                     options.rounds = 4;
+                    options.boots = 1;
                     options.flood = 10;
                     options.idle = Duration::from_secs(10);
                     options.records = 10_000;
                 }
                 "--rounds" => options.rounds = value()?.parse::<u32>()?.clamp(1, figures::MOST_ROUNDS),
+                "--boots" => options.boots = value()?.parse::<u32>()?.clamp(1, figures::MOST_BOOTS),
                 "--states" => options.states = value()?.split(',').map(state).collect::<Outcome<_>>()?,
                 "--figures" => options.figures = value()?.split(',').map(figure).collect::<Outcome<_>>()?,
                 "--clock" => options.clock = clock(&value()?)?,

@@ -17,6 +17,13 @@ impl Series {
         self.0.entry(state).or_default().push(round);
     }
 
+    /// The rounds of `other` after these.
+    pub fn append(&mut self, other: Self) {
+        for (state, mut rounds) in other.0 {
+            self.0.entry(state).or_default().append(&mut rounds);
+        }
+    }
+
     /// The states that were measured.
     pub fn states(&self) -> impl Iterator<Item = State> {
         self.0.keys().copied()

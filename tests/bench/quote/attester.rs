@@ -39,6 +39,7 @@ pub fn run(folder: &Path) -> Outcome<()> {
         pcr: config.tpm.pcr,
         ak_handle: config.tpm.ak_handle,
         ak: config.tpm.ak,
+        ek: config.tpm.ek,
         timeout: config.tpm.timeout,
     };
     let tpm = tpm::Handle::open(tpm, LogView::new(boot_id.clone()))?;

@@ -85,6 +85,7 @@ async fn floor() -> Outcome<Samples> {
         pcr: 13,
         ak_handle: 0x8101_0A55,
         ak: tpm::AkKind::EcdsaP256,
+        ek: None,
         timeout: TIMEOUT,
     };
     let handle = tpm::Handle::open(config, LogView::new("bench".into()))?;

@@ -14,6 +14,12 @@ use super::Image;
 const PARTITION: &str = "esp";
 /// The firmware's variables, in the machine's folder.
 const VARIABLES: &str = "variables.fd";
+/// Where Debian's `grub-efi-amd64-bin` has GRUB's modules, and where XenServer's GRUB looks for one that is not built in.
+pub const GRUB_MODULES: &str = "/usr/lib/grub/x86_64-efi";
+/// What XenServer's GRUB has built in and is needed here; not `tpm`.
+const BUILT_IN: [&str; 7] = ["part_msdos", "fat", "search", "normal", "linux", "boot", "configfile"];
+/// Where XenServer's GRUB has its configuration.
+const XENSERVER: &str = "EFI/xenserver";
 /// What firmware starts from a disk that no boot entry names.
 const DEFAULT_LOADER: &str = "EFI/BOOT/BOOTX64.EFI";
 
@@ -58,6 +64,9 @@ pub enum Loader {
     Grub,
     /// Firmware with Secure Boot off, and one program with kernel, initrd and command line in it.
     UnifiedImage,
+    /// Firmware with Secure Boot off, and a GRUB without its `tpm` module built in, as XenServer 8 has it. The module lies on the disk, where
+    /// a configuration can have it loaded.
+    BareGrub,
 }
 
 /// What is on the system partition.
@@ -70,6 +79,8 @@ pub struct EfiBoot {
     pub other_kernel: bool,
     /// Another initrd: by four zero bytes at its end, which the kernel skips.
     pub other_initrd: bool,
+    /// GRUB's configuration, in the place of the one that starts the kernel and does no more.
+    pub script: Option<String>,
 }
 
 impl EfiBoot {
@@ -79,7 +90,15 @@ impl EfiBoot {
             loader,
             other_kernel: false,
             other_initrd: false,
+            script: None,
         }
+    }
+
+    /// The configuration with which GRUB starts the kernel. It finds the disk as XenServer's does, but by a file, since this disk's label is
+    /// QEMU's.
+    #[must_use]
+    pub fn plain_script(cmdline: &str) -> String {
+        format!("search --file --set root /vmlinuz\nlinux /vmlinuz {cmdline}\ninitrd /initrd\nboot\n")
     }
 
     /// The kernel that is on the partition, or in the unified image.
@@ -114,7 +133,12 @@ impl EfiBoot {
     pub(super) fn lay_out(&self, image: &Image, cmdline: &str, dir: &Path) -> Result<(), HarnessError> {
         let (efi, partition) = (&image.efi, dir.join(PARTITION));
         let _ = std::fs::remove_dir_all(&partition);
-        for folder in ["EFI/BOOT", "EFI/debian"] {
+        for folder in [
+            "EFI/BOOT",
+            "EFI/debian",
+            XENSERVER,
+            GRUB_MODULES.trim_start_matches('/'),
+        ] {
             let folder = partition.join(folder);
             std::fs::create_dir_all(&folder).map_err(HarnessError::io(format!("make {}", folder.display())))?;
         }
@@ -128,6 +152,15 @@ impl EfiBoot {
                 write(&partition.join("initrd"), &initrd)?;
                 let script = format!("linux /vmlinuz {cmdline}\ninitrd /initrd\nboot\n");
                 write(&partition.join("EFI/debian/grub.cfg"), script.as_bytes())
+            }
+            Loader::BareGrub => {
+                bare_grub(&partition.join(DEFAULT_LOADER))?;
+                let module = format!("{GRUB_MODULES}/tpm.mod");
+                copy(Path::new(&module), &partition.join(module.trim_start_matches('/')))?;
+                write(&partition.join("vmlinuz"), &kernel)?;
+                write(&partition.join("initrd"), &initrd)?;
+                let script = self.script.clone().unwrap_or_else(|| Self::plain_script(cmdline));
+                write(&partition.join(XENSERVER).join("grub.cfg"), script.as_bytes())
             }
             Loader::UnifiedImage => {
                 let sections = [
@@ -170,9 +203,16 @@ impl EfiBoot {
     fn firmware<'a>(&self, efi: &'a Efi) -> &'a (PathBuf, PathBuf) {
         match self.loader {
             Loader::Grub => &efi.secure_firmware,
-            Loader::UnifiedImage => &efi.firmware,
+            Loader::UnifiedImage | Loader::BareGrub => &efi.firmware,
         }
     }
+}
+
+/// Makes a GRUB of Debian's modules, with what XenServer's has built in.
+fn bare_grub(to: &Path) -> Result<(), HarnessError> {
+    let mut make = Command::new("grub-mkimage");
+    make.args(["-O", "x86_64-efi", "-p", &format!("/{XENSERVER}"), "-o"]);
+    child::run(make.arg(to).args(BUILT_IN))
 }
 
 /// Changes the checksum in a PE file's header. It is for drivers of Windows; nothing here looks at it.

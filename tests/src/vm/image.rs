@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::HarnessError;
 
-use super::{Efi, Variant, saved};
+use super::{Efi, Variant, Xen, saved};
 
 /// Environment variable that names another image description than the default one.
 pub const IMAGE_VARIABLE: &str = "ASSAY_VM_IMAGE";
@@ -14,6 +14,11 @@ pub const IMAGE_VARIABLE: &str = "ASSAY_VM_IMAGE";
 pub const KERNELS: [&str; 4] = ["5.10", "6.1", "6.12", "7"];
 /// The series of machines whose test does not say which.
 pub const DEFAULT_KERNEL: &str = "6.12";
+
+/// The image of a host with Xen and xl, by name; described only for the tests that need it.
+pub const XEN: &str = "xen";
+/// The image of a host with libvirt and QEMU, by name; as with [`XEN`].
+pub const LIBVIRT: &str = "libvirt";
 
 /// A bootable machine: written by `cargo xtask`, read by every test.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -31,6 +36,8 @@ pub struct Image {
     pub root: PathBuf,
     /// The kernel's modules: a folder of this machine with the files that the guest has at /lib/modules/RELEASE.
     pub modules: PathBuf,
+    /// The hypervisor under which the kernel runs as dom0; `None`: on the machine itself.
+    pub xen: Option<Xen>,
     /// What boots it where a test wants real firmware.
     pub efi: Efi,
     /// The kernel's command line, to which the variant and the test may add.
@@ -60,7 +67,15 @@ impl Image {
         Self::read(&description(&Self::file_name(series)))
     }
 
-    /// What the description of the image with a kernel of that series is called, beside the default one's `vm.json`.
+    /// The image of a host with a toolstack: [`XEN`] or [`LIBVIRT`].
+    ///
+    /// # Errors
+    /// [`HarnessError::Image`] when there is none.
+    pub fn load_host(name: &str) -> Result<Self, HarnessError> {
+        Self::read(&description(&Self::file_name(name)))
+    }
+
+    /// What the description of the image with a kernel of that series, or of that host, is called, beside the default one's `vm.json`.
     pub fn file_name(series: &str) -> String {
         format!("vm-{series}.json")
     }
@@ -82,7 +97,8 @@ impl Image {
         let text = std::fs::read(path).map_err(|error| unusable(error.to_string()))?;
         let image: Self = serde_json::from_slice(&text).map_err(|error| unusable(error.to_string()))?;
         let parts = [&image.kernel, &image.root].into_iter().chain(&image.initrd);
-        for file in parts.map(PathBuf::as_path).chain(image.efi.files()) {
+        let xen = image.xen.iter().flat_map(Xen::files);
+        for file in parts.map(PathBuf::as_path).chain(image.efi.files()).chain(xen) {
             if !file.exists() {
                 return Err(unusable(format!("{} is gone", file.display())));
             }

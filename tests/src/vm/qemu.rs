@@ -13,7 +13,7 @@ use crate::swtpm::last_words;
 use crate::wire::GUEST_PORT;
 
 use super::accel::EMULATED;
-use super::{AGENT_PORT, Accelerator, BOOT_TIMEOUT, BootOptions, Image};
+use super::{AGENT_PORT, Accelerator, BOOT_TIMEOUT, BootOptions, Image, xen};
 
 /// Virtual processors, unless the test says otherwise.
 const CPUS: u32 = 2;
@@ -88,21 +88,14 @@ pub(super) fn start_tpm(dir: &Path) -> Result<Child, HarnessError> {
 /// QEMU's arguments for the machine, `ports` of this machine leading to the helper's and the agent's.
 pub(super) fn configure(command: &mut Command, image: &Image, dir: &Path, options: &BootOptions, ports: (u16, u16)) {
     let file = |name: &str| dir.join(name).display().to_string();
-    if options.count_instructions {
-        command.args(["-accel", "tcg,thread=single", "-cpu", EMULATED, "-icount", "shift=0"]);
-    } else {
-        command.args(Accelerator::detect().arguments());
-    }
     command.args(["-M", "q35", "-nographic", "-nodefaults"]);
-    let (cpus, memory) = (options.cpus.unwrap_or(CPUS), options.memory_mib.unwrap_or(MEMORY));
+    let usual = if image.xen.is_some() { xen::MEMORY } else { MEMORY };
+    let (cpus, memory) = (options.cpus.unwrap_or(CPUS), options.memory_mib.unwrap_or(usual));
     command.args(["-smp", &cpus.to_string(), "-m", &memory.to_string()]);
-    match &options.efi {
-        Some(efi) => efi.configure(&image.efi, dir, command),
-        None => {
-            command.arg("-kernel").arg(&image.kernel);
-            command.arg("-initrd").arg(dir.join(INITRD));
-            command.arg("-append").arg(cmdline(image, options));
-        }
+    if let Some(xen) = &image.xen {
+        xen.configure(&image.kernel, &cmdline(image, options), &dir.join(INITRD), command);
+    } else {
+        configure_linux(command, image, dir, options);
     }
     // The disk lives as long as the test: nothing needs to reach the platter.
     command.args([
@@ -141,6 +134,23 @@ pub(super) fn configure(command: &mut Command, image: &Image, dir: &Path, option
     command.args(["-serial", &format!("file:{}", file("console.log"))]);
     let log = File::create(dir.join("qemu.log")).map_or_else(|_| Stdio::null(), Stdio::from);
     command.stdout(Stdio::null()).stderr(log);
+}
+
+/// Processor, and what is started on it, where there is no hypervisor in between.
+fn configure_linux(command: &mut Command, image: &Image, dir: &Path, options: &BootOptions) {
+    if options.count_instructions {
+        command.args(["-accel", "tcg,thread=single", "-cpu", EMULATED, "-icount", "shift=0"]);
+    } else {
+        command.args(Accelerator::detect().arguments());
+    }
+    match &options.efi {
+        Some(efi) => efi.configure(&image.efi, dir, command),
+        None => {
+            command.arg("-kernel").arg(&image.kernel);
+            command.arg("-initrd").arg(dir.join(INITRD));
+            command.arg("-append").arg(cmdline(image, options));
+        }
+    }
 }
 
 /// The kernel's command line.

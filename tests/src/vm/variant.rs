@@ -18,6 +18,8 @@ pub enum Variant {
     ImaTcb,
     /// IMA measures loads only: `tcb` without its FILE_CHECK rules, which log every file that root reads. Not on 5.10.
     ImaExec,
+    /// systemd is process 1, and nothing of Assay is there but the harness's helper: for what packages install.
+    Systemd,
 }
 
 /// The security modules of [`Variant::Default`] less `bpf`; a later `lsm=` replaces an earlier one.
@@ -50,7 +52,13 @@ measure func=POLICY_CHECK
 
 impl Variant {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Default, Self::NoBpfLsm, Self::ImaTcb, Self::ImaExec];
+    pub const ALL: [Self; 5] = [
+        Self::Default,
+        Self::NoBpfLsm,
+        Self::ImaTcb,
+        Self::ImaExec,
+        Self::Systemd,
+    ];
 
     /// Its name, as in files and on command lines.
     pub fn name(self) -> &'static str {
@@ -59,6 +67,7 @@ impl Variant {
             Self::NoBpfLsm => "no-bpf-lsm",
             Self::ImaTcb => "ima-tcb",
             Self::ImaExec => "ima-exec",
+            Self::Systemd => "systemd",
         }
     }
 
@@ -68,13 +77,14 @@ impl Variant {
             Self::Default | Self::ImaExec => "",
             Self::NoBpfLsm => NO_BPF,
             Self::ImaTcb => "ima_policy=tcb",
+            Self::Systemd => "init=/usr/lib/systemd/systemd net.ifnames=0",
         }
     }
 
     /// What is done in the machine once it is up.
     pub(super) fn prepare(self, guest: &Guest) -> Result<(), HarnessError> {
         match self {
-            Self::Default | Self::NoBpfLsm | Self::ImaTcb => Ok(()),
+            Self::Default | Self::NoBpfLsm | Self::ImaTcb | Self::Systemd => Ok(()),
             Self::ImaExec => guest.put(IMA_POLICY, 0o600, IMA_EXEC.as_bytes()),
         }
     }

@@ -106,6 +106,7 @@ pub fn create(state: &StateDir, url: &ServiceUrl, listen: Option<SocketAddr>) ->
     made.database(&state.database())?;
     made.write(&state.list_key(), new_key()?.as_bytes())?;
     made.write(&state.verdict_key(), new_key()?.as_bytes())?;
+    made.write(&state.audit_key(), new_key()?.as_bytes())?;
     let list_key = lists::read_key(state)?.public().spki();
     let ca_pem = authority.certificate().certificate_pem.clone();
     let join = JoinFile {

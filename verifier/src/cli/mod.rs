@@ -7,12 +7,13 @@ use std::io::{self, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 use thiserror::Error;
 
 use crate::config::{ConfigError, StateDir};
 use crate::store::StoreError;
 
+mod audit;
 mod host;
 mod image;
 pub mod init;
@@ -57,6 +58,9 @@ enum Command {
     /// Disk keys
     #[command(subcommand)]
     Key(key::KeyCommand),
+    /// The signed log of which key went to which host, and who was refused
+    #[command(subcommand)]
+    Audit(audit::AuditCommand),
     /// Read evidence that was saved to a file
     #[command(subcommand)]
     Inspect(inspect::InspectCommand),
@@ -92,9 +96,18 @@ pub enum CliError {
     /// Sealing an image.
     #[error(transparent)]
     Image(#[from] image::ImageError),
+    /// The key of a VHD.
+    #[error(transparent)]
+    VhdKey(key::VhdKeyError),
     /// The key store.
     #[error(transparent)]
     Key(#[from] crate::keystore::KeyStoreError),
+    /// The audit log.
+    #[error(transparent)]
+    Audit(#[from] crate::audit::AuditLogError),
+    /// A file that holds no public key.
+    #[error("{} holds no public key that records could be checked by", .0.display())]
+    AuditKey(PathBuf, #[source] assay_evidence::jws::KeyError),
     /// Reading saved evidence.
     #[error(transparent)]
     Inspect(#[from] inspect::InspectError),
@@ -159,6 +172,11 @@ pub enum CliError {
     Output(#[source] io::Error),
 }
 
+/// All commands and their options: what manual pages and shell completions are made from.
+pub fn command() -> clap::Command {
+    Cli::command()
+}
+
 /// Parses the command line, runs the command and reports.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -181,6 +199,7 @@ fn run(cli: Cli) -> Result<(), CliError> {
         Command::Policy(command) => policy::run(&state, command),
         Command::Image(command) => image::run(&state, command),
         Command::Key(command) => key::run(&state, command),
+        Command::Audit(command) => audit::run(&state, command),
         Command::Inspect(command) => inspect::run(command),
     }
 }

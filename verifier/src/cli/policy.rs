@@ -5,6 +5,8 @@ mod exchange;
 mod known_good;
 mod show;
 
+pub(super) use exchange::read_public_key;
+
 use std::path::PathBuf;
 
 use assay_evidence::digest::Sha256Digest;

@@ -16,6 +16,10 @@ pub(super) fn run(state: &StateDir) -> Result<(), CliError> {
         .with_ansi(false)
         .with_target(false)
         .init();
+    // A core file would hold the master key, and with it every disk's.
+    if let Err(error) = nix::sys::prctl::set_dumpable(false) {
+        tracing::warn!("core dumps of this process cannot be turned off: {error}");
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()

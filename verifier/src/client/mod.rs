@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use assay_evidence::binding::{EXPORTER_LABEL, Exporter};
 use assay_evidence::bundle::{Bundle, BundleError};
-use assay_evidence::wire::{ActivateRequest, ActivateResponse, ErrorBody, Identity, ListHead, LogPage, QuoteRequest};
+use assay_evidence::wire::{
+    ActivateRequest, ActivateResponse, ErrorBody, Identity, LeaseAnswer, LeaseNews, ListHead, LogPage, QuoteRequest,
+};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Bytes;
 use hyper::client::conn::http1::{self, SendRequest};
@@ -334,6 +336,12 @@ impl Agent {
         self.parse(path, &answer?)
     }
 
+    /// `POST /v1/leases`: what becomes of the keys that the host holds.
+    pub async fn leases(&mut self, news: &LeaseNews) -> Result<LeaseAnswer, ClientError> {
+        let body = self.post("/v1/leases", news, DISKS_ANSWER).await?;
+        self.parse("/v1/leases", &body)
+    }
+
     async fn post(&mut self, path: &str, request: &impl Serialize, limit: usize) -> Result<Bytes, ClientError> {
         let body = serde_json::to_vec(request).map_err(|cause| ClientError::Malformed {
             address: self.address.clone(),
@@ -417,7 +425,7 @@ impl Agent {
 }
 
 /// A stranger's text, fit for a terminal and a log line.
-fn printable(text: &str) -> String {
+pub(crate) fn printable(text: &str) -> String {
     text.chars()
         .take(500)
         .map(|c| if c.is_control() { ' ' } else { c })
@@ -433,5 +441,7 @@ static AGENT_NAME: std::sync::LazyLock<ServerName<'static>> = std::sync::LazyLoc
 const LIST_TIMEOUT: Duration = Duration::from_secs(60);
 /// Identities, activations and errors.
 const SMALL_ANSWER: usize = 64 * 1024;
+/// A line for each open disk.
+const DISKS_ANSWER: usize = 1024 * 1024;
 /// Quotes and log pages: the same bound as for the evidence in a key request.
 const LARGE_ANSWER: usize = 24 * 1024 * 1024;

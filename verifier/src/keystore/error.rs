@@ -4,6 +4,8 @@ use std::{io, path::PathBuf};
 
 use assay_evidence::uuid::Uuid;
 
+use super::SourceError;
+
 /// A refusal of the key store. Each names the thing and what to do; none carries a secret.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyStoreError {
@@ -112,6 +114,23 @@ pub enum KeyStoreError {
         /// The key.
         key_id: Uuid,
     },
+    /// A lease of a key that the agent gives away.
+    #[error(
+        "key store: key {key_id} is a VHD's: the storage manager gets it from the agent, which cannot take it back, so it can have neither a lease nor a rule for its loss"
+    )]
+    VhdLease {
+        /// The key.
+        key_id: Uuid,
+    },
+    /// Terms that make no sense.
+    #[error("key store: key {key_id} can't have these terms")]
+    Terms {
+        /// The key.
+        key_id: Uuid,
+        /// What is wrong with them.
+        #[source]
+        source: assay_evidence::terms::TermsError,
+    },
     /// A name is longer than the format can hold.
     #[error("key store: {field} has {len} bytes, at most {limit} fit; choose a shorter one")]
     FieldTooLong {
@@ -122,6 +141,12 @@ pub enum KeyStoreError {
         /// The limit in bytes.
         limit: usize,
     },
+    /// Not as many bytes as a VHD's key has.
+    #[error("key store: the key of a VHD has 32 or 64 raw bytes, this one has {len}")]
+    VhdKey {
+        /// Its length in bytes.
+        len: usize,
+    },
     /// The system gave no random bytes.
     #[error("key store: the system gives no random bytes; check that getrandom(2) works for this process")]
     Random,
@@ -131,6 +156,38 @@ pub enum KeyStoreError {
         /// The key.
         key_id: Uuid,
     },
+    /// The key's other half is on a server, and no server is configured.
+    #[error(
+        "key store: the other half of key {key_id} is in a key source ({engine}), and config.toml names none: give it `[key_source]` again"
+    )]
+    NoSource {
+        /// The key.
+        key_id: Uuid,
+        /// The server's engine.
+        engine: &'static str,
+    },
+    /// The server gave a half of another key.
+    #[error(
+        "key store: what the key source has for key {key_id} is not its other half: it was overwritten there; restore it from that server's backup"
+    )]
+    OtherHalf {
+        /// The key.
+        key_id: Uuid,
+    },
+    /// The key is where it was to be moved.
+    #[error("key store: key {key_id} is {place} already")]
+    Stays {
+        /// The key.
+        key_id: Uuid,
+        /// Where it is.
+        place: &'static str,
+    },
+    /// Keys were to be moved to a key source, and none is configured.
+    #[error("key store: config.toml names no key source that keys could be moved to: give it `[key_source]`")]
+    NoTarget,
+    /// The key source.
+    #[error(transparent)]
+    Source(#[from] SourceError),
     /// An operation on a file failed.
     #[error("key store: can't {operation} {path}")]
     Io {

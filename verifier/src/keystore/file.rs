@@ -1,16 +1,21 @@
-//! One encrypted file per key under `keys/` of the state directory, all under one master key file.
+//! One encrypted file per key under `keys/` of the state directory, all under one master key file; of a key in two halves, what a
+//! server of secrets does not have.
 
 use std::{
     fs, io,
     path::{Path, PathBuf},
 };
 
+use assay_evidence::terms::Terms;
 use assay_evidence::uuid::Uuid;
 use zeroize::Zeroizing;
 
+use crate::files::replace_private;
+
 use super::{
-    KeyInfo, KeySource, KeyStoreError, Listing, Passphrase, StoredKey,
-    format::{self, MASTER_LEN, MAX_FILE, MasterKey},
+    Held, KeyInfo, KeySource, KeyStoreError, Listing, Passphrase, SecretsServer, StoredKey,
+    format::{self, Kept, KeptKey, MASTER_LEN, MAX_FILE, MasterKey},
+    half,
     io::{failed, fill_random, private_dir, read_private, sync_parent, write_new_private},
 };
 
@@ -41,6 +46,16 @@ pub fn create_master(state_dir: &Path) -> Result<(), KeyStoreError> {
 pub struct FileKeyStore {
     dir: PathBuf,
     master: MasterKey,
+    server: Option<Box<dyn SecretsServer>>,
+}
+
+/// Where a key's secret is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// Whole, in the key store's own file.
+    Files,
+    /// In two halves, one of them in the key source that is configured.
+    Source,
 }
 
 impl FileKeyStore {
@@ -67,14 +82,89 @@ impl FileKeyStore {
         })?;
         let dir = state_dir.join(KEY_DIR);
         private_dir(&dir)?;
-        Ok(Self { dir, master })
+        Ok(Self {
+            dir,
+            master,
+            server: None,
+        })
+    }
+
+    /// With a server that has one half of each new key, and of those that say so.
+    #[must_use]
+    pub fn with_server(self, server: Box<dyn SecretsServer>) -> Self {
+        Self {
+            server: Some(server),
+            ..self
+        }
+    }
+
+    /// Moves a key's secret; what it belongs to stays as it is. A crash leaves it where it was, or where it shall be; in a
+    /// key source it may leave a half of no key.
+    ///
+    /// # Errors
+    /// [`KeyStoreError::Stays`] when it is there already, [`KeyStoreError::NoTarget`] without a key source; those of [`KeySource::get`]
+    /// and of the server.
+    pub fn move_to(&self, key_id: Uuid, place: Place) -> Result<(), KeyStoreError> {
+        let kept = self.kept(key_id)?;
+        let stays = |place| KeyStoreError::Stays { key_id, place };
+        let before = kept.secret.held().cloned();
+        let secret = match (place, &before) {
+            (Place::Files, None) => return Err(stays("in the key store's files")),
+            (Place::Source, Some(_)) => return Err(stays("in a key source")),
+            (Place::Source, None) if self.server.is_none() => return Err(KeyStoreError::NoTarget),
+            (Place::Source, None) => self.split(key_id, &self.whole(kept.info.clone(), kept.secret)?.passphrase)?,
+            (Place::Files, Some(_)) => Kept::Whole(self.whole(kept.info.clone(), kept.secret)?.passphrase),
+        };
+        self.replace(&kept.info, &secret)?;
+        match &before {
+            None => Ok(()),
+            Some(held) => self.server_for(key_id, held)?.forget(held),
+        }
     }
 
     fn path_of(&self, key_id: Uuid) -> PathBuf {
         self.dir.join(format!("{key_id}.json"))
     }
 
-    fn read(&self, key_id: Uuid, path: &Path) -> Result<StoredKey, KeyStoreError> {
+    fn kept(&self, key_id: Uuid) -> Result<KeptKey, KeyStoreError> {
+        self.read(key_id, &self.path_of(key_id))
+            .map_err(|error| not_found(error, key_id))
+    }
+
+    /// The key with its secret, wherever that is.
+    fn whole(&self, info: KeyInfo, secret: Kept) -> Result<StoredKey, KeyStoreError> {
+        let passphrase = match secret {
+            Kept::Whole(passphrase) => passphrase,
+            Kept::Rest { held, rest } => {
+                let half = self.server_for(info.key_id, &held)?.reveal(&held)?;
+                half::join(info.key_id, &half, &rest)
+                    .and_then(|clear| format::secret_of(info.kind, clear))
+                    .ok_or(KeyStoreError::OtherHalf { key_id: info.key_id })?
+            }
+        };
+        Ok(StoredKey { info, passphrase })
+    }
+
+    /// Gives one half to the server.
+    fn split(&self, key_id: Uuid, passphrase: &Passphrase) -> Result<Kept, KeyStoreError> {
+        let server = self.server.as_ref().ok_or(KeyStoreError::NoTarget)?;
+        let (half, rest) = half::split(key_id, passphrase)?;
+        let held = server.keep(key_id, &half)?;
+        Ok(Kept::Rest { held, rest })
+    }
+
+    fn server_for(&self, key_id: Uuid, held: &Held) -> Result<&dyn SecretsServer, KeyStoreError> {
+        let engine = held.engine();
+        self.server.as_deref().ok_or(KeyStoreError::NoSource { key_id, engine })
+    }
+
+    fn replace(&self, info: &KeyInfo, secret: &Kept) -> Result<(), KeyStoreError> {
+        let bytes = format::seal(&self.master, info, secret.bytes(), secret.held())?;
+        let path = self.path_of(info.key_id);
+        replace_private(&path, &bytes).map_err(failed("replace", &path))
+    }
+
+    fn read(&self, key_id: Uuid, path: &Path) -> Result<KeptKey, KeyStoreError> {
         let key = format::open(&self.master, path, &read_private(path, MAX_FILE)?)?;
         if key.info.key_id != key_id {
             return Err(KeyStoreError::Renamed {
@@ -97,8 +187,12 @@ impl FileKeyStore {
 
 impl KeySource for FileKeyStore {
     fn get(&self, key_id: Uuid) -> Result<StoredKey, KeyStoreError> {
-        self.read(key_id, &self.path_of(key_id))
-            .map_err(|error| not_found(error, key_id))
+        let KeptKey { info, secret } = self.kept(key_id)?;
+        self.whole(info, secret)
+    }
+
+    fn describe(&self, key_id: Uuid) -> Result<KeyInfo, KeyStoreError> {
+        Ok(self.kept(key_id)?.info)
     }
 
     fn list(&self) -> Result<Listing, KeyStoreError> {
@@ -109,8 +203,14 @@ impl KeySource for FileKeyStore {
             if path.extension().is_some_and(|extension| extension == "partial") {
                 continue; // A key being written, or what a crash left of one: nobody was told of it.
             }
-            match self.id_of(&path).and_then(|key_id| self.read(key_id, &path)) {
-                Ok(key) => listing.keys.push(key.info),
+            let read = self.id_of(&path).and_then(|key_id| self.read(key_id, &path));
+            match read {
+                Ok(key) => {
+                    listing
+                        .held
+                        .extend(key.secret.held().map(|held| (key.info.key_id, held.clone())));
+                    listing.keys.push(key.info);
+                }
                 // Removed between listing and reading.
                 Err(KeyStoreError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => listing.damaged.push(error),
@@ -121,17 +221,45 @@ impl KeySource for FileKeyStore {
     }
 
     fn put(&self, info: &KeyInfo, passphrase: &Passphrase) -> Result<(), KeyStoreError> {
-        let bytes = format::seal(&self.master, info, passphrase)?;
-        write_new_private(&self.path_of(info.key_id), &bytes).map_err(|error| match error {
-            KeyStoreError::Io { source, .. } if source.kind() == io::ErrorKind::AlreadyExists => {
-                KeyStoreError::Exists { key_id: info.key_id }
+        let path = self.path_of(info.key_id);
+        let write = |clear: &[u8], held: Option<&Held>| {
+            let bytes = format::seal(&self.master, info, clear, held)?;
+            write_new_private(&path, &bytes).map_err(|error| match error {
+                KeyStoreError::Io { source, .. } if source.kind() == io::ErrorKind::AlreadyExists => {
+                    KeyStoreError::Exists { key_id: info.key_id }
+                }
+                other => other,
+            })
+        };
+        let Some(server) = &self.server else {
+            return write(passphrase.expose(), None);
+        };
+        if path.exists() {
+            return Err(KeyStoreError::Exists { key_id: info.key_id });
+        }
+        let secret = self.split(info.key_id, passphrase)?;
+        write(secret.bytes(), secret.held()).inspect_err(|_| {
+            // A second failure here leaves a half of no key there, which opens nothing.
+            if let Some(held) = secret.held() {
+                drop(server.forget(held));
             }
-            other => other,
         })
+    }
+
+    fn set_terms(&self, key_id: Uuid, terms: &Terms) -> Result<(), KeyStoreError> {
+        let KeptKey { mut info, secret } = self.kept(key_id)?;
+        info.terms = terms.clone();
+        self.replace(&info, &secret)
     }
 
     fn remove(&self, key_id: Uuid) -> Result<(), KeyStoreError> {
         let path = self.path_of(key_id);
+        // The half first: what is left after a failure can be tried again. Of a file that doesn't open, no half is known.
+        if let Ok(kept) = self.read(key_id, &path)
+            && let Some(held) = kept.secret.held()
+        {
+            self.server_for(key_id, held)?.forget(held)?;
+        }
         fs::remove_file(&path)
             .map_err(failed("remove", &path))
             .map_err(|error| not_found(error, key_id))?;

@@ -3,7 +3,7 @@
 use std::{
     fs::{self, DirBuilder, File, OpenOptions},
     io::{self, Read, Write},
-    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
     path::Path,
 };
 
@@ -11,6 +11,7 @@ use ring::rand::{SecureRandom, SystemRandom};
 use zeroize::Zeroizing;
 
 use super::KeyStoreError;
+use crate::files::give_to_owner_of_parent;
 
 /// Fills the buffer with random bytes from the system.
 pub(super) fn fill_random(buffer: &mut [u8]) -> Result<(), KeyStoreError> {
@@ -91,22 +92,10 @@ fn write_and_sync(path: &Path, bytes: &[u8]) -> Result<(), KeyStoreError> {
         .mode(0o600)
         .open(path)
         .map_err(failed("create", path))?;
-    give_to_owner_of_parent(&file, path)?;
+    give_to_owner_of_parent(&file, path).map_err(failed("change the owner of", path))?;
     file.write_all(bytes)
         .and_then(|()| file.sync_all())
         .map_err(failed("write", path))
-}
-
-/// An operator may seal as root what the service, under a user of its own, must read: the file belongs to whom its
-/// directory belongs to.
-fn give_to_owner_of_parent(file: &File, path: &Path) -> Result<(), KeyStoreError> {
-    let Some(parent) = path.parent() else { return Ok(()) };
-    let dir = fs::metadata(parent).map_err(failed("look at", parent))?;
-    let ours = file.metadata().map_err(failed("look at", path))?;
-    if ours.uid() == dir.uid() {
-        return Ok(());
-    }
-    fchown(file, Some(dir.uid()), Some(dir.gid())).map_err(failed("change the owner of", path))
 }
 
 fn check_private(path: &Path, metadata: &fs::Metadata) -> Result<(), KeyStoreError> {

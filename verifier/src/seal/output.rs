@@ -3,8 +3,13 @@
 use std::{
     fs::{self, File, OpenOptions},
     io,
-    os::unix::fs::FileExt,
+    os::unix::fs::{FileExt, OpenOptionsExt},
     path::{Path, PathBuf},
+};
+
+use nix::{
+    errno::Errno,
+    fcntl::{FallocateFlags, fallocate},
 };
 
 use super::SealError;
@@ -18,21 +23,23 @@ pub(super) struct Partial {
 }
 
 impl Partial {
-    /// Makes the partial file with its full length.
-    pub(super) fn create(output: &Path, len: u64) -> Result<Self, SealError> {
+    /// Makes the partial file, with room for its full length. `mode` holds the permission bits, from which the umask takes.
+    pub(super) fn create(output: &Path, len: u64, mode: u32) -> Result<Self, SealError> {
         let unusable = || SealError::OutputName(output.to_owned());
         let mut name = output.file_name().ok_or_else(unusable)?.to_owned();
-        // libcryptsetup takes C strings that the binding makes from UTF-8 only.
+        // qemu's programs take names in UTF-8 only.
         output.to_str().ok_or_else(unusable)?;
         if output.symlink_metadata().is_ok() {
             return Err(SealError::OutputExists(output.to_owned()));
         }
         name.push(".partial");
         let partial = output.with_file_name(name);
+        remove_stale(&partial)?;
         let opened = OpenOptions::new()
             .read(true)
             .write(true)
             .create_new(true)
+            .mode(mode)
             .open(&partial);
         let file = opened.map_err(|source| match source.kind() {
             io::ErrorKind::AlreadyExists => SealError::PartialExists(partial.clone()),
@@ -42,19 +49,29 @@ impl Partial {
                 source,
             },
         })?;
+        let locked = file.try_lock().is_ok();
         let this = Self {
             partial,
             output: output.to_owned(),
             file,
             len,
         };
-        this.file.set_len(len).map_err(|source| this.failed("extend", source))?;
+        if !locked {
+            // Another run took it for a stale one in this very moment, and removes it.
+            return Err(SealError::PartialExists(this.partial.clone()));
+        }
+        allocate(&this.file, len).map_err(|source| this.failed("extend", source))?;
         Ok(this)
     }
 
     /// The partial file's path.
     pub(super) fn path(&self) -> &Path {
         &self.partial
+    }
+
+    /// The partial file, for reading what another program wrote into it.
+    pub(super) fn file(&self) -> &File {
+        &self.file
     }
 
     /// Writes a block at a byte offset.
@@ -108,7 +125,7 @@ impl Partial {
         })
     }
 
-    fn failed(&self, operation: &'static str, source: io::Error) -> SealError {
+    pub(super) fn failed(&self, operation: &'static str, source: io::Error) -> SealError {
         match source.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => {
                 SealError::DiskFull {
@@ -123,6 +140,41 @@ impl Partial {
                 source,
             },
         }
+    }
+}
+
+/// Takes away what an interrupted run left: nobody holds its lock.
+fn remove_stale(partial: &Path) -> Result<(), SealError> {
+    let failed = |operation| {
+        move |source| SealError::Output {
+            operation,
+            path: partial.to_owned(),
+            source,
+        }
+    };
+    match partial.symlink_metadata() {
+        Ok(metadata) if metadata.is_file() => {}
+        // A link or a folder is not of our making.
+        Ok(_) => return Err(SealError::PartialExists(partial.to_owned())),
+        Err(_) => return Ok(()),
+    }
+    let left = File::open(partial).map_err(failed("open"))?;
+    match left.try_lock() {
+        Ok(()) => fs::remove_file(partial).map_err(failed("remove")),
+        Err(_) => Err(SealError::PartialExists(partial.to_owned())),
+    }
+}
+
+/// Gives a file its full length with the blocks behind it, so that a full disk is known before the long work and not in the midst of it.
+pub(super) fn allocate(file: &File, len: u64) -> io::Result<()> {
+    if len == 0 {
+        return Ok(());
+    }
+    let bytes = i64::try_from(len).map_err(|_| io::Error::from(io::ErrorKind::FileTooLarge))?;
+    match fallocate(file, FallocateFlags::empty(), 0, bytes) {
+        // Some file systems can't; a full one is then known when it is.
+        Err(Errno::EOPNOTSUPP | Errno::ENOSYS) => file.set_len(len),
+        done => done.map_err(io::Error::from),
     }
 }
 

@@ -125,4 +125,4 @@ pub(super) async fn read_json<T: DeserializeOwned>(body: Incoming, limit: usize)
 /// 24 MiB at some 7 Mbit/s.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 /// Reasons in one refusal.
-const MAX_REASONS: usize = 100;
+pub(super) const MAX_REASONS: usize = 100;

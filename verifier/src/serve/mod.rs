@@ -21,10 +21,13 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_rustls::TlsAcceptor;
 
+use crate::audit::{AuditLog, AuditLogError};
 use crate::client::{Asker, ClientError};
 use crate::config::{Config, StateDir};
-use crate::keystore::{FileKeyStore, KeySource, KeyStoreError};
+use crate::keystore::{self, KeySource, KeyStoreError};
+use crate::leases::Leases;
 use crate::lists::{Lists, ListsError};
+use crate::nudges::Nudges;
 use crate::pki::PkiError;
 use crate::poll::Poller;
 use crate::signing::SigningError;
@@ -33,6 +36,7 @@ use crate::verdicts::Verdicts;
 
 mod challenges;
 mod http;
+mod record;
 mod release;
 mod routes;
 mod tls;
@@ -65,6 +69,9 @@ pub enum ServeError {
     /// The key for verdicts cannot be used.
     #[error(transparent)]
     Signing(#[from] SigningError),
+    /// The audit log cannot be written.
+    #[error(transparent)]
+    Audit(#[from] AuditLogError),
     /// The database failed.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -91,6 +98,8 @@ struct Service {
     keys: Arc<dyn KeySource>,
     challenges: Mutex<Challenges>,
     verdicts: Arc<Verdicts>,
+    audit: Arc<AuditLog>,
+    nudges: Arc<Nudges>,
     poll_interval: Duration,
     /// A judgement holds a log in memory.
     judgements: Semaphore,
@@ -109,9 +118,11 @@ impl Server {
     /// Opens everything in the state directory and listens.
     pub async fn bind(state: &StateDir, config: &Config) -> Result<Self, ServeError> {
         let store = Store::open(&state.database())?;
-        let keys: Arc<dyn KeySource> = Arc::new(FileKeyStore::open(state.path())?);
+        let keys: Arc<dyn KeySource> = Arc::new(keystore::open(state.path(), config.key_source.as_ref())?);
         let tls = Arc::new(Tls::load(state)?);
-        let poller = Poller::new(store.clone(), Asker::load(state)?, Lists::open(state)?, config);
+        let audit = Arc::new(AuditLog::open(state)?);
+        let leases = Leases::new(keys.clone(), audit.clone(), config.quote_timeout);
+        let poller = Poller::new(store.clone(), Asker::load(state)?, Lists::open(state)?, leases, config);
         let failed = |cause| ServeError::Listen {
             address: config.listen,
             cause,
@@ -123,6 +134,8 @@ impl Server {
             keys,
             challenges: Mutex::default(),
             verdicts: Arc::new(Verdicts::open(state, config)?),
+            audit,
+            nudges: poller.nudges(),
             poll_interval: config.poll_interval,
             judgements: Semaphore::new(MAX_JUDGEMENTS),
         };

@@ -7,22 +7,25 @@ use std::time::Instant;
 
 use assay_evidence::appraise::Appraisal;
 use assay_evidence::binding::{Binding, Exporter};
+use assay_evidence::digest::Sha256Digest;
 use assay_evidence::ear::Submod;
-use assay_evidence::jwe::Jwe;
 use assay_evidence::release::{Secret, check_release_key, release as release_key};
 use assay_evidence::replay::{HeldLog, ReplayedLog};
+use assay_evidence::terms::{Terms, Unmet};
 use assay_evidence::tpm::{AttestationKey, Public};
 use assay_evidence::uuid::Uuid;
-use assay_evidence::wire::{ChallengeRequest, ChallengeResponse, ReleaseRequest, ReleaseResponse};
+use assay_evidence::wire::{ChallengeRequest, ChallengeResponse, Lease, ReleaseRequest, ReleaseResponse};
 use hyper::StatusCode;
 
 use super::challenges::{Challenge, ChallengeError, LIFETIME, Purpose};
 use super::http::Refusal;
+use super::record::{Grounds, Record, shown};
 use super::{Asking, Service};
-use crate::judge::{appraise, attestation_key, fresh_nonce, no_policy, reason, reasons, verdict};
-use crate::keystore::{KeyStoreError, StoredKey};
+use crate::judge::{appraise, attestation_key, fresh_nonce, missing_tags, no_policy, reason, reasons, verdict};
+use crate::keystore::{KeyInfo, KeyKind, KeyStoreError, SourceError};
 use crate::poll::write_down;
-use crate::store::{Host, HostState, StoreError, Verdict};
+use crate::store::{Host, HostState, StoreError, Taking, Verdict};
+use crate::time::unix_now;
 
 /// Answers `POST /v1/release/challenge`.
 pub(super) async fn challenge(
@@ -30,12 +33,11 @@ pub(super) async fn challenge(
     host: &Host,
     request: ChallengeRequest,
 ) -> Result<ChallengeResponse, Refusal> {
-    let (key_id, disk) = (request.key_id.clone(), request.disk_uuid);
-    let outcome = open_challenge(asking, host, request).await;
-    if let Err(refusal) = &outcome {
-        audit(&host.pinned.name, &key_id, disk, Some(refusal));
+    let record = Record::new(host, &request.key_id, request.disk_uuid, None);
+    match open_challenge(asking, host, request).await {
+        Ok(answer) => Ok(answer),
+        Err(refusal) => Err(write_refusal(asking, record, refusal).await),
     }
-    outcome
 }
 
 async fn open_challenge(asking: &Asking, host: &Host, request: ChallengeRequest) -> Result<ChallengeResponse, Refusal> {
@@ -43,8 +45,9 @@ async fn open_challenge(asking: &Asking, host: &Host, request: ChallengeRequest)
     let id = parse_key_id(&request.key_id)?;
     let disk = *request.disk_uuid.as_bytes();
     let host_id = host.id;
-    let key = on_pool(move || stored_key(&service, id)).await?;
+    let key = on_pool(move || described_key(&service, id)).await?;
     check_disk(&key, disk)?;
+    check_header(&key, request.header_sha256)?;
     let (held, length) = asking
         .service
         .store
@@ -93,26 +96,38 @@ fn is_current(service: &Service, host: &Host) -> bool {
 
 /// Answers `POST /v1/release`.
 pub(super) async fn release(asking: &Asking, host: Host, request: ReleaseRequest) -> Result<ReleaseResponse, Refusal> {
-    let (name, key_id, disk) = (host.pinned.name.clone(), request.key_id.clone(), request.disk_uuid);
-    let outcome = match take_challenge(asking, &request) {
-        Ok(challenge) => {
-            let (service, exporter) = (asking.service.clone(), asking.peer.exporter);
-            let judging = move || {
-                Judging {
-                    service: &service,
-                    host: &host,
-                    request: &request,
-                    challenge,
-                    exporter,
-                }
-                .judge()
-            };
-            on_pool(judging).await
-        }
-        Err(refusal) => Err(refusal),
+    let record = Record::new(&host, &request.key_id, request.disk_uuid, request.vm.as_deref());
+    let challenge = match take_challenge(asking, &request) {
+        Ok(challenge) => challenge,
+        Err(refusal) => return Err(write_refusal(asking, record, refusal).await),
     };
-    audit(&name, &key_id, disk, outcome.as_ref().err());
-    outcome.map(|jwe| ReleaseResponse { jwe })
+    let (service, exporter) = (asking.service.clone(), asking.peer.exporter);
+    let judging = move || {
+        let judging = Judging {
+            service: &service,
+            host: &host,
+            request: &request,
+            challenge,
+            exporter,
+        };
+        judging
+            .judge(&record)
+            .inspect_err(|refusal| record.refused(&service, refusal))
+    };
+    on_pool(judging).await
+}
+
+/// Writes a refusal down, and gives it back.
+async fn write_refusal(asking: &Asking, record: Record, refusal: Refusal) -> Refusal {
+    let (service, written) = (asking.service.clone(), refusal.clone());
+    let writing = move || {
+        record.refused(&service, &written);
+        Ok(())
+    };
+    match on_pool(writing).await {
+        Ok(()) => refusal,
+        Err(failed) => failed,
+    }
 }
 
 /// Whatever comes of this request, its nonce is used.
@@ -130,20 +145,6 @@ fn take_challenge(asking: &Asking, request: &ReleaseRequest) -> Result<Challenge
     })
 }
 
-/// The journal's line on a key request: who, which key, which disk, what became of it.
-fn audit(host: &str, key_id: &str, disk: Uuid, refusal: Option<&Refusal>) {
-    let key_id = shown(key_id);
-    match refusal {
-        None => tracing::info!("release: host {host} key {key_id:?} disk {disk}: released"),
-        Some(Refusal {
-            code, message, reasons, ..
-        }) => {
-            let first = reasons.first().map(String::as_str).unwrap_or_default();
-            tracing::info!("release: host {host} key {key_id:?} disk {disk}: refused, {code}: {message} {first}");
-        }
-    }
-}
-
 /// Everything that one judgement takes. Blocks: it reads the database and hashes a log.
 struct Judging<'a> {
     service: &'a Service,
@@ -154,8 +155,8 @@ struct Judging<'a> {
 }
 
 impl Judging<'_> {
-    fn judge(&self) -> Result<Jwe, Refusal> {
-        let key = stored_key(self.service, parse_key_id(&self.request.key_id)?)?;
+    fn judge(&self, record: &Record) -> Result<ReleaseResponse, Refusal> {
+        let key = described_key(self.service, parse_key_id(&self.request.key_id)?)?;
         check_disk(&key, *self.request.disk_uuid.as_bytes())?;
         let ak = attestation_key(self.host).map_err(|e| Refusal::internal(&e))?;
         let name = Public::parse(self.request.release_key.public.as_ref())
@@ -172,13 +173,30 @@ impl Judging<'_> {
         let appraisal = self.appraise(&log, &key)?;
         let target = check_release_key(&log, &ak, &binding, &self.request.release_key)
             .map_err(|e| refused("release-key", &e))?;
+        let boot_id = log.boot_id().to_owned();
         self.service
             .store
             .keep_log(self.host.id, &log.into_held())
             .map_err(|e| Refusal::internal(&e))?;
-        self.check_tags(&key, &self.still_enrolled()?, &appraisal)?;
-        let secret = Secret::new(key.passphrase.expose().to_vec());
-        release_key(&appraisal, &target, &self.request.key_id, &secret).map_err(|e| Refusal::internal(&e))
+        let host = self.still_enrolled()?;
+        self.check_tags(&key, &host, &appraisal)?;
+        self.check_terms(&key, &host)?;
+        let secret = self.secret(&key)?;
+        let jwe = release_key(&appraisal, &target, &self.request.key_id, &secret).map_err(|e| Refusal::internal(&e))?;
+        self.take(&key)?;
+        let lease = key.terms.are_watched().then_some(Lease {
+            seconds: key.terms.lease_s,
+            on_loss: key.terms.on_loss,
+        });
+        // Before it leaves: no record, no key.
+        let grounds = Grounds {
+            policy: key.policy,
+            boot_id,
+            quote_sha256: Sha256Digest::of(self.request.bundle.quote.attest.as_ref()),
+            lease_s: key.terms.lease_s,
+        };
+        record.released(self.service, grounds)?;
+        Ok(ReleaseResponse { jwe, lease })
     }
 
     /// Sending and judging evidence takes time, in which an operator may have removed the host.
@@ -193,26 +211,59 @@ impl Judging<'_> {
         }
     }
 
+    /// The secret, fetched for nobody before the host has been found good.
+    fn secret(&self, key: &KeyInfo) -> Result<Secret, Refusal> {
+        let stored = self
+            .service
+            .keys
+            .get(key.key_id)
+            .map_err(|e| not_given(key.key_id, e))?;
+        if stored.info != *key {
+            let message = format!("key {} was changed while the host asked for it: ask again", key.key_id);
+            return Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "key-changed", message));
+        }
+        Ok(Secret::new(stored.passphrase.expose().to_vec()))
+    }
+
     /// What the key demands of hosts beside its policy.
-    fn check_tags(&self, key: &StoredKey, host: &Host, appraisal: &Appraisal) -> Result<(), Refusal> {
-        let has = |tag: &&String| host.tags.contains(*tag) || appraisal.tags().contains(*tag);
-        let missing: Vec<_> = key
-            .info
-            .tags
-            .iter()
-            .filter(|tag| !has(tag))
-            .map(String::as_str)
-            .collect();
-        if missing.is_empty() {
+    fn check_tags(&self, key: &KeyInfo, host: &Host, appraisal: &Appraisal) -> Result<(), Refusal> {
+        match missing_tags(key, host, appraisal.tags()) {
+            None => Ok(()),
+            Some(message) => Err(Refusal::forbidden("missing-tags", message)),
+        }
+    }
+
+    /// Whether this host may have it now.
+    fn check_terms(&self, key: &KeyInfo, host: &Host) -> Result<(), Refusal> {
+        key.terms
+            .allow(&host.pinned.policy, unix_now())
+            .map_err(|unmet| not_by_terms(key, &unmet))
+    }
+
+    /// Writes down who holds the key from now on, if that is to be watched; or refuses, when as many others hold it as may.
+    fn take(&self, key: &KeyInfo) -> Result<(), Refusal> {
+        let Terms {
+            lease_s, hosts_at_once, ..
+        } = key.terms;
+        if !key.terms.are_watched() {
             return Ok(());
         }
-        let message = format!(
-            "key {} is for hosts that are tagged {}, which {} is not",
-            key.info.key_id,
-            missing.join(" and "),
-            host.pinned.name
-        );
-        Err(Refusal::forbidden("missing-tags", message))
+        let now = crate::time::now();
+        let taking = Taking {
+            key_id: key.key_id,
+            disk: self.request.disk_uuid,
+            now,
+            lease_s,
+            hosts_at_once,
+        };
+        let taken = self.service.store.take_key(self.host.id, &taking);
+        taken.map_err(|e| Refusal::internal(&e))?.map_err(|first| {
+            let unmet = Unmet::TooManyHosts {
+                limit: hosts_at_once.unwrap_or(0),
+                wait_s: u64::try_from(first.saturating_sub(now)).unwrap_or(0),
+            };
+            not_by_terms(key, &unmet)
+        })
     }
 
     /// Evidence that answers our challenge, on this connection, for this release key, disk and key id.
@@ -230,6 +281,7 @@ impl Judging<'_> {
                 submod: Submod::bad_evidence(reasons.clone()),
                 reasons,
                 notes: Vec::new(),
+                tags: Vec::new(),
                 quoted: None,
             };
             match write_down(&self.service.store, self.host, &verdict) {
@@ -268,7 +320,7 @@ impl Judging<'_> {
     }
 
     /// By the key's policy for the key, and by the host's for its state.
-    fn appraise(&self, log: &ReplayedLog, key: &StoredKey) -> Result<Appraisal, Refusal> {
+    fn appraise(&self, log: &ReplayedLog, key: &KeyInfo) -> Result<Appraisal, Refusal> {
         let store = &self.service.store;
         let internal = |e: StoreError| Refusal::internal(&e);
         let by_host = appraise(log, store.policy(&self.host.pinned.policy).map_err(internal)?.as_ref());
@@ -279,27 +331,28 @@ impl Judging<'_> {
         )
         .map_err(internal)?;
         let by_key = match by_host {
-            Some(appraisal) if key.info.policy == self.host.pinned.policy => Some(appraisal),
-            _ => appraise(log, store.policy(&key.info.policy).map_err(internal)?.as_ref()),
+            Some(appraisal) if key.policy == self.host.pinned.policy => Some(appraisal),
+            _ => appraise(log, store.policy(&key.policy).map_err(internal)?.as_ref()),
         };
         match by_key {
             Some(appraisal) if appraisal.is_trusted() => Ok(appraisal),
             Some(appraisal) => {
-                let message = format!(
-                    "host {} does not meet policy {}",
-                    self.host.pinned.name, key.info.policy
-                );
+                let message = format!("host {} does not meet policy {}", self.host.pinned.name, key.policy);
                 Err(Refusal::forbidden("untrusted", message).because(&reasons(&appraisal)))
             }
             None => {
                 let message = format!(
                     "key {} is released by policy {}, which does not exist",
-                    key.info.key_id, key.info.policy
+                    key.key_id, key.policy
                 );
-                Err(Refusal::forbidden("no-policy", message).because(&[no_policy(&key.info.policy)]))
+                Err(Refusal::forbidden("no-policy", message).because(&[no_policy(&key.policy)]))
             }
         }
     }
+}
+
+fn not_by_terms(key: &KeyInfo, unmet: &Unmet) -> Refusal {
+    Refusal::forbidden(unmet.code(), format!("key {}: {unmet}", key.key_id))
 }
 
 fn refused(code: &'static str, error: &dyn std::error::Error) -> Refusal {
@@ -311,16 +364,34 @@ fn parse_key_id(text: &str) -> Result<Uuid, Refusal> {
     text.parse().map_err(|_| unknown_key(text))
 }
 
-fn stored_key(service: &Service, id: Uuid) -> Result<StoredKey, Refusal> {
-    service.keys.get(id).map_err(|e| match e {
-        KeyStoreError::NotFound { .. } => unknown_key(&id.to_string()),
-        other => Refusal::internal(&other),
-    })
+fn described_key(service: &Service, id: Uuid) -> Result<KeyInfo, Refusal> {
+    service.keys.describe(id).map_err(|e| not_given(id, e))
 }
 
-/// A client's text, as much of it as a line takes.
-fn shown(text: &str) -> String {
-    text.chars().take(64).collect()
+/// Why there is no key, as the host is told: whether to come again, or to ask another verifier.
+fn not_given(id: Uuid, error: KeyStoreError) -> Refusal {
+    let (later, never) = (StatusCode::SERVICE_UNAVAILABLE, StatusCode::NOT_FOUND);
+    let (status, code, what) = match &error {
+        KeyStoreError::NotFound { .. } => return unknown_key(&id.to_string()),
+        KeyStoreError::OtherHalf { .. } => (never, "key-source-refused", "has another key's half"),
+        KeyStoreError::Source(source) => match source {
+            SourceError::Sealed { .. } => (later, "key-source-sealed", "is sealed"),
+            source if source.is_transient() => (later, "key-source-unreachable", "cannot be asked now"),
+            SourceError::Login { .. } | SourceError::SecretId { .. } => {
+                (never, "key-source-login", "refuses this verifier")
+            }
+            SourceError::Denied { .. } => (never, "key-source-denied", "does not let this verifier have it"),
+            SourceError::Missing { .. } => (never, "key-source-missing", "does not have it any more"),
+            _ => (never, "key-source-refused", "refuses to give it"),
+        },
+        other => return Refusal::internal(other),
+    };
+    tracing::error!("{}", crate::cli::chain(&error));
+    Refusal::new(
+        status,
+        code,
+        format!("the key source that has a half of key {id} {what}; the verifier's journal says more"),
+    )
 }
 
 fn unknown_key(id: &str) -> Refusal {
@@ -332,12 +403,34 @@ fn unknown_key(id: &str) -> Refusal {
     )
 }
 
-fn check_disk(key: &StoredKey, disk: [u8; 16]) -> Result<(), Refusal> {
-    if key.info.disk_uuid.as_bytes() == &disk {
+fn check_disk(key: &KeyInfo, disk: [u8; 16]) -> Result<(), Refusal> {
+    match key.kind {
+        KeyKind::Luks if key.disk_uuid.as_bytes() == &disk => return Ok(()),
+        // Snapshots and clones have UUIDs of their own; the host asks by what stands in each of them, the key's hash.
+        KeyKind::Vhd(_) => return Ok(()),
+        KeyKind::Luks => {}
+    }
+    let message = format!("key {} opens another disk than {}", key.key_id, Uuid::new(disk));
+    Err(Refusal::forbidden("wrong-disk", message))
+}
+
+/// Another header under the same UUID would have the host read the disk in another way, with the right key.
+fn check_header(key: &KeyInfo, seen: Option<Sha256Digest>) -> Result<(), Refusal> {
+    if key.header.is_none() || key.header == seen {
         return Ok(());
     }
-    let message = format!("key {} opens another disk than {}", key.info.key_id, Uuid::new(disk));
-    Err(Refusal::forbidden("wrong-disk", message))
+    let message = match seen {
+        Some(_) => format!(
+            "the header of disk {} is not the one that was sealed: somebody replaced or changed it; if it was the owner, \
+             `assay-verifier image rotate IMAGE` makes a key for the image as it is now",
+            key.disk_uuid
+        ),
+        None => {
+            "this key is bound to the image's header, and the host does not say which header it sees: update its agent"
+                .to_owned()
+        }
+    };
+    Err(Refusal::forbidden("other-header", message))
 }
 
 /// Runs blocking work on the thread pool.

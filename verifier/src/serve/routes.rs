@@ -1,17 +1,18 @@
 //! Which request is answered by whom, and who may make it.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use assay_evidence::ear::{MEDIA_TYPE, Nonce};
-use assay_evidence::wire::{ChallengeRequest, ReleaseRequest};
+use assay_evidence::wire::{ChallengeRequest, LookAnswer, LookRequest, OwnVerdict, ReleaseRequest};
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{ALLOW, CONNECTION, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
 
-use super::http::{Refusal, content, json, read_json};
+use super::http::{MAX_REASONS, Refusal, content, json, read_json, shorten};
 use super::{Asking, release};
-use crate::store::{Host, StoreError};
+use crate::store::{Host, HostState, StoreError};
 use crate::verdicts::VerdictError;
 
 /// Answers one request; a refusal is an answer, too.
@@ -52,6 +53,19 @@ async fn route(asking: &Asking, request: Request<Incoming>) -> Result<Response<F
             Ok(json(StatusCode::OK, &release::release(asking, host, body).await?))
         }
         "/v1/release/challenge" | "/v1/release" => Ok(wrong_method(&post)),
+        "/v1/verdict" if request.method() == Method::GET => {
+            let host = require_host(asking).await?;
+            own_verdict(asking, host.pinned.name).await
+        }
+        "/v1/verdict" => Ok(wrong_method(&[Method::GET])),
+        "/v1/look" if request.method() == Method::POST => {
+            let host = require_host(asking).await?;
+            let LookRequest {} = read_json(request.into_body(), MAX_LOOK).await?;
+            let wait = asking.service.nudges.ask(host, Instant::now());
+            let within_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
+            Ok(json(StatusCode::OK, &LookAnswer { within_ms }))
+        }
+        "/v1/look" => Ok(wrong_method(&post)),
         "/v1/hosts" => {
             require_operator(asking, request.method()).await?;
             let hosts = asking
@@ -115,11 +129,35 @@ async fn verdict(asking: &Asking, name: String, query: Option<&str>) -> Result<R
     });
     match signed.await.map_err(|e| Refusal::internal(&e))? {
         Ok(token) => Ok(content(StatusCode::OK, MEDIA_TYPE, token)),
-        Err(VerdictError::Store(e)) => Err(no_host(e)),
-        Err(e @ (VerdictError::NotJudged(_) | VerdictError::Stale { .. })) => {
-            Err(Refusal::new(StatusCode::CONFLICT, "no-fresh-verdict", e.to_string()))
+        Err(e) => Err(no_verdict(e)),
+    }
+}
+
+/// What the last look at the asking host found; a look that was too long ago is none.
+async fn own_verdict(asking: &Asking, name: String) -> Result<Response<Full<Bytes>>, Refusal> {
+    let verdicts = Arc::clone(&asking.service.verdicts);
+    let looked = asking.service.store.run(move |store| {
+        let host = store.host(&name)?;
+        Ok(verdicts.fresh(store, &name).map(|fresh| (host, fresh.age())))
+    });
+    let (host, age) = looked.await.map_err(no_host)?.map_err(no_verdict)?;
+    let answer = OwnVerdict {
+        host: host.pinned.name,
+        trusted: host.state == HostState::Trusted,
+        state: host.state.name().to_owned(),
+        reasons: shorten(&host.reasons, MAX_REASONS),
+        age_s: age,
+    };
+    Ok(json(StatusCode::OK, &answer))
+}
+
+fn no_verdict(error: VerdictError) -> Refusal {
+    match error {
+        VerdictError::Store(e) => no_host(e),
+        e @ (VerdictError::NotJudged(_) | VerdictError::Stale { .. }) => {
+            Refusal::new(StatusCode::CONFLICT, "no-fresh-verdict", e.to_string())
         }
-        Err(e @ VerdictError::Sign(..)) => Err(Refusal::internal(&e)),
+        e @ VerdictError::Sign(..) => Refusal::internal(&e),
     }
 }
 
@@ -163,7 +201,7 @@ async fn require_host(asking: &Asking) -> Result<Host, Refusal> {
         Caller::Host(host) => Ok(*host),
         Caller::Operator => Err(Refusal::forbidden(
             "hosts-only",
-            "keys are released to enrolled hosts only, not to operators",
+            "this is for enrolled hosts only, not for operators",
         )),
     }
 }
@@ -198,4 +236,5 @@ fn wrong_method(allowed: &[Method]) -> Response<Full<Bytes>> {
 }
 
 const MAX_CHALLENGE: usize = 64 * 1024;
+const MAX_LOOK: usize = 1024;
 const MAX_RELEASE: usize = 24 * 1024 * 1024;

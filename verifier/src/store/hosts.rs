@@ -174,6 +174,8 @@ pub struct Verdict {
     pub reasons: Vec<String>,
     /// What the verdict does not rest on, such as a boot log that the host has not; one line each, no refusal.
     pub notes: Vec<String>,
+    /// What the policy calls a host that meets it; empty where it does not.
+    pub tags: Vec<String>,
     /// The evidence behind it, where there was any that verified.
     pub quoted: Option<Quoted>,
     /// The same for relying parties.

@@ -10,6 +10,7 @@ use std::time::Duration;
 use rusqlite::Connection;
 use thiserror::Error;
 
+mod holdings;
 mod hosts;
 mod lists;
 mod logs;
@@ -17,6 +18,7 @@ mod policies;
 mod schema;
 mod standing;
 
+pub use holdings::{Holding, Taking};
 pub use hosts::{Host, HostState, MAX_TAGS, Measuring, NewHost, Quoted, Transition, Verdict, valid_name};
 pub use lists::HostList;
 pub use standing::Standing;

@@ -5,7 +5,7 @@ use rusqlite::{Connection, OptionalExtension, TransactionBehavior};
 use super::{StoreError, sql};
 
 /// Step `n` leads from version `n` to `n + 1`. Steps are never edited once released; new ones are added below.
-const STEPS: [&str; 6] = [
+const STEPS: [&str; 7] = [
     "
 CREATE TABLE hosts (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -74,6 +74,18 @@ CREATE TABLE standings (
     host_id INTEGER PRIMARY KEY REFERENCES hosts(id) ON DELETE CASCADE,
     judged INTEGER NOT NULL,
     submod TEXT NOT NULL
+) STRICT;
+",
+    // Which host holds which key, of those that are to be watched; `until` is NULL where the key has no lease.
+    "
+CREATE TABLE holdings (
+    host_id INTEGER NOT NULL REFERENCES hosts(id) ON DELETE CASCADE,
+    key_id TEXT NOT NULL,
+    disk TEXT NOT NULL,
+    since INTEGER NOT NULL,
+    until INTEGER,
+    withdrawn INTEGER NOT NULL DEFAULT 0,
+    PRIMARY KEY (host_id, key_id, disk)
 ) STRICT;
 ",
 ];

@@ -52,7 +52,7 @@ fn events() -> [Vec<Event>; 3] {
     };
     let lost = Event::Violation(Violation::Lost { count: 3 });
     [
-        vec![Event::AgentStart(start), Event::Ready],
+        vec![Event::from(start), Event::Ready],
         vec![Event::Load(load), lost],
         vec![Event::AgentStop],
     ]

@@ -8,5 +8,8 @@
 mod image;
 mod inspect;
 mod known_good;
+mod peer_glance;
 mod policy;
 mod program;
+mod transfer;
+mod vhd;

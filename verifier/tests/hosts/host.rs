@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -11,15 +11,19 @@ use std::time::Duration;
 use assay_agent::approved::ApprovedStore;
 use assay_agent::bundle::Source;
 use assay_agent::join::{self, Joined, Membership};
+use assay_agent::leases::Leases;
 use assay_agent::log_view::LogView;
 use assay_agent::measure::source::{EventSource, Refusal, SourceError};
 use assay_agent::measure::{Control, Measurer, Settings};
+use assay_agent::nudge::nudge;
 use assay_agent::serve::Server;
-use assay_agent::tpm::{AkKind, Handle, TpmConfig};
+use assay_agent::tpm::{AkKind, EkKind, Handle, TpmConfig};
+use assay_agent::unlock::Unlocker;
+use assay_agent::unlock::socket::SocketServer;
 use assay_ebpf::{HASH_ALGO_SHA256, PATH_MAX, Record, kind};
 use assay_evidence::digest::Sha256Digest;
 use assay_evidence::event::Mode;
-use assay_tests::Swtpm;
+use assay_tests::{Swtpm, TpmProxy};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
@@ -35,6 +39,8 @@ pub struct Machine {
     address: SocketAddr,
     /// What its attestation key signs with, from the next boot on.
     pub ak: AkKind,
+    /// Its endorsement key, from the next boot on; none: the one that has a certificate.
+    pub ek: Option<EkKind>,
 }
 
 /// One boot of it.
@@ -42,9 +48,12 @@ struct Running {
     tpm: Handle,
     kernel: Kernel,
     control: Control,
+    leases: Leases,
     measuring: Option<JoinHandle<()>>,
     runtime: Option<Runtime>,
     _run_dir: TempDir,
+    /// These tests start programs all the time, which must not keep the TPM's connection.
+    _proxy: TpmProxy,
 }
 
 impl Machine {
@@ -54,10 +63,10 @@ impl Machine {
     }
 
     pub fn with_tpm(swtpm: Swtpm, join_file: &Path) -> Self {
-        Self::with_ak(swtpm, join_file, AkKind::EcdsaP256)
+        Self::with_keys(swtpm, join_file, AkKind::EcdsaP256, None)
     }
 
-    pub fn with_ak(swtpm: Swtpm, join_file: &Path, ak: AkKind) -> Self {
+    pub fn with_keys(swtpm: Swtpm, join_file: &Path, ak: AkKind, ek: Option<EkKind>) -> Self {
         let state = tempfile::tempdir().unwrap();
         join::join(state.path(), join_file, &Membership::read(join_file).unwrap(), false).unwrap();
         let mut machine = Self {
@@ -66,19 +75,41 @@ impl Machine {
             state,
             address: "127.0.0.1:0".parse().unwrap(),
             ak,
+            ek,
         };
         machine.boot(BOOT);
         machine
     }
 
+    /// Another machine with a copy of its state and its TPM, in this boot.
+    pub fn cloned(&self, boot_id: &str) -> Self {
+        let state = tempfile::tempdir().unwrap();
+        for entry in std::fs::read_dir(self.state.path()).unwrap() {
+            let entry = entry.unwrap();
+            std::fs::copy(entry.path(), state.path().join(entry.file_name())).unwrap();
+        }
+        let mut clone = Self {
+            running: None,
+            swtpm: self.swtpm.copy().unwrap(),
+            state,
+            address: "127.0.0.1:0".parse().unwrap(),
+            ak: self.ak,
+            ek: self.ek,
+        };
+        clone.boot(boot_id);
+        clone
+    }
+
     /// Starts kernel and agent.
     pub fn boot(&mut self, boot_id: &str) {
         let log = LogView::new(boot_id.to_owned());
+        let proxy = TpmProxy::start(&self.swtpm).unwrap();
         let config = TpmConfig {
-            tcti: self.swtpm.tcti(),
+            tcti: proxy.tcti(),
             pcr: 13,
             ak_handle: 0x8101_0A55,
             ak: self.ak,
+            ek: self.ek,
             timeout: Duration::from_secs(30),
         };
         let tpm = Handle::open(config, log.clone()).unwrap();
@@ -116,15 +147,18 @@ impl Machine {
             .block_on(Server::bind(self.address, &joined, tpm.clone(), source, approved))
             .unwrap();
         self.address = server.local_addr().unwrap();
-        runtime.spawn(server.run());
+        let leases = Leases::open(run_dir.path());
+        runtime.spawn(server.with_leases(leases.clone()).run());
         let (measuring, runtime) = (Some(measuring), Some(runtime));
         self.running = Some(Running {
             tpm,
             kernel,
             control,
+            leases,
             measuring,
             runtime,
             _run_dir: run_dir,
+            _proxy: proxy,
         });
     }
 
@@ -148,8 +182,37 @@ impl Machine {
         self.running().tpm.clone()
     }
 
+    /// The disks that are open.
+    pub fn leases(&self) -> Leases {
+        self.running().leases.clone()
+    }
+
+    /// Starts to ask the verifiers for a look when something happens, as the daemon does.
+    pub fn nudges(&self) {
+        let running = self.running();
+        let (control, leases) = (running.control.clone(), running.leases.clone());
+        let state = self.state.path().to_owned();
+        let runtime = running.runtime.as_ref().unwrap();
+        runtime.spawn(async move { match nudge(control, leases, state).await {} });
+    }
+
     pub fn source(&self) -> Source {
         Source::new(self.tpm().log().clone(), &self.swtpm.tcti())
+    }
+
+    /// Starts to serve the agent's local socket.
+    pub fn local_socket(&self) -> LocalSocket {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = LocalSocket { dir };
+        let state = self.state.path().to_owned();
+        let approved = ApprovedStore::open(&state);
+        let unlocker = Unlocker::new(state, Duration::from_secs(60), self.tpm(), self.source(), self.leases()).unwrap();
+        let status = Arc::new(|| panic!("nobody asks for the status here"));
+        let runtime = self.running().runtime.as_ref().unwrap();
+        let server = runtime.block_on(SocketServer::bind(&socket.path(), unlocker, approved, status));
+        let server = server.unwrap();
+        runtime.spawn(async move { server.run().await.map(|_| ()) });
+        socket
     }
 
     pub fn address(&self) -> String {
@@ -213,6 +276,17 @@ impl Drop for Running {
         if let Some(measuring) = self.measuring.take() {
             drop(measuring.join());
         }
+    }
+}
+
+/// The agent's local socket.
+pub struct LocalSocket {
+    dir: TempDir,
+}
+
+impl LocalSocket {
+    pub fn path(&self) -> PathBuf {
+        self.dir.path().join("agent.sock")
     }
 }
 

@@ -5,16 +5,18 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use assay_evidence::digest::Sha256Digest;
+use assay_evidence::terms::Terms;
 use assay_evidence::uuid::Uuid;
 use assay_tests::child::Child;
-use assay_verifier::config::StateDir;
-use assay_verifier::keystore::{FileKeyStore, KeyInfo, KeySource, Passphrase};
+use assay_verifier::config::{Config, StateDir};
+use assay_verifier::keystore::{self, KeyInfo, KeyKind, KeySource, Passphrase};
 use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::host::Machine;
 
-const PROGRAM: &str = env!("CARGO_BIN_EXE_assay-verifier");
+pub const PROGRAM: &str = env!("CARGO_BIN_EXE_assay-verifier");
 
 /// A verifier.
 pub struct Site {
@@ -220,7 +222,24 @@ impl Site {
 
     /// The same for hosts with these tags alone.
     pub fn new_key_for(&self, policy: &str, tags: &[&str]) -> (KeyInfo, Passphrase) {
-        let store = FileKeyStore::open(self.state().path()).unwrap();
+        self.put_key(policy, tags, None)
+    }
+
+    /// A key that is bound to a LUKS header.
+    pub fn bound_key(&self, header: Sha256Digest) -> KeyInfo {
+        self.put_key("default", &[], Some(header)).0
+    }
+
+    /// Adds sections to the configuration, which the service reads when it starts.
+    pub fn configure_more(&self, sections: &str) {
+        let path = self.state().config();
+        let text = std::fs::read_to_string(&path).unwrap();
+        std::fs::write(path, text + sections).unwrap();
+    }
+
+    fn put_key(&self, policy: &str, tags: &[&str], header: Option<Sha256Digest>) -> (KeyInfo, Passphrase) {
+        let source = Config::load(&self.state()).unwrap().key_source;
+        let store = keystore::open(self.state().path(), source.as_ref()).unwrap();
         let mut bytes = [[0; 16]; 2];
         for id in &mut bytes {
             ring::rand::SecureRandom::fill(&ring::rand::SystemRandom::new(), id).unwrap();
@@ -228,12 +247,16 @@ impl Site {
         let [key_id, disk_uuid] = bytes.map(Uuid::from_random);
         let info = KeyInfo {
             key_id,
+            kind: KeyKind::Luks,
             disk_uuid,
             policy: policy.to_owned(),
             tags: tags.iter().map(ToString::to_string).collect(),
             image: "disk.img".to_owned(),
             size: 1 << 20,
             created: 1,
+            header,
+            replaces: None,
+            terms: Terms::default(),
         };
         let passphrase = Passphrase::generate().unwrap();
         store.put(&info, &passphrase).unwrap();

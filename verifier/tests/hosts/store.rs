@@ -110,6 +110,7 @@ fn older_evidence_does_not_overrule_newer() {
         state,
         reasons: vec![],
         notes: vec![],
+        tags: vec![],
         quoted,
         submod: Submod::no_policy(vec![]),
     };
@@ -228,7 +229,7 @@ fn hosts_of_before_the_pcr_was_pinned_have_the_default() {
     raw.execute("UPDATE hosts SET pcr = 11", []).unwrap_err();
     raw.execute_batch(
         "ALTER TABLE hosts DROP COLUMN pcr; ALTER TABLE hosts DROP COLUMN measuring; ALTER TABLE hosts DROP COLUMN tags;
-             DROP TABLE host_lists; DROP TABLE list_serial; DROP TABLE standings;
+             DROP TABLE host_lists; DROP TABLE list_serial; DROP TABLE standings; DROP TABLE holdings;
              UPDATE schema_version SET version = 1",
     )
     .unwrap();

@@ -1,9 +1,9 @@
 //! Who is not enrolled, and why.
 
-use assay_agent::tpm::AkKind;
+use assay_agent::tpm::{AkKind, EkKind};
 use assay_tests::Swtpm;
 
-use crate::host::{Machine, NEXT_BOOT};
+use crate::host::{BOOT, Machine, NEXT_BOOT};
 use crate::site::Site;
 
 fn hosts(site: &Site) -> String {
@@ -56,22 +56,54 @@ fn a_host_with_another_kind_of_attestation_key_is_refused_until_it_is_enrolled_a
 }
 
 #[test]
-fn a_certified_tpm_is_enrolled_by_its_maker() {
-    let site = Site::init(10.0);
-    let swtpm = Swtpm::start_with_ek_certificate().unwrap();
-    let authority: Vec<String> = swtpm
-        .ca_certificates()
-        .iter()
-        .map(|p| p.to_str().unwrap().to_owned())
-        .collect();
-    let machine = Machine::with_tpm(swtpm, &site.join_file());
-    let other = Swtpm::start_with_ek_certificate().unwrap();
-    let foreign: Vec<String> = other
-        .ca_certificates()
-        .iter()
-        .map(|p| p.to_str().unwrap().to_owned())
-        .collect();
+fn a_host_with_another_endorsement_key_is_refused_until_it_is_enrolled_anew() {
+    let site = Site::serving(0.2);
+    let mut machine = site.trusted_host("alpha");
+    let (shown, enrolled) = (site.show("alpha"), machine.ek_sha256());
+    machine.ek = Some(EkKind::EccP256);
+    machine.reboot(NEXT_BOOT);
+    let refused = site.wait_for("alpha", "untrusted");
+    let reason = refused["reasons"][0].as_str().unwrap();
+    let (found, enrolled) = (
+        format!("sha256:{} (ecc-p256)", machine.ek_sha256()),
+        format!("sha256:{enrolled} (rsa-2048)"),
+    );
+    for named in [&found, &enrolled, "[tpm] ek", "host remove", "host add"] {
+        assert!(reason.contains(named), "{named} is not named in: {reason}");
+    }
+    assert_eq!(refused["ek_sha256"], shown["ek_sha256"], "the pin stays");
 
+    // Changed back, it is the host that it was.
+    machine.ek = None;
+    machine.stop();
+    machine.boot(NEXT_BOOT);
+    site.run(&["policy", "capture", "alpha", "--add"]).good();
+    site.wait_for("alpha", "trusted");
+    machine.ek = Some(EkKind::EccP256);
+    machine.stop();
+    machine.swtpm.power_cycle().unwrap();
+    machine.boot(BOOT);
+    site.wait_for("alpha", "untrusted");
+    site.run(&["host", "remove", "alpha"]).good();
+    let machine = site.trusted("alpha", machine);
+    assert_eq!(site.show("alpha")["ek_sha256"], machine.ek_sha256());
+}
+
+#[test]
+fn a_certified_tpm_is_enrolled_by_its_maker() {
+    for start in [Swtpm::start_with_ek_certificate, Swtpm::start_with_ecc_ek_certificate] {
+        is_enrolled_by_its_maker(start().unwrap(), &start().unwrap());
+    }
+}
+
+fn is_enrolled_by_its_maker(swtpm: Swtpm, other: &Swtpm) {
+    let site = Site::init(10.0);
+    let authority = |swtpm: &Swtpm| -> Vec<String> {
+        let paths = swtpm.ca_certificates();
+        paths.iter().map(|p| p.to_str().unwrap().to_owned()).collect()
+    };
+    let (ours, foreign) = (authority(&swtpm), authority(other));
+    let machine = Machine::with_tpm(swtpm, &site.join_file());
     let address = machine.address();
     let add = |authority: &[String]| {
         let mut args = vec!["host", "add", "alpha", address.as_str(), "--ek-ca"];
@@ -80,7 +112,7 @@ fn a_certified_tpm_is_enrolled_by_its_maker() {
     };
     add(&foreign).refused(&["not trusted"]);
     assert_eq!(hosts(&site), "[]");
-    add(&authority).good();
+    add(&ours).good();
 }
 
 #[test]

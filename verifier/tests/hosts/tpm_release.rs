@@ -1,7 +1,8 @@
 //! Keys: who gets one, and everybody who does not.
 
-use assay_agent::tpm::AkKind;
+use assay_agent::tpm::{AkKind, EkKind};
 use assay_evidence::binding::{Binding, Exporter, Nonce};
+use assay_evidence::digest::Sha256Digest;
 use assay_evidence::ear::Submod;
 use assay_evidence::jwe::{self, Jwe};
 use assay_evidence::tpm::Name;
@@ -20,17 +21,17 @@ use crate::http::{Client, run};
 use crate::site::Site;
 
 /// Polls once and then not again while a test runs.
-const ONCE: f64 = 3600.0;
+pub const ONCE: f64 = 3600.0;
 
 /// A trusted host with a key waiting for it. The poller is out of the way, so that what is seen is the request's doing.
-fn ready() -> (Site, Machine) {
-    ready_with(AkKind::EcdsaP256)
+pub fn ready() -> (Site, Machine) {
+    ready_with(AkKind::EcdsaP256, EkKind::Rsa2048)
 }
 
-/// With an attestation key of this kind.
-fn ready_with(ak: AkKind) -> (Site, Machine) {
+/// With keys of these kinds.
+fn ready_with(ak: AkKind, ek: EkKind) -> (Site, Machine) {
     let mut site = Site::serving(0.2);
-    let machine = Machine::with_ak(Swtpm::start().unwrap(), &site.join_file(), ak);
+    let machine = Machine::with_keys(Swtpm::start().unwrap(), &site.join_file(), ak, Some(ek));
     let machine = site.trusted("alpha", machine);
     site.poll_every(ONCE);
     (site, machine)
@@ -44,7 +45,7 @@ fn identity(machine: &Machine) -> TlsIdentity {
     }
 }
 
-async fn connect(site: &Site, machine: &Machine) -> Client {
+pub async fn connect(site: &Site, machine: &Machine) -> Client {
     Client::open(&site.state(), site.port, Some(identity(machine)))
         .await
         .unwrap()
@@ -54,17 +55,18 @@ fn asked(key: &KeyInfo) -> ChallengeRequest {
     ChallengeRequest {
         key_id: key.key_id.to_string(),
         disk_uuid: key.disk_uuid,
+        header_sha256: key.header,
     }
 }
 
-async fn challenge(client: &mut Client, key: &KeyInfo) -> ChallengeResponse {
+pub async fn challenge(client: &mut Client, key: &KeyInfo) -> ChallengeResponse {
     let (status, body) = client.post("/v1/release/challenge", &asked(key)).await;
     assert_eq!(status, 200, "{body:#}");
     serde_json::from_value(body).unwrap()
 }
 
 /// The agent's part of a key request, with the release key still in the TPM.
-async fn prove(
+pub async fn prove(
     machine: &Machine,
     key: &KeyInfo,
     nonce: Nonce,
@@ -98,12 +100,13 @@ async fn prove(
         disk_uuid: key.disk_uuid,
         bundle,
         release_key,
+        vm: Some("web-1".to_owned()),
     };
     (release, request)
 }
 
 /// Challenge, proof and request on one connection.
-async fn request(client: &mut Client, machine: &Machine, key: &KeyInfo) -> (assay_agent::tpm::Release, u16, Value) {
+pub async fn request(client: &mut Client, machine: &Machine, key: &KeyInfo) -> (assay_agent::tpm::Release, u16, Value) {
     let challenge = challenge(client, key).await;
     let (release, request) = prove(machine, key, challenge.nonce, client.exporter, challenge.log_from).await;
     let (status, body) = client.post("/v1/release", &request).await;
@@ -111,7 +114,7 @@ async fn request(client: &mut Client, machine: &Machine, key: &KeyInfo) -> (assa
 }
 
 #[track_caller]
-fn refused(answer: &(u16, Value), status: u16, code: &str, named: &str) {
+pub fn refused(answer: &(u16, Value), status: u16, code: &str, named: &str) {
     let (found, body) = answer;
     assert_eq!(
         (*found, body["error"]["code"].as_str()),
@@ -123,13 +126,17 @@ fn refused(answer: &(u16, Value), status: u16, code: &str, named: &str) {
 
 #[test]
 fn a_trusted_host_gets_the_key_and_an_untrusted_one_the_reason() {
-    for ak in [AkKind::EcdsaP256, AkKind::Rsa2048] {
-        a_key_for_the_trusted(ak);
+    for (ak, ek) in [
+        (AkKind::EcdsaP256, EkKind::Rsa2048),
+        (AkKind::Rsa2048, EkKind::EccP256),
+        (AkKind::EcdsaP256, EkKind::EccP256),
+    ] {
+        a_key_for_the_trusted(ak, ek);
     }
 }
 
-fn a_key_for_the_trusted(ak: AkKind) {
-    let (site, machine) = ready_with(ak);
+fn a_key_for_the_trusted(ak: AkKind, ek: EkKind) {
+    let (site, machine) = ready_with(ak, ek);
     let (key, passphrase) = site.new_key("default");
     run(async {
         let mut client = connect(&site, &machine).await;
@@ -245,6 +252,7 @@ fn keys_disks_and_policies_that_do_not_fit() {
     let (key, _) = site.new_key("default");
     let (other, _) = site.new_key("default");
     let (unruled, _) = site.new_key("nobody");
+    let bound = site.bound_key(Sha256Digest::of(b"header"));
     run(async {
         let unknown = ChallengeRequest {
             key_id: NEXT_BOOT.to_owned(),
@@ -279,6 +287,21 @@ fn keys_disks_and_policies_that_do_not_fit() {
             "wrong-disk",
             &other.disk_uuid.to_string(),
         );
+
+        for (seen, named) in [
+            (Some(Sha256Digest::of(b"another header")), "somebody replaced"),
+            (None, "update its agent"),
+        ] {
+            let replaced = ChallengeRequest {
+                header_sha256: seen,
+                ..asked(&bound)
+            };
+            let mut client = connect(&site, &machine).await;
+            let answer = client.post("/v1/release/challenge", &replaced).await;
+            refused(&answer, 403, "other-header", named);
+        }
+        let mut client = connect(&site, &machine).await;
+        challenge(&mut client, &bound).await;
 
         let mut client = connect(&site, &machine).await;
         let (_, status, body) = request(&mut client, &machine, &unruled).await;
@@ -470,6 +493,7 @@ fn lose_sight(site: &Site, name: &str) {
         state: HostState::Unreachable,
         reasons: vec!["switched off".to_owned()],
         notes: Vec::new(),
+        tags: Vec::new(),
         quoted: None,
         submod: Submod::no_evidence(Vec::new()),
     };

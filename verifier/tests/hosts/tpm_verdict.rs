@@ -15,7 +15,7 @@ use crate::site::Site;
 const NONCE: &str = "AAECAwQFBgcICQoL";
 const MEDIA_TYPE: &str = r#"application/eat+jwt; eat_profile="tag:ietf.org,2026:rats/ear#04""#;
 
-async fn operator(site: &Site) -> Client {
+pub async fn operator(site: &Site) -> Client {
     let identity = TlsIdentity::load(&site.state(), Role::Operator).unwrap();
     Client::open(&site.state(), site.port, Some(identity)).await.unwrap()
 }
@@ -293,6 +293,73 @@ fn nobody_gets_a_verdict_that_is_not_fresh_or_not_theirs() {
     site.add("alpha", &machine).good();
     site.run(&["host", "verdict", "alpha"])
         .refused(&["has not been judged yet"]);
+}
+
+#[test]
+fn a_host_learns_how_it_stands_itself_and_nothing_of_others() {
+    let mut site = Site::serving(0.2);
+    let machine = site.trusted_host("alpha");
+    let other = Machine::joined(&site.join_file());
+    let ask = |machine: &Machine| {
+        let joined = machine.identity();
+        let identity = TlsIdentity {
+            chain: vec![joined.certificate()],
+            key: joined.key(),
+        };
+        let (state, port) = (site.state(), site.port);
+        run(async move {
+            let mut client = Client::open(&state, port, Some(identity)).await.unwrap();
+            client.get("/v1/verdict").await
+        })
+    };
+    let (status, body) = ask(&machine);
+    assert_eq!(
+        (status, &body["host"], &body["trusted"], &body["state"]),
+        (200, &json!("alpha"), &json!(true), &json!("trusted"))
+    );
+    assert!(
+        body.get("reasons").is_none() && body["age_s"].as_u64().unwrap() < 60,
+        "{body:#}"
+    );
+    let (status, body) = ask(&other);
+    assert_eq!((status, &body["error"]["code"]), (403, &json!("unknown-client")));
+
+    let digest = machine.run_program("/root/rogue");
+    site.wait_for("alpha", "untrusted");
+    let (status, body) = ask(&machine);
+    assert_eq!(
+        (status, &body["trusted"], &body["state"]),
+        (200, &json!(false), &json!("untrusted"))
+    );
+    let reasons = body["reasons"].to_string();
+    assert!(
+        reasons.contains("/root/rogue") && reasons.contains(&digest.to_string()),
+        "{reasons}"
+    );
+
+    run(async {
+        let (status, body) = operator(&site).await.get("/v1/verdict").await;
+        assert_eq!((status, &body["error"]["code"]), (403, &json!("hosts-only")));
+        let mut client = operator(&site).await;
+        let (status, body) = client.post("/v1/verdict", &json!({})).await;
+        assert_eq!((status, &body["error"]["code"]), (405, &json!("method-not-allowed")));
+    });
+    // As if nobody had looked for a day.
+    site.poll_every(3600.0);
+    let database = rusqlite::Connection::open(site.state().database()).unwrap();
+    database
+        .execute("UPDATE standings SET judged = judged - 86400", [])
+        .unwrap();
+    let joined = machine.identity();
+    let identity = TlsIdentity {
+        chain: vec![joined.certificate()],
+        key: joined.key(),
+    };
+    run(async {
+        let mut client = Client::open(&site.state(), site.port, Some(identity)).await.unwrap();
+        let (status, body) = client.get("/v1/verdict").await;
+        assert_eq!((status, &body["error"]["code"]), (409, &json!("no-fresh-verdict")));
+    });
 }
 
 #[test]

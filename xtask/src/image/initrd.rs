@@ -12,8 +12,8 @@ use crate::workspace::{Key, cache};
 /// Drivers of the disk, and of the TPM, which must be there before anything measures; what they need comes with them.
 const MODULES: &[&str] = &["virtio_pci", "virtio_blk", "ext4", "tpm_tis"];
 
-/// Archives that are kept: the four kernels', and those of a few builds.
-const KEPT: usize = 8;
+/// Archives that are kept: the kernels', a guest's, and those of a few builds.
+const KEPT: usize = 12;
 
 /// PID 1 until the disk is there.
 const INIT: &str = r#"#!/bin/busybox sh
@@ -26,12 +26,35 @@ for module in /modules/*; do insmod "$module" || echo "initramfs: cannot load $m
 tries=0
 while [ ! -b /dev/vda ] && [ "$tries" -lt 200 ]; do sleep 0.05; tries=$((tries + 1)); done
 mount -t ext4 -o rw,noatime /dev/vda /new || { echo "initramfs: no root filesystem"; poweroff -f; }
-cp -a /payload/. /new/
+init=/usr/bin/assay-guest
+for word in $(cat /proc/cmdline); do
+    case "$word" in init=*) init="${word#init=}";; esac
+done
+if [ "$init" = /usr/bin/assay-guest ]; then
+    cp -a /payload/. /new/
+else
+    # A system with a process 1 of its own has what its packages bring, and the helper.
+    cp -a /payload/usr/bin/assay-guest /new/usr/bin/
+fi
 mount --move /proc /new/proc
 mount --move /sys /new/sys
 mount --move /dev /new/dev
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
-exec switch_root /new /usr/bin/assay-guest
+exec switch_root /new "$init"
+"#;
+
+/// The one driver of a Xen guest that is to read its disk.
+const GUEST_MODULES: &[&str] = &["xen_blkfront"];
+/// PID 1 of such a guest: says what its disk says, and switches off.
+const GUEST_INIT: &str = r#"#!/bin/busybox sh
+/bin/busybox --install -s /bin
+export PATH=/bin
+mount -t devtmpfs dev /dev
+for module in /modules/*; do insmod "$module" || echo "guest: cannot load $module"; done
+tries=0
+while [ ! -b /dev/xvda ] && [ "$tries" -lt 600 ]; do sleep 0.05; tries=$((tries + 1)); done
+echo "guest: the disk says: $(head -n 1 /dev/xvda)"
+poweroff -f
 "#;
 
 /// The archive that boots the kernel; the other one comes after it.
@@ -47,13 +70,37 @@ pub fn drivers(kernel: &Kernel) -> Result<PathBuf, Error> {
         }
         archive.file("init", 0o755, INIT.as_bytes());
         archive.file("bin/busybox", 0o755, &read(&busybox()?)?);
-        for (index, module) in module_files(kernel)?.iter().enumerate() {
-            // The shell's glob gives them back in this order.
-            let name = format!("modules/{index:02}-{}", file_name(module).trim_end_matches(".xz"));
-            archive.file(&name, 0o644, &decompress(module)?);
-        }
+        modules(&mut archive, kernel, MODULES)?;
         Ok(archive)
     })
+}
+
+/// All that a Xen guest with that kernel runs: it shows the first line of its disk on its console.
+pub fn guest(kernel: &Kernel) -> Result<PathBuf, Error> {
+    let key = Key::new("initramfs guest 1")
+        .text(&kernel.release)
+        .text(GUEST_INIT)
+        .text(&GUEST_MODULES.join(" "));
+    cached(&format!("guest-{}-{}", kernel.release, key.name()), || {
+        let mut archive = Archive::default();
+        for dir in ["bin", "modules", "dev"] {
+            archive.dir(dir);
+        }
+        archive.file("init", 0o755, GUEST_INIT.as_bytes());
+        archive.file("bin/busybox", 0o755, &read(&busybox()?)?);
+        modules(&mut archive, kernel, GUEST_MODULES)?;
+        Ok(archive)
+    })
+}
+
+/// Puts the modules of these names, and those that they need, into the archive.
+fn modules(archive: &mut Archive, kernel: &Kernel, names: &[&str]) -> Result<(), Error> {
+    for (index, module) in module_files(kernel, names)?.iter().enumerate() {
+        // The shell's glob gives them back in this order.
+        let name = format!("modules/{index:02}-{}", file_name(module).trim_end_matches(".xz"));
+        archive.file(&name, 0o644, &decompress(module)?);
+    }
+    Ok(())
 }
 
 /// The archive with the programs under test.
@@ -120,9 +167,9 @@ fn busybox() -> Result<PathBuf, Error> {
 }
 
 /// The modules' files in the order in which they must be loaded.
-fn module_files(kernel: &Kernel) -> Result<Vec<PathBuf>, Error> {
+fn module_files(kernel: &Kernel, names: &[&str]) -> Result<Vec<PathBuf>, Error> {
     let mut files: Vec<PathBuf> = Vec::new();
-    for module in MODULES {
+    for module in names {
         let mut modprobe = command("modprobe", ["-S", &kernel.release, "-d"]);
         modprobe.arg(kernel.module_base()).args(["--show-depends", module]);
         for line in output(&mut modprobe)?.lines() {

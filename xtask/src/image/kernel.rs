@@ -1,5 +1,5 @@
-//! The guests' kernels: Debian's, one of each series that matters, in the build for virtual machines, unpacked
-//! privately.
+//! The machines' kernels: Debian's, one of each series that matters, in the build for virtual machines, and one that boots
+//! on a hypervisor; unpacked privately.
 
 use std::path::{Path, PathBuf};
 
@@ -14,7 +14,13 @@ pub struct Series {
     /// As the tests ask for it, and as its releases begin.
     pub name: &'static str,
     suites: &'static [&'static str],
+    build: &'static str,
 }
+
+/// Debian's build for virtual machines.
+const CLOUD: &str = "cloud-amd64";
+/// Debian's build for all machines: alone in having what a Xen host needs.
+const GENERIC: &str = "amd64";
 
 /// The harness has the same names in `assay_tests::vm::KERNELS`.
 pub const SERIES: &[Series] = &[
@@ -22,24 +28,32 @@ pub const SERIES: &[Series] = &[
     Series {
         name: "5.10",
         suites: &["bullseye", "bullseye-security"],
+        build: CLOUD,
     },
     Series {
         name: "6.1",
         suites: &["bookworm", "bookworm-security"],
+        build: CLOUD,
     },
     // The series of XCP-ng 9 and Enterprise Linux 10.
     Series {
         name: "6.12",
         suites: &["trixie", "trixie-security"],
+        build: CLOUD,
     },
     // The newest that Debian has.
     Series {
         name: "7",
         suites: &["sid"],
+        build: CLOUD,
     },
 ];
-/// Depends on the newest kernel of a Debian release.
-const META_PACKAGE: &str = "linux-image-cloud-amd64";
+/// That of the machines with a toolstack.
+pub const HOST: Series = Series {
+    name: "6.1",
+    suites: &["bookworm", "bookworm-security"],
+    build: GENERIC,
+};
 
 /// An unpacked kernel package.
 #[derive(Debug)]
@@ -80,9 +94,13 @@ impl Series {
 
     /// Is a kernel of that release of this series?
     fn has(&self, release: &str) -> bool {
-        release
-            .strip_prefix(self.name)
-            .is_some_and(|rest| rest.starts_with('.'))
+        let build = if release.ends_with(&format!("-{CLOUD}")) {
+            CLOUD
+        } else {
+            GENERIC
+        };
+        let rest = release.strip_prefix(self.name);
+        build == self.build && rest.is_some_and(|rest| rest.starts_with('.'))
     }
 
     /// The kernel in the cache, or else the newest in the archive. `cargo xtask` never replaces one by itself: a test
@@ -107,11 +125,13 @@ impl Series {
     fn fetch(&self, system: &System, folder: &Path) -> Result<Kernel, Error> {
         let apt = PrivateApt::debian(system, self.suites)?;
         apt.update()?;
+        // Depends on the newest kernel of a Debian release.
+        let meta = format!("linux-image-{}", self.build);
         let image = apt
-            .depends(META_PACKAGE)?
+            .depends(&meta)?
             .into_iter()
             .find(|name| name.starts_with("linux-image-"))
-            .ok_or_else(|| Error::Missing(format!("{META_PACKAGE} depends on no kernel")))?;
+            .ok_or_else(|| Error::Missing(format!("{meta} depends on no kernel")))?;
         let release = image.trim_start_matches("linux-image-").to_owned();
         if !self.has(&release) {
             return Err(Error::Missing(format!(
@@ -185,6 +205,8 @@ mod tests {
         assert!(Series::named("7")?.has("7.2.13+deb14-cloud-amd64"));
         assert!(!Series::named("7")?.has("part"));
         assert!(Series::named("4.19").is_err());
+        assert!(!Series::named("6.1")?.has("6.1.0-56-amd64"));
+        assert!(HOST.has("6.1.0-56-amd64") && !HOST.has("6.1.0-56-cloud-amd64"));
         Ok(())
     }
 }

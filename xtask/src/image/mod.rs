@@ -8,14 +8,17 @@ mod efi;
 mod initrd;
 mod kernel;
 mod rootfs;
+mod toolstacks;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use assay_tests::vm::{Accelerator, BootOptions, DEFAULT_KERNEL, Efi, Image, SHELL_WORD, Variant, Vm};
-use kernel::{SERIES, Series};
+use assay_tests::vm::{Accelerator, BootOptions, DEFAULT_KERNEL, Efi, Image, SHELL_WORD, Variant, Vm, Xen};
+use kernel::{Kernel, SERIES, Series};
+use rootfs::Contents;
 
 pub use initrd::decompress;
+pub use toolstacks::prepare as prepare_toolstacks;
 
 use crate::build::{self, Built, Profile};
 use crate::run::{Error, io, output};
@@ -24,10 +27,11 @@ use crate::ui::{Step, note};
 use crate::workspace::{Key, artifacts, cache, lock_cache, make_dir, root};
 
 /// Kernels from 6.1 on list `bpf` among their security modules by default; the machines say it outright, and keep the
-/// rest of Debian's list that matters to Assay. No IMA policy: hosts have none either.
-const CMDLINE: &str = "console=ttyS0 panic=-1 quiet lsm=landlock,lockdown,yama,integrity,apparmor,bpf";
+/// rest of Debian's list that matters to Assay. No IMA policy: hosts have none either. Where the machine below is busy, an emulated timer is late for the
+/// kernel's check of it, and without one nothing goes on.
+const CMDLINE: &str = "panic=-1 quiet no_timer_check lsm=landlock,lockdown,yama,integrity,apparmor,bpf";
 /// Folders of saved machines that are kept, one a kernel: this tree's, and those of a few other states of it.
-const SAVED_KEPT: usize = 8;
+const SAVED_KEPT: usize = 10;
 /// What was used this lately stays: the tests of another tree may be under way with it.
 const IN_USE: Duration = Duration::from_secs(3600);
 
@@ -43,13 +47,13 @@ struct Parts {
 }
 
 impl Parts {
-    fn ensure(built: &Built) -> Result<Self, Error> {
+    fn ensure(built: &Built, contents: Contents) -> Result<Self, Error> {
         if !cfg!(target_arch = "x86_64") {
             return Err(Error::Missing("test machines exist for x86_64 only".to_owned()));
         }
         let system = System::detect();
         Ok(Self {
-            root: rootfs::archive(&system)?,
+            root: rootfs::archive(&system, contents)?,
             programs: initrd::programs(built)?,
             efi: efi::ensure(&system)?,
             system,
@@ -57,15 +61,21 @@ impl Parts {
     }
 
     fn image(&self, series: &Series) -> Result<Image, Error> {
-        let kernel = series.ensure(&self.system)?;
+        self.image_with(&series.ensure(&self.system)?, None)
+    }
+
+    /// With this kernel, under a hypervisor where there is one.
+    fn image_with(&self, kernel: &Kernel, xen: Option<Xen>) -> Result<Image, Error> {
+        let console = if xen.is_some() { "hvc0" } else { "ttyS0" };
         let mut image = Image {
             kernel: kernel.bzimage(),
             modules: kernel.modules(),
-            initrd: vec![initrd::drivers(&kernel)?, self.programs.clone()],
-            root: rootfs::ensure(&self.root, &kernel)?,
+            initrd: vec![initrd::drivers(kernel)?, self.programs.clone()],
+            root: rootfs::ensure(&self.root, kernel)?,
             efi: self.efi.clone(),
-            cmdline: CMDLINE.to_owned(),
-            kernel_release: kernel.release,
+            cmdline: format!("console={console} {CMDLINE}"),
+            kernel_release: kernel.release.clone(),
+            xen,
             saved: PathBuf::new(),
             variant: Variant::Default,
         };
@@ -86,14 +96,14 @@ pub fn prepare(built: &Built) -> Result<Image, Error> {
 fn prepare_kernel(built: &Built, series: &str) -> Result<Image, Error> {
     let series = Series::named(series)?;
     let _lock = lock_cache()?;
-    Parts::ensure(built)?.image(series)
+    Parts::ensure(built, Contents::Plain)?.image(series)
 }
 
 /// The machines that the tests restore, each described where the harness looks for it. The default one is booted here
 /// and saved, once for each content; the others by the first test that wants them.
 pub fn prepare_saved(built: &Built) -> Result<(), Error> {
     let lock = lock_cache()?;
-    let parts = Parts::ensure(built)?;
+    let parts = Parts::ensure(built, Contents::Plain)?;
     let folder = artifacts()?;
     let mut releases = Vec::new();
     for series in SERIES {
@@ -209,8 +219,11 @@ fn saved_name(image: &Image) -> Result<String, Error> {
         // How a machine is put together, and how it is booted: one that was made otherwise is another one.
         .file(&root().join("tests/src/vm/qemu.rs"))?
         .file(&root().join("tests/src/vm/accel.rs"))?
-        .file(&root().join("tests/src/vm/variant.rs"))?;
-    for file in [&image.root, &image.kernel].into_iter().chain(&image.initrd) {
+        .file(&root().join("tests/src/vm/variant.rs"))?
+        .file(&root().join("tests/src/vm/xen.rs"))?;
+    let hypervisor = image.xen.iter().map(|xen| &xen.hypervisor);
+    let files = [&image.root, &image.kernel].into_iter().chain(&image.initrd);
+    for file in files.chain(hypervisor) {
         key = key.text(&file.display().to_string());
     }
     Ok(key

@@ -1,32 +1,65 @@
-//! The guests' root filesystem: this machine's own release, small, with the kernel's modules, as one raw ext4 file.
+//! The machines' root filesystems: this machine's own release, small, with the kernel's modules, as one raw ext4 file each.
 //! What all kernels share is made once, and takes most of the time.
 
 use std::path::{Path, PathBuf};
 
 use super::kernel::Kernel;
-use crate::run::{Error, command, is_root, step};
+use crate::run::{Error, command, is_root, output, step};
 use crate::setup::{Family, System};
 use crate::workspace::{Key, cache};
 
-/// What the agent links to, what the tests run, and independent tools for a second opinion.
+/// What the agent and the verifier link to, what the tests run, independent tools for a second opinion, and what makes a whole
+/// system of it where a test wants one: a service manager, and the tools that make an initramfs.
 const PACKAGES: &str = "bash,kmod,util-linux,mount,iproute2,procps,e2fsprogs,busybox-static,python3-minimal,\
-cryptsetup-bin,libcryptsetup12,libsystemd0,tpm2-tools";
+cryptsetup-bin,libcryptsetup12,libsystemd0,libsqlite3-0,tpm2-tools,systemd,systemd-sysv,udev,initramfs-tools,dracut-core";
+/// What hosts of virtual machines have beside that: Xen with xl; libvirt and an emulator for it.
+const TOOLSTACKS: &str = "xen-system-amd64,libvirt-daemon,libvirt-clients,qemu-system-x86";
+/// The hypervisor that the first of them brings, compressed.
+const HYPERVISOR: &str = "./boot/xen-*-amd64.gz";
+
+/// Which packages a root filesystem has.
+#[derive(Debug, Clone, Copy)]
+pub enum Contents {
+    /// Those that all machines have.
+    Plain,
+    /// Those, Xen's, and libvirt's.
+    Toolstacks,
+}
+
+impl Contents {
+    fn packages(self) -> String {
+        match self {
+            Self::Plain => PACKAGES.to_owned(),
+            Self::Toolstacks => format!("{PACKAGES},{TOOLSTACKS}"),
+        }
+    }
+}
 /// Size of the filesystem; the file is sparse.
 const SIZE: &str = "2G";
 
-/// Files that are kept: the archive, a filesystem for each kernel, and what an earlier state of this recipe left.
-const KEPT: usize = 8;
+/// Files that are kept: two archives, a filesystem for each kernel, a hypervisor, and what an earlier state of this recipe left.
+const KEPT: usize = 12;
 
 /// The filesystem without a kernel's modules, as an archive; made unless it is there.
-pub fn archive(system: &System) -> Result<PathBuf, Error> {
-    let sources = sources(system)?;
+pub fn archive(system: &System, contents: Contents) -> Result<PathBuf, Error> {
+    let (sources, packages) = (sources(system)?, contents.packages());
     let name = Key::new("root archive 1")
         .text(&system.codename)
         .text(&sources.join("\n"))
-        .text(PACKAGES)
+        .text(&packages)
         .name();
     cached(&format!("{}-{name}.tar", system.codename), |part| {
-        bootstrap(system, &sources, part)
+        bootstrap(system, &sources, &packages, part)
+    })
+}
+
+/// The hypervisor that is in an archive with toolstacks, as QEMU starts it: unpacked.
+pub fn hypervisor(archive: &Path) -> Result<PathBuf, Error> {
+    let name = archive.file_stem().unwrap_or_default().to_string_lossy();
+    cached(&format!("{name}.xen"), |part| {
+        let script = r#"tar -xOf "$1" --wildcards "$2" | gzip -d > "$3"; test -s "$3""#;
+        let mut shell = command("bash", ["-euo", "pipefail", "-c", script, "hypervisor"]);
+        output(shell.arg(archive).arg(HYPERVISOR).arg(part)).map(drop)
     })
 }
 
@@ -56,7 +89,7 @@ fn cached(name: &str, make: impl FnOnce(&Path) -> Result<(), Error>) -> Result<P
     Ok(path)
 }
 
-fn bootstrap(system: &System, sources: &[String], tar: &Path) -> Result<(), Error> {
+fn bootstrap(system: &System, sources: &[String], packages: &str, tar: &Path) -> Result<(), Error> {
     let mode = if is_root() { "root" } else { "unshare" };
     let mut mmdebstrap = command("mmdebstrap", [format!("--mode={mode}")]);
     mmdebstrap.args([
@@ -68,7 +101,7 @@ fn bootstrap(system: &System, sources: &[String], tar: &Path) -> Result<(), Erro
         mmdebstrap.arg(format!("--dpkgopt=path-exclude=/usr/share/{folder}/*"));
     }
     mmdebstrap
-        .arg(format!("--include={PACKAGES}"))
+        .arg(format!("--include={packages}"))
         .arg(&system.codename)
         .arg(tar)
         .args(sources);
@@ -120,6 +153,14 @@ mkdir -p "$dir/usr/lib/modules"
 cp -a "$modules" "$dir/usr/lib/modules/$release"
 chown -R 0:0 "$dir/usr/lib/modules"
 echo guest > "$dir/etc/hostname"
+echo '127.0.0.1 localhost guest' > "$dir/etc/hosts"
+# With an id it is no first boot, at which every unit would be enabled that is there.
+echo 0a55a90a55a90a55a90a55a90a55a900 > "$dir/etc/machine-id"
+# The harness's helper, where systemd is process 1.
+unit="$dir/etc/systemd/system/assay-guest.service"
+printf '%s\n' '[Unit]' 'After=multi-user.target' '[Service]' 'ExecStart=/usr/bin/assay-guest network' KillMode=process > "$unit"
+mkdir -p "$dir/etc/systemd/system/default.target.wants"
+ln -s /etc/systemd/system/assay-guest.service "$dir/etc/systemd/system/default.target.wants/"
 rm -f "$image"
 truncate -s "$size" "$image"
 mke2fs -q -F -t ext4 -J size=16 -E lazy_itable_init=1,lazy_journal_init=1,nodiscard -L root -d "$dir" "$image"

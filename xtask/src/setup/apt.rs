@@ -50,18 +50,28 @@ pub struct PrivateApt {
 impl PrivateApt {
     /// Configures it for Debian's `suites` of one release, such as `["trixie", "trixie-security"]`.
     pub fn debian(system: &System, suites: &[&str]) -> Result<Self, Error> {
+        Self::of(system, suites, "deb")
+    }
+
+    /// The same for source packages.
+    pub fn debian_sources(system: &System, suites: &[&str]) -> Result<Self, Error> {
+        Self::of(system, suites, "deb-src")
+    }
+
+    fn of(system: &System, suites: &[&str], types: &str) -> Result<Self, Error> {
         if !Path::new(DEBIAN_KEYRING).exists() {
             return Err(Error::Missing(format!(
                 "{DEBIAN_KEYRING} is missing: install debian-archive-keyring"
             )));
         }
-        let dir = cache(&format!("apt/{}", suites.join("+")))?;
+        let sources = if types == "deb" { "" } else { "source-" };
+        let dir = cache(&format!("apt/{sources}{}", suites.join("+")))?;
         for part in ["lists/partial", "archives/partial", "none"] {
             make_dir(dir.join(part))?;
         }
         let mut sources = String::new();
         for suite in suites {
-            sources.push_str(&stanza(suite, &debian_mirror(system, suite)));
+            sources.push_str(&stanza(types, suite, &debian_mirror(system, suite)));
         }
         let file = dir.join("debian.sources");
         std::fs::write(&file, sources).map_err(io(format!("write {}", file.display())))?;
@@ -128,6 +138,15 @@ impl PrivateApt {
         let mut apt = command("apt-get", self.options());
         step(what, apt.args(["-q", "download"]).args(packages).current_dir(dir))
     }
+
+    /// Downloads a source package's files into `dir`, checked against the archive's signature.
+    pub fn download_source(&self, what: &str, package: &str, dir: &Path) -> Result<(), Error> {
+        let mut apt = command("apt-get", self.options());
+        step(
+            what,
+            apt.args(["-q", "source", "--download-only", package]).current_dir(dir),
+        )
+    }
 }
 
 /// Which version would the machine's own apt install, if it knows the package?
@@ -158,8 +177,8 @@ fn debian_mirror(system: &System, suite: &str) -> String {
     })
 }
 
-fn stanza(suite: &str, uri: &str) -> String {
-    format!("Types: deb\nURIs: {uri}\nSuites: {suite}\nComponents: main\nSigned-By: {DEBIAN_KEYRING}\n\n")
+fn stanza(types: &str, suite: &str, uri: &str) -> String {
+    format!("Types: {types}\nURIs: {uri}\nSuites: {suite}\nComponents: main\nSigned-By: {DEBIAN_KEYRING}\n\n")
 }
 
 /// Unpacks a .deb without installing it.

@@ -3,10 +3,12 @@
 mod apt;
 mod crates;
 mod packages;
+mod servers;
 mod system;
 mod toolchain;
 
 pub use apt::{PrivateApt, debs, unpack};
+pub use servers::SERVERS;
 pub use system::{Family, System};
 pub use toolchain::BpfCompiler;
 
@@ -50,6 +52,11 @@ pub fn check() -> Result<(), Error> {
             missing.push(tool.to_string());
         }
     }
+    for server in SERVERS {
+        if !server.is_there()? {
+            missing.push(server.to_string());
+        }
+    }
     match toolchain::find()? {
         Some(compiler) => note(&format!("kernel programs are compiled with {compiler}")),
         None => missing.push("a Rust compiler with `core` for bpfel-unknown-none".to_owned()),
@@ -83,4 +90,10 @@ pub fn install() -> Result<Tools, Error> {
         bpf: bpf.with_linker(linker),
         fuzzer,
     })
+}
+
+/// Installs the servers that the layer `peers` asks, where they are missing.
+pub fn install_servers() -> Result<(), Error> {
+    let _lock = lock_cache()?;
+    SERVERS.iter().try_for_each(servers::Server::ensure)
 }

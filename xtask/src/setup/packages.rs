@@ -21,6 +21,12 @@ const PACKAGES: &[&str] = &[
     "libtss2-dev",
     "libsystemd-dev",
     "libcryptsetup-dev",
+    // What the agent for XCP-ng 8.3 is linked from, and what brings its compiler.
+    "libssl-dev",
+    "libjson-c-dev",
+    "uuid-dev",
+    "libudev-dev",
+    "python3-pip",
     "libsqlite3-dev",
     // What a privately unpacked compiler and its LLVM stand on.
     "libedit2",
@@ -35,6 +41,9 @@ const PACKAGES: &[&str] = &[
     "tpm2-tools",
     // A second opinion on signatures.
     "openssl",
+    // Hooks of toolstacks are in it, and servers that tests ask.
+    "python3",
+    "python3-venv",
     "libtss2-tcti-swtpm0|libtss2-tcti-swtpm0t64",
     "cryptsetup-bin",
     "util-linux",
@@ -47,19 +56,27 @@ const PACKAGES: &[&str] = &[
     "xz-utils",
     // Packages and initramfs files, made and unpacked by the programs that everybody uses.
     "rpm",
+    "gnupg",
+    "createrepo-c",
+    "xorriso",
+    "libarchive-tools",
+    "qemu-user",
     "cpio",
     "lz4",
     "zstd",
     "debian-archive-keyring",
     "ca-certificates",
+    // Makes a GRUB without its `tpm` module, and checks GRUB's configurations.
+    "grub-common",
+    "grub-efi-amd64-bin",
     "qemu-utils",
     "qemu-system-x86",
 ];
 
 /// The same for Fedora and Enterprise Linux 10; printed, not installed.
 const DNF: &str = "dnf install gcc gcc-c++ binutils pkgconf-pkg-config clang clang-devel tpm2-tss-devel systemd-devel \
-cryptsetup-devel sqlite-devel swtpm swtpm-tools tpm2-tools openssl cryptsetup util-linux iproute kmod e2fsprogs xz zstd lz4 \
-cpio dpkg rpm-build qemu-img qemu-system-x86-core";
+cryptsetup-devel sqlite-devel swtpm swtpm-tools tpm2-tools openssl python3 cryptsetup util-linux iproute kmod e2fsprogs xz zstd lz4 \
+cpio dpkg rpm-build qemu-img qemu-system-x86-core grub2-tools grub2-efi-x64-modules";
 
 /// What is missing, one name for each.
 pub fn missing(system: &System) -> Result<Vec<String>, Error> {
@@ -105,6 +122,7 @@ fn missing_programs() -> Vec<String> {
         "swtpm_setup",
         "tpm2",
         "openssl",
+        "python3",
         "cryptsetup",
         "qemu-img",
         "qemu-system-x86_64",

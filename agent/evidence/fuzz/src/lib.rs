@@ -16,6 +16,7 @@ use assay_evidence::ek::EkTrust;
 use assay_evidence::event;
 use assay_evidence::imalog::{self, Extension};
 use assay_evidence::jwe::{self, Jwe};
+use assay_evidence::luks1::Luks1;
 use assay_evidence::policy::Policy;
 use assay_evidence::token::LuksToken;
 use assay_evidence::tpm::{Attest, AttestationKey, Name, Public, Signature};
@@ -185,8 +186,12 @@ pub fn approved(data: &[u8]) {
     }
 }
 
-/// Disk tokens, and wrapped keys with a key agreement that gives the same for all.
+/// Disk tokens, LUKS1 headers, and wrapped keys with a key agreement that gives the same for all.
 pub fn disk(data: &[u8]) {
+    if let Ok(header) = Luks1::parse(data) {
+        let read = data.get(..assay_evidence::luks1::LEN).expect("so much was read");
+        assert_eq!(Luks1::parse(read), Ok(header), "what follows says nothing");
+    }
     if let Ok(token) = LuksToken::parse(data) {
         let json = token.to_json().expect("a token has a JSON form");
         assert_eq!(
@@ -231,6 +236,9 @@ pub fn wire(data: &[u8]) {
     same::<wire::ChallengeResponse>(data);
     same::<wire::ReleaseRequest>(data);
     same::<wire::ReleaseResponse>(data);
+    same::<wire::LeaseNews>(data);
+    same::<wire::LeaseAnswer>(data);
+    same::<assay_evidence::terms::Terms>(data);
     same::<wire::ErrorBody>(data);
     same::<wire::JoinFile>(data);
 }

@@ -5,6 +5,7 @@ use assay_evidence::bootlog;
 use assay_evidence::digest::{Algorithm, Sha256Digest};
 use assay_evidence::event;
 use assay_evidence::jwe;
+use assay_evidence::luks1;
 use assay_evidence::policy::Policy;
 use assay_evidence::testing::{AK_ATTRIBUTES, BINDING, Host, NONCE, SoftKey};
 use assay_evidence::token::LuksToken;
@@ -54,7 +55,7 @@ pub fn samples(target: &str) -> Vec<Vec<u8>> {
         "cel" => vec![host.log_bytes(0), host.log_bytes(2)],
         "certificate" => vec![ca(), EK.to_vec()],
         "chain" => vec![crate::chain::input(&host)],
-        "disk" => vec![token().into_bytes(), json(&jwe())],
+        "disk" => vec![token().into_bytes(), json(&jwe()), luks1_header()],
         "event" => events(&host),
         "ima_log" => vec![ima_log(), ima_fields()],
         "policy" => vec![policy(&host).to_json().into_bytes()],
@@ -139,6 +140,24 @@ pub fn identity() -> Identity {
     }
 }
 
+/// Zeros, but for what has a form of its own.
+fn luks1_header() -> Vec<u8> {
+    let mut bytes = luks1::START.to_vec();
+    for (at, text) in [
+        (8, "aes"),
+        (40, "xts-plain64"),
+        (168, "1b9d6bcd-bbfd-4b2d-9b5d-ab8dfbbd4bed"),
+    ] {
+        bytes.resize(at, 0);
+        bytes.extend_from_slice(text.as_bytes());
+    }
+    // A slot that is filled.
+    bytes.resize(208, 0);
+    bytes.extend_from_slice(&0x00AC_71F3_u32.to_be_bytes());
+    bytes.resize(luks1::LEN, 0);
+    bytes
+}
+
 fn token() -> String {
     let verifiers = vec!["https://verifier:9443".to_owned()];
     let token = LuksToken::new(
@@ -183,6 +202,7 @@ fn messages(bundle: assay_evidence::bundle::Bundle) -> Vec<Vec<u8>> {
             certify_attest: B64(vec![1; 80]),
             certify_signature: B64(vec![2; 72]),
         },
+        vm: Some("web-1".to_owned()),
     };
     let page = LogPage {
         from: 3,
@@ -207,7 +227,24 @@ fn messages(bundle: assay_evidence::bundle::Bundle) -> Vec<Vec<u8>> {
         json(&join),
         json(&quote),
         json(&ErrorBody::new("key-refused", "no")),
-        json(&wire::ReleaseResponse { jwe: jwe() }),
+        json(&wire::ReleaseResponse {
+            jwe: jwe(),
+            lease: Some(wire::Lease {
+                seconds: Some(60),
+                on_loss: assay_evidence::terms::OnLoss::Wipe,
+            }),
+        }),
+        json(&wire::LeaseNews {
+            keys: vec![wire::KeyNews {
+                key_id: "1b9d6bcd-bbfd-4b2d-9b5d-ab8dfbbd4bed".to_owned(),
+                disk_uuid: assay_evidence::uuid::Uuid::new([3; 16]),
+                lease: None,
+                on_loss: Some(assay_evidence::terms::OnLoss::Suspend),
+                reasons: vec!["/root/rogue".to_owned()],
+            }],
+        }),
+        br#"{"groups":["dom0"],"not_after":"2027-01-31T00:00:00Z","hours":["mon-fri 08:00-18:00"],"lease_s":60}"#
+            .to_vec(),
     ]
 }
 

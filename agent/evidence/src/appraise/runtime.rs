@@ -152,10 +152,10 @@ impl<'a> Judge<'a> {
         self.refuse(Failure {
             record: Some(record),
             kind: Some(code.kind),
-            path: Some(code.path.clone()),
+            path: Some(code.path.to_string()),
             digest: code.digest,
             flags: told,
-            comm: code.kind.is_deed().then(|| code.comm.clone()),
+            comm: code.kind.is_deed().then(|| code.comm.to_string()),
             nearest,
             ..Failure::new(rule, String::new())
         });

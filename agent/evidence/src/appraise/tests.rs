@@ -164,7 +164,7 @@ fn violations_are_never_allowed() {
 fn a_log_must_be_ready_and_still_measured() {
     let policy = captured(&Host::measuring());
     let mut host = Host::booted(BOOT, 5);
-    host.record(&[Event::AgentStart(agent_start(BOOT))]);
+    host.record(&[Event::from(agent_start(BOOT))]);
     assert_eq!(only(&replayed(&host).appraise(&policy, NOW)).0, Rule::NotReady);
     assert!(matches!(
         Policy::capture("p", "first", &replayed(&host)),
@@ -176,7 +176,7 @@ fn a_log_must_be_ready_and_still_measured() {
     assert_eq!(only(&replayed(&stopped).appraise(&policy, NOW)).0, Rule::AgentStopped);
     let mut start = agent_start(BOOT);
     start.predecessor = Some(1);
-    stopped.record(&[Event::AgentStart(start)]);
+    stopped.record(&[Event::from(start)]);
     assert!(replayed(&stopped).appraise(&policy, NOW).is_trusted());
 }
 
@@ -190,7 +190,7 @@ fn each_start_of_the_agent_is_judged() {
     start.bpf_digest = Sha256Digest::of(b"other programs");
     start.tier = 3;
     start.mode = Mode::Hold;
-    host.record(&[Event::AgentStart(start)]);
+    host.record(&[Event::from(start)]);
     let appraisal = replayed(&host).appraise(&policy, NOW);
     let rules: Vec<Rule> = appraisal.failures().iter().map(Failure::rule).collect();
     assert_eq!(rules, [Rule::Agent, Rule::KernelPrograms, Rule::Tier, Rule::Mode]);
@@ -249,7 +249,7 @@ fn a_log_that_begins_late_is_refused() {
     let moved = host.pcrs[&13].0.clone();
     let mut start = agent_start(BOOT);
     start.pcr_start = vec![(Algorithm::Sha1, vec![0; 20]), (Algorithm::Sha256, moved)];
-    host.record(&[Event::AgentStart(start), Event::Ready]);
+    host.record(&[Event::from(start), Event::Ready]);
     let policy = edited(&captured(&host), |file| {
         file["sets"][0]["runtime_pcr_start"] = serde_json::json!([])
     });
@@ -384,7 +384,7 @@ fn a_boot_log_leads_to_the_start_of_a_log_in_its_pcr() {
     let shim = host.pcrs[&14].0.clone();
     let mut start = agent_start(BOOT);
     start.pcr_start = vec![(Algorithm::Sha1, vec![0; 20]), (Algorithm::Sha256, shim)];
-    host.record(&[Event::AgentStart(start), Event::Ready]);
+    host.record(&[Event::from(start), Event::Ready]);
     boot_log(&mut host, &[0, 1, 2, 3, 4, 5, 6, 7, 14]);
     let appraisal = replayed(&host).appraise(&captured(&host), NOW);
     assert!(appraisal.is_trusted(), "{:?}", appraisal.reasons());

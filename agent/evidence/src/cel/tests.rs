@@ -215,7 +215,7 @@ fn head_is_what_a_pcr_shows_that_began_at_zero() {
 
 #[test]
 fn json_form() {
-    let start = Record::build(0, 13, &[Event::AgentStart(agent_start(BOOT))], &BANKS).unwrap();
+    let start = Record::build(0, 13, &[agent_start(BOOT).into()], &BANKS).unwrap();
     let json = to_json(&start);
     assert_eq!(json["recnum"], 0);
     assert_eq!(json["pcr"], 13);

@@ -170,18 +170,26 @@ pub fn decode(bytes: &[u8]) -> Result<Event, EventError> {
 /// # Errors
 /// As [`decode`].
 pub fn decode_all(bytes: &[u8]) -> Result<Vec<Event>, EventError> {
-    let mut reader = Reader::new("events", bytes);
-    let mut events = Vec::new();
-    while !reader.is_empty() {
-        events.push(decode_next(&mut reader)?);
-    }
-    Ok(events)
+    each(bytes).collect()
+}
+
+/// The events up to the end of `bytes`, one at a time; nothing comes after the first error.
+pub(crate) fn each(bytes: &[u8]) -> impl Iterator<Item = Result<Event, EventError>> {
+    let mut left = Some(Reader::new("events", bytes));
+    core::iter::from_fn(move || {
+        let reader = left.as_mut().filter(|reader| !reader.is_empty())?;
+        let event = decode_next(reader);
+        if event.is_err() {
+            left = None;
+        }
+        Some(event)
+    })
 }
 
 fn decode_next(reader: &mut Reader<'_>) -> Result<Event, EventError> {
     let (kind, value) = tlv::get(reader)?;
     match kind {
-        kind::AGENT_START => get_agent_start(value).map(Event::AgentStart),
+        kind::AGENT_START => get_agent_start(value).map(Event::from),
         kind::INVENTORY => get_measurement("inventory", value).map(Event::Inventory),
         kind::READY => Reader::new("ready", value)
             .finish()

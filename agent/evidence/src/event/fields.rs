@@ -121,14 +121,14 @@ impl<'a> FieldReader<'a> {
         known(code).ok_or(EventError::Code { what, code })
     }
 
-    pub(super) fn text(&mut self, field: u8, limit: usize) -> Result<String, EventError> {
+    pub(super) fn text<T: From<&'a str>>(&mut self, field: u8, limit: usize) -> Result<T, EventError> {
         let value = self.field(field)?;
         check_text(self.event, field, value.len(), limit)?;
         let text = core::str::from_utf8(value).map_err(|_| EventError::NotText {
             event: self.event,
             field,
         })?;
-        Ok(text.to_owned())
+        Ok(text.into())
     }
 
     pub(super) fn finish(self) -> Result<(), EventError> {

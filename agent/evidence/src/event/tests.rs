@@ -10,8 +10,8 @@ fn samples() -> Vec<Event> {
     unhashed.digest = None;
     unhashed.flags = 4;
     let mut events = vec![
-        Event::AgentStart(agent_start(BOOT)),
-        Event::AgentStart(restarted),
+        Event::from(agent_start(BOOT)),
+        Event::from(restarted),
         Event::Inventory(unhashed),
         Event::Ready,
         Event::Violation(Violation::Lost { count: 3 }),
@@ -176,22 +176,22 @@ fn texts_are_limited_both_ways() {
 #[test]
 fn starts_that_make_no_sense_are_not_written() {
     let mut start = agent_start("not a uuid");
-    assert_eq!(encode(&Event::AgentStart(start.clone())), Err(EventError::BootId));
+    assert_eq!(encode(&Event::from(start.clone())), Err(EventError::BootId));
     start.boot_id = BOOT.into();
     start.tier = 4;
     assert_eq!(
-        encode(&Event::AgentStart(start.clone())),
+        encode(&Event::from(start.clone())),
         Err(EventError::Code { what: "tier", code: 4 })
     );
     start.tier = 2;
     start.pcr_start = vec![(Algorithm::Sha256, vec![0; 20])];
     assert!(matches!(
-        encode(&Event::AgentStart(start.clone())),
+        encode(&Event::from(start.clone())),
         Err(EventError::PcrStart { bank: 0x0B, .. })
     ));
     start.pcr_start = vec![(Algorithm::Sha256, vec![0; 32]), (Algorithm::Sha1, vec![0; 20])];
     assert!(matches!(
-        encode(&Event::AgentStart(start)),
+        encode(&Event::from(start)),
         Err(EventError::PcrStart { bank: 0x04, .. })
     ));
 }

@@ -98,7 +98,7 @@ fn learnable(code: &Measurement) -> Result<Sha256Digest, PolicyError> {
     match code.digest {
         _ if kind.is_attempt() => Err(PolicyError::Attempt {
             kind,
-            task: code.comm.clone(),
+            task: code.comm.to_string(),
         }),
         _ if kind == LoadKind::KexecLoad => Err(PolicyError::NeverAllowed(kind)),
         Some(_) if flagged(flags::UNSTABLE) => Err(PolicyError::Unstable(path())),

@@ -303,7 +303,7 @@ fn reset_and_reboot_come_together() {
 
     let log_before = host.records.clone();
     let mut after = host.reboot(OTHER_BOOT);
-    after.record(&[crate::event::Event::AgentStart(agent_start(OTHER_BOOT))]);
+    after.record(&[crate::event::Event::from(agent_start(OTHER_BOOT))]);
     assert_eq!(judge(&after, &after.bundle(&BINDING, 0), &held).unwrap().records(), 1);
 
     // The log of the new boot cannot go on from the old one's.

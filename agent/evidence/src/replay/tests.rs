@@ -17,7 +17,7 @@ fn replay_in(host: &Host, pinned: RuntimePcr) -> Result<ReplayedLog, ReplayError
 
 fn started() -> Host {
     let mut host = Host::booted(BOOT, 1);
-    host.record(&[Event::AgentStart(agent_start(BOOT)), Event::Ready]);
+    host.record(&[Event::from(agent_start(BOOT)), Event::Ready]);
     host
 }
 
@@ -57,7 +57,7 @@ fn pcr_that_started_elsewhere_is_replayed_from_there() {
     host.extend(&[7; 32]);
     let mut start = agent_start(BOOT);
     start.pcr_start = vec![(Algorithm::Sha256, host.pcrs[&13].0.clone())];
-    host.record(&[Event::AgentStart(start)]);
+    host.record(&[Event::from(start)]);
     let replayed = replay(&host).unwrap();
     assert_ne!(replayed.pcr_start(), [0; 32]);
 }
@@ -67,7 +67,7 @@ fn start_without_pcr_value_is_refused() {
     let mut host = Host::booted(BOOT, 1);
     let mut start = agent_start(BOOT);
     start.pcr_start.retain(|(bank, _)| *bank == Algorithm::Sha1);
-    host.record(&[Event::AgentStart(start)]);
+    host.record(&[Event::from(start)]);
     assert_eq!(replay(&host).unwrap_err(), ReplayError::NoPcrStart);
 }
 
@@ -78,26 +78,26 @@ fn restart_names_its_predecessor() {
     let mut start = agent_start(BOOT);
     start.predecessor = Some(17);
     host.record(&[
-        Event::AgentStart(start),
+        Event::from(start),
         Event::Violation(Violation::Lost { count: 1 }),
         Event::Ready,
     ]);
     assert!(replay(&host).is_ok());
-    host.record(&[Event::AgentStart(agent_start(BOOT))]);
+    host.record(&[Event::from(agent_start(BOOT))]);
     assert_eq!(replay(&host).unwrap_err(), ReplayError::NoPredecessor { record: 3 });
 }
 
 #[test]
 fn restart_before_any_measurement_has_no_predecessor() {
     let mut host = started();
-    host.record(&[Event::AgentStart(agent_start(BOOT)), Event::Ready]);
+    host.record(&[Event::from(agent_start(BOOT)), Event::Ready]);
     assert!(replay(&host).is_ok());
 }
 
 #[test]
 fn each_start_is_of_this_boot() {
     let mut host = started();
-    host.record(&[Event::AgentStart(agent_start(OTHER_BOOT))]);
+    host.record(&[Event::from(agent_start(OTHER_BOOT))]);
     assert!(matches!(
         replay(&host).unwrap_err(),
         ReplayError::LogFromAnotherBoot { record: 1, .. }
@@ -186,7 +186,7 @@ fn a_clean_log_in_an_unused_pcr_does_not_hide_the_pinned_one() {
     host.record(&[load("/root/rogue", 3)]);
     host.records.clear();
     host.pcr = 14;
-    host.record(&[Event::AgentStart(agent_start(BOOT)), Event::Ready]);
+    host.record(&[Event::from(agent_start(BOOT)), Event::Ready]);
     let refused = replay(&host).unwrap_err();
     assert!(
         matches!(

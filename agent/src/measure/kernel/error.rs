@@ -110,6 +110,16 @@ pub enum KernelError {
         #[source]
         source: Box<aya::EbpfError>,
     },
+    /// The freezer of cgroup version 1 is in use, and could not be looked at.
+    #[error(
+        "the freezer of cgroup version 1 is in use (/proc/cgroups), and who has it open cannot be looked at: remove its groups and unmount it, \
+         or do without protection ([measure] protect = false, in mode observe)"
+    )]
+    OldFreezer {
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
     /// The object has no such program.
     #[error("{path} has no kernel program `{program}`: it is of another version, install the package again")]
     NoProgram {

@@ -12,7 +12,7 @@ use aya::programs::links::FdLink;
 use super::guard::{Guard, name_word};
 use super::orders::{Answers, Key, Orders};
 use super::request::{Reply, measure};
-use super::{KernelError, Pins};
+use super::{KernelError, Pins, groups};
 use crate::measure::hold::{HoldError, HoldSettings, Holder};
 use crate::measure::own::OwnFiles;
 
@@ -93,6 +93,9 @@ impl Gate {
             .set(control::DENY_ANONYMOUS, u64::from(self.settings.deny_anonymous))?;
         self.orders.set(control::PROTECT, u64::from(self.settings.protect))?;
         self.orders.set(control::MODE, mode)?;
+        if self.settings.protect {
+            groups::look_through()?;
+        }
         if before != mode {
             self.orders.new_epoch()?;
         }
@@ -131,7 +134,7 @@ impl Gate {
             return Ok(());
         };
         // It may have gone, and its process with it: then it is refused once more, and measured then.
-        let Ok(file) = File::open(place.join(below)).or_else(|_| File::open(&load.path)) else {
+        let Ok(file) = File::open(place.join(below)).or_else(|_| File::open(load.path.as_str())) else {
             return Ok(());
         };
         if file

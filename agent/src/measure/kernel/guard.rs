@@ -15,7 +15,7 @@ use super::pins::{CGROUPS, DEVICES, FOLDERS, GUARDED, HEIRS, INTERPRETERS, MAPS,
 use super::{KernelError, map_error};
 
 /// Where control groups of version 2 are, beside version 1's or alone.
-const CGROUP_MOUNTS: [&str; 2] = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"];
+pub const CGROUP_MOUNTS: [&str; 2] = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"];
 
 /// The maps that name what is guarded.
 pub struct Guard {

@@ -9,7 +9,7 @@ use super::btf::{Btf, BtfError};
 /// # Errors
 /// The name of the first structure, member or enumerator that the kernel does not have. Only
 /// `READING_MODULE_COMPRESSED` may be missing: kernels before 7 have no id of its own for a packed module; and
-/// `cgroup.ancestors`, before 6.1.
+/// `cgroup.ancestors`, before 6.1; and the freezer of cgroup version 1, which a kernel may be built without.
 pub fn resolve(btf: &Btf) -> Result<Layout, BtfError> {
     let member = |structure, path| btf.member(structure, path);
     // The change time has been renamed twice (6.6, 6.11), the path once (7.0): first name that exists.
@@ -25,6 +25,11 @@ pub fn resolve(btf: &Btf) -> Result<Layout, BtfError> {
         }
         Err(last)
     };
+    let optional = |enumeration, name| match btf.enumerator(enumeration, name) {
+        Err(BtfError::NoEnumerator { .. }) => Ok(ABSENT),
+        other => other,
+    };
+    let freezer_id = optional("cgroup_subsys_id", "freezer_cgrp_id")?;
     Ok(Layout {
         bprm_file: member("linux_binprm", "file")?,
         bprm_filename: member("linux_binprm", "filename")?,
@@ -46,6 +51,7 @@ pub fn resolve(btf: &Btf) -> Result<Layout, BtfError> {
         inode_ctime_nsec: either("inode", &["i_ctime_nsec", "__i_ctime.tv_nsec", "i_ctime.tv_nsec"])?,
         inode_rdev: member("inode", "i_rdev")?,
         inode_link: member("inode", "i_link")?,
+        inode_private: member("inode", "i_private")?,
         inode_mapping: member("inode", "i_mapping")?,
         mapping_mapped: member("address_space", "i_mmap")?,
         path_dentry: member("path", "dentry")?,
@@ -64,7 +70,19 @@ pub fn resolve(btf: &Btf) -> Result<Layout, BtfError> {
         cgroup_node: member("cgroup", "kn")?,
         cgroup_level: member("cgroup", "level")?,
         cgroup_ancestors: member("cgroup", "ancestors").unwrap_or(ABSENT),
+        cgroup_root: member("cgroup", "root")?,
+        root_hierarchy: member("cgroup_root", "hierarchy_id")?,
+        cgroup_flags: member("cgroup", "self.flags")?,
+        cgroup_freeze: member("cgroup", "freezer.freeze")?,
+        cgroup_subsys: member("cgroup", "subsys")?,
+        freezer_id,
+        freezer_state: if freezer_id == ABSENT {
+            ABSENT
+        } else {
+            member("freezer", "state")?
+        },
         node_id: member("kernfs_node", "id")?,
+        node_priv: member("kernfs_node", "priv")?,
         task_mm: member("task_struct", "mm")?,
         mm_exe_file: member("mm_struct", "exe_file")?,
         mm_arg_start: member("mm_struct", "arg_start")?,
@@ -86,10 +104,7 @@ pub fn resolve(btf: &Btf) -> Result<Layout, BtfError> {
         reading_kexec_initramfs: btf.enumerator("kernel_read_file_id", "READING_KEXEC_INITRAMFS")?,
         loading_kexec_image: btf.enumerator("kernel_load_data_id", "LOADING_KEXEC_IMAGE")?,
         reading_module: btf.enumerator("kernel_read_file_id", "READING_MODULE")?,
-        reading_module_compressed: match btf.enumerator("kernel_read_file_id", "READING_MODULE_COMPRESSED") {
-            Err(BtfError::NoEnumerator { .. }) => ABSENT,
-            other => other?,
-        },
+        reading_module_compressed: optional("kernel_read_file_id", "READING_MODULE_COMPRESSED")?,
         loading_module: btf.enumerator("kernel_load_data_id", "LOADING_MODULE")?,
     })
 }
@@ -106,7 +121,7 @@ mod tests {
         };
         let layout = resolve(&Btf::parse(bytes).unwrap()).unwrap();
         let required = layout.words().iter().filter(|word| **word == ABSENT).count();
-        assert!(required <= 2, "{layout:?}");
+        assert!(required <= 4, "{layout:?}");
         assert_ne!(layout.inode_ino, layout.inode_size);
         assert_ne!(layout.reading_module, ABSENT);
     }

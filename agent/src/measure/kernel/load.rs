@@ -16,7 +16,7 @@ use super::pins::{MAPS, Pins};
 
 /// The programs of the object and the hooks they go to, in the order in which they are attached: the one that tells a
 /// module's path comes before the one that needs it.
-pub const PROGRAMS: [(&str, &str); 25] = [
+pub const PROGRAMS: [(&str, &str); 26] = [
     ("program", "bprm_check_security"),
     ("mapping", "mmap_file"),
     ("module_path", "kernel_read_file"),
@@ -31,6 +31,7 @@ pub const PROGRAMS: [(&str, &str); 25] = [
     ("signal", "task_kill"),
     ("trace", "ptrace_access_check"),
     ("moved", "cgroup_attach_task"),
+    (TIDIER, "cgroup_rmdir"),
     ("limit", "task_setrlimit"),
     ("schedule", "task_setscheduler"),
     ("map_asked", "bpf_map"),
@@ -52,7 +53,10 @@ pub const EITHER: [[(&str, &str); 2]; 2] = [
 ];
 
 /// Those of [`PROGRAMS`] that queue nothing themselves.
-pub const SILENT: [&str; 2] = ["module_path", "link"];
+pub const SILENT: [&str; 3] = ["module_path", "link", TIDIER];
+
+/// The one of [`PROGRAMS`] that nothing is missed without.
+pub const TIDIER: &str = "gone";
 
 /// Ours has less than 1 MiB.
 pub const OBJECT_LIMIT: u64 = 16 << 20;
@@ -104,6 +108,10 @@ impl Object {
         for (name, hook) in wanted {
             let program = ebpf.program_mut(name).ok_or_else(|| self.lacks(name))?;
             let link = self.start(program, name, hook, &btf)?;
+            // How far it is from the kernel's limit; kernels before 5.16 do not say.
+            if let Some(instructions) = program.info().ok().and_then(|info| info.verified_instruction_count()) {
+                tracing::debug!(program = name, instructions, "verified");
+            }
             let path = folder.join(name);
             let pinned = link.pin(&path).map_err(|error| KernelError::Link {
                 path,

@@ -6,6 +6,7 @@
 mod btf;
 mod error;
 mod gate;
+mod groups;
 mod guard;
 mod layout;
 mod load;
@@ -36,7 +37,7 @@ pub(super) use self::preflight::lockdown_state;
 pub(super) use self::skipped::Skipped;
 
 use self::gate::Gate;
-use self::load::{EITHER, Object, PROGRAMS, SILENT};
+use self::load::{EITHER, Object, PROGRAMS, SILENT, TIDIER};
 use self::orders::{open, open_counters};
 use self::pins::{COUNTERS, EVENTS, Pins, SEQUENCE};
 use super::source::{EventSource, Refusal, SourceError};
@@ -245,6 +246,8 @@ fn links_in(folder: &Path, pins: &Pins) -> Result<Option<Vec<FdLink>>, KernelErr
     let chosen = EITHER.map(|pair| pair.map(|(name, _)| name).into_iter().find(|name| there(name)));
     let Some(wanted) = PROGRAMS
         .iter()
+        // Objects of before had none.
+        .filter(|(name, _)| *name != TIDIER || there(name))
         .map(|(name, _)| there(name).then_some(*name))
         .chain(chosen)
         .collect::<Option<Vec<&'static str>>>()

@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 use assay_ebpf::MAPS_VERSION;
 
 use super::KernelError;
+use crate::measure::lock::Lock;
 
 /// Names of the maps that outlive the programs.
 pub const EVENTS: &str = "EVENTS";
@@ -68,7 +69,7 @@ pub const MAPS: [&str; 14] = [
 pub struct Pins {
     dir: PathBuf,
     /// Whoever holds it reads the queue: two readers would share the records among them.
-    _lock: File,
+    _lock: Lock,
 }
 
 impl Pins {
@@ -80,13 +81,10 @@ impl Pins {
     pub fn open(dir: &Path) -> Result<Self, KernelError> {
         make_folder(dir)?;
         let lock = File::open(dir).map_err(KernelError::file("open", dir))?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                return Err(KernelError::InUse { path: dir.to_owned() });
-            }
-            Err(TryLockError::Error(error)) => return Err(KernelError::file("lock", dir)(error)),
-        }
+        let lock = Lock::take(lock).map_err(|error| match error {
+            TryLockError::WouldBlock => KernelError::InUse { path: dir.to_owned() },
+            TryLockError::Error(error) => KernelError::file("lock", dir)(error),
+        })?;
         let pins = Self {
             dir: dir.to_owned(),
             _lock: lock,

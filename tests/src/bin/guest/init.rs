@@ -119,7 +119,12 @@ fn mount_one(kind: &str, place: &str) -> Result<()> {
 }
 
 /// The addresses that QEMU's user-mode network expects.
-fn network() -> Result<()> {
+pub fn network() -> Result<()> {
+    // Where another process 1 leaves this to udev, it may not have come to it yet.
+    let _ = Command::new("modprobe")
+        .args(["-q", "virtio_net"])
+        .env("PATH", PATH)
+        .status();
     let device = (0..100)
         .find_map(|attempt| {
             if attempt > 0 {

@@ -10,8 +10,12 @@ mod serve;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    let networked = std::env::args().nth(1).is_some_and(|word| word == "network");
     let result = if std::process::id() == 1 {
         init::run()
+    } else if networked {
+        // Another process 1 has started it, which leaves this to the helper.
+        init::network().and_then(|()| serve::run())
     } else {
         serve::run()
     };

@@ -137,12 +137,19 @@ fn read(path: &Path) -> Result<Policy, CliError> {
 }
 
 fn read_signed(path: &Path, signer: &Path) -> Result<Policy, CliError> {
-    let unusable = |e| CliError::PolicyKey(signer.to_owned(), e);
-    let der = SubjectPublicKeyInfoDer::from_pem_slice(&read_at_most(signer, MAX_KEY)?);
-    let key = der.map_err(|_| unusable(KeyError::Public))?;
-    let key = Key::from_spki(&key).map_err(unusable)?;
+    let key = read_public_key(signer, CliError::PolicyKey)?;
     let bytes = read_at_most(path, MAX_SIGNED)?;
     Policy::from_signed(&bytes, &key).map_err(|e| CliError::PolicySigned(path.to_owned(), e))
+}
+
+/// A public key in PEM.
+pub(in crate::cli) fn read_public_key(
+    path: &Path,
+    unusable: fn(PathBuf, KeyError) -> CliError,
+) -> Result<Key, CliError> {
+    let unusable = |e| unusable(path.to_owned(), e);
+    let der = SubjectPublicKeyInfoDer::from_pem_slice(&read_at_most(path, MAX_KEY)?);
+    Key::from_spki(&der.map_err(|_| unusable(KeyError::Public))?).map_err(unusable)
 }
 
 /// A file up to one byte more than this; what reads it says that it is too long.

@@ -32,7 +32,7 @@ fn host_in(mode: Mode) -> Host {
     let mut host = Host::booted(BOOT, 5);
     let mut start = agent_start(BOOT);
     start.mode = mode;
-    host.record(&[Event::AgentStart(start), Event::Ready]);
+    host.record(&[Event::from(start), Event::Ready]);
     host
 }
 
@@ -352,9 +352,9 @@ fn notes_tell_how_it_was_measured() {
     start.mode = Mode::Hold;
     start.protected = true;
     start.blind = "modules\nfrom memory".into();
-    host.record(&[Event::AgentStart(start.clone())]);
+    host.record(&[Event::from(start.clone())]);
     // The same again says nothing new.
-    host.record(&[Event::AgentStart(start)]);
+    host.record(&[Event::from(start)]);
     let list = |serial| Notice::ListInForce {
         serial,
         digest: digest("list"),

@@ -201,7 +201,7 @@ fn rules_by_kind() {
     let mut host = Host::measuring();
     let policy = captured(&host);
     let mut jit = measurement(LoadKind::Anonymous, "/bin/true", Some(2));
-    jit.path = String::new();
+    jit.path = "".into();
     host.record(&[Event::Load(jit)]);
     let (rule, text) = only(&replayed(&host).appraise(&policy, NOW));
     assert_eq!(rule, Rule::Anonymous);

@@ -102,6 +102,27 @@ fn secure_boot_is_known_only_from_uefis_own_variable_in_pcr_7() {
     assert_eq!(state(&[separator, one(&[1])]), SecureBoot::Unknown);
 }
 
+/// The vendor's bytes before the entries of a list are none of them, whatever they look like (UEFI specification, 32.4.1).
+#[test]
+fn the_header_of_a_signature_list_is_no_entry() {
+    let list = |header: &[u8], entries: &[[u8; 48]], told: u32| {
+        let size = 28 + header.len() + 48 * entries.len();
+        let mut list = b"\x26\x16\xc4\xc1\x4c\x50\x92\x40\xac\xa9\x41\xf9\x36\x93\x43\x28".to_vec();
+        for number in [u32::try_from(size).unwrap(), told, 48] {
+            list.extend(number.to_le_bytes());
+        }
+        [&list, header, entries.as_flattened()].concat()
+    };
+    let digests = |list: &[u8]| uefi::Keys::parse(list).map(|keys| keys.digests);
+    assert_eq!(digests(&list(&[], &[[1; 48]; 2], 0)), Some(2));
+    assert_eq!(digests(&list(&[9; 96], &[[1; 48]], 96)), Some(1));
+    assert_eq!(digests(&list(&[9; 7], &[[1; 48]], 7)), Some(1));
+    // A header that is said to be shorter, or longer than the list.
+    assert_eq!(digests(&list(&[9; 7], &[[1; 48]], 0)), None);
+    assert_eq!(digests(&list(&[], &[[1; 48]], 49)), None);
+    assert_eq!(digests(&list(&[], &[], u32::MAX)), None);
+}
+
 #[test]
 fn a_variable_of_another_vendor_is_named_with_it() {
     assert_eq!(

@@ -1,103 +1,14 @@
-//! Sealed images, held against stock cryptsetup: it must read the header, open the key slot, and give back the very
-//! disk that went in, with none of our code involved.
+//! What `image seal` makes of a raw disk, and what it refuses.
 
-#![expect(clippy::unwrap_used, reason = "a test says what it expects by panicking")]
+use std::{fs, process::Command};
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    process::{Command, Output},
-};
-
-use assay_evidence::{digest::Sha256Digest, token::LuksToken, uuid::Uuid};
+use assay_evidence::{token::LuksToken, uuid::Uuid};
 use assay_verifier::{
-    keystore::{self, FileKeyStore, KeyInfo, KeySource, KeyStoreError, Listing, Passphrase, StoredKey},
-    seal::{self, HEADER_LEN, Request, SealError},
+    keystore::{KeyInfo, KeySource, KeyStoreError, Listing, Passphrase, StoredKey},
+    seal::{self, HEADER_LEN, Request, SealError, Terms},
 };
-use tempfile::TempDir;
 
-const MIB: usize = 1024 * 1024;
-
-/// A state directory with a key store, and a disk image beside it.
-struct Bench {
-    dir: TempDir,
-    keys: FileKeyStore,
-}
-
-impl Bench {
-    fn new(disk: &[u8]) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        keystore::create_master(dir.path()).unwrap();
-        let keys = FileKeyStore::open(dir.path()).unwrap();
-        fs::write(dir.path().join("disk.raw"), disk).unwrap();
-        Self { dir, keys }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
-    fn seal(&self) -> Result<KeyInfo, SealError> {
-        self.seal_into("disk.luks", &self.keys)
-    }
-
-    fn seal_into(&self, output: &str, keys: &dyn KeySource) -> Result<KeyInfo, SealError> {
-        let request = Request {
-            input: &self.path("disk.raw"),
-            output: &self.path(output),
-            policy: "default",
-            tags: &[],
-            verifiers: &["https://verifier.example:8440".to_owned()],
-            verifier_spki_sha256: ca(),
-            now: 1_795_465_020,
-        };
-        seal::seal(&request, keys, &mut |_, _| {})
-    }
-
-    /// The passphrase in a file, as `--key-file` wants it.
-    fn key_file(&self, key_id: Uuid) -> PathBuf {
-        let path = self.path("passphrase");
-        fs::write(&path, self.keys.get(key_id).unwrap().passphrase.expose()).unwrap();
-        path
-    }
-
-    /// Nothing half done: neither the image, nor a partial one, nor a key.
-    fn assert_nothing_left(&self) {
-        assert!(!self.path("disk.luks").exists());
-        assert!(!self.path("disk.luks.partial").exists());
-        let Listing { keys, damaged } = self.keys.list().unwrap();
-        assert!(keys.is_empty() && damaged.is_empty());
-    }
-}
-
-fn ca() -> Sha256Digest {
-    "5a".repeat(32).parse().unwrap()
-}
-
-/// Bytes without any pattern that could hide a block in the wrong place.
-fn disk(len: usize) -> Vec<u8> {
-    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-    let mut bytes = Vec::with_capacity(len);
-    while bytes.len() < len {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        bytes.extend_from_slice(&state.to_le_bytes());
-    }
-    bytes.truncate(len);
-    bytes
-}
-
-fn cryptsetup(args: &[&str], path: &Path) -> Output {
-    let output = Command::new("cryptsetup").args(args).arg(path).output();
-    let output = output.expect("cryptsetup is not installed: `cargo xtask setup` installs it");
-    assert!(
-        output.status.success(),
-        "cryptsetup {args:?}: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    output
-}
+use crate::bench::{Bench, MIB, ca, cryptsetup, decrypted_by_cryptsetup, disk, request, terms};
 
 #[test]
 fn cryptsetup_decrypts_to_the_disk_that_was_sealed() {
@@ -110,21 +21,8 @@ fn cryptsetup_decrypts_to_the_disk_that_was_sealed() {
 
     let image = bench.path("disk.luks");
     let key_file = bench.key_file(info.key_id);
-    let header = bench.path("exported-header");
-    let (key_file, header) = (key_file.to_str().unwrap(), header.to_str().unwrap());
-    let args = [
-        "--decrypt",
-        "--header",
-        header,
-        "--force-offline-reencrypt",
-        "--key-file",
-        key_file,
-        "--batch-mode",
-    ];
-    cryptsetup(&[&["reencrypt"], &args[..]].concat(), &image);
-
     // cryptsetup decrypts in place and leaves the room of the header behind the disk.
-    let plain = fs::read(&image).unwrap();
+    let plain = decrypted_by_cryptsetup(&image, &key_file);
     assert!(plain.starts_with(&disk), "the decrypted image is not the disk");
 }
 
@@ -162,7 +60,7 @@ fn luks_dump_shows_the_layout_that_was_asked_for() {
 }
 
 #[test]
-fn the_owner_can_add_a_recovery_passphrase() {
+fn the_owner_can_add_a_passphrase() {
     let bench = Bench::new(&disk(MIB));
     let info = bench.seal().unwrap();
     let key_file = bench.key_file(info.key_id);
@@ -210,15 +108,8 @@ fn two_seals_of_one_disk_share_nothing() {
 fn progress_ends_at_the_whole_disk() {
     let bench = Bench::new(&disk(2 * MIB + 512));
     let mut heard = Vec::new();
-    let request = Request {
-        input: &bench.path("disk.raw"),
-        output: &bench.path("disk.luks"),
-        policy: "default",
-        tags: &[],
-        verifiers: &["https://verifier.example:8440".to_owned()],
-        verifier_spki_sha256: ca(),
-        now: 0,
-    };
+    let (input, output) = (bench.path("disk.raw"), bench.path("disk.luks"));
+    let request = request(&input, &output);
     seal::seal(&request, &bench.keys, &mut |done, total| heard.push((done, total))).unwrap();
     let (mib, total) = (MIB as u64, 2 * MIB as u64 + 512);
     assert_eq!(heard, [(mib, total), (2 * mib, total), (total, total)]);
@@ -285,10 +176,18 @@ fn nothing_is_overwritten() {
     assert!(matches!(bench.seal(), Err(SealError::OutputExists(_))));
     fs::remove_file(bench.path("disk.luks")).unwrap();
 
-    fs::write(bench.path("disk.luks.partial"), "another run").unwrap();
+    // Another run writes: it holds a lock.
+    let partial = bench.path("disk.luks.partial");
+    fs::write(&partial, "another run").unwrap();
+    let running = fs::File::open(&partial).unwrap();
+    running.lock().unwrap();
     assert!(matches!(bench.seal(), Err(SealError::PartialExists(_))));
-    assert_eq!(fs::read(bench.path("disk.luks.partial")).unwrap(), b"another run");
+    assert_eq!(fs::read(&partial).unwrap(), b"another run");
     assert!(bench.keys.list().unwrap().keys.is_empty());
+    // One that ended in the middle doesn't.
+    drop(running);
+    bench.seal().unwrap();
+    assert!(!partial.exists());
 }
 
 #[test]
@@ -311,14 +210,13 @@ fn an_output_in_no_directory_is_refused() {
 #[test]
 fn a_policy_that_no_token_can_carry_is_refused() {
     let bench = Bench::new(&disk(MIB));
+    let (input, output) = (bench.path("disk.raw"), bench.path("disk.luks"));
     let request = Request {
-        input: &bench.path("disk.raw"),
-        output: &bench.path("disk.luks"),
-        policy: "../default",
-        tags: &[],
-        verifiers: &["https://verifier.example:8440".to_owned()],
-        verifier_spki_sha256: ca(),
-        now: 0,
+        terms: Terms {
+            policy: "../default",
+            ..terms()
+        },
+        ..request(&input, &output)
     };
     assert!(matches!(
         seal::seal(&request, &bench.keys, &mut |_, _| {}),
@@ -333,15 +231,8 @@ fn an_image_written_to_while_it_is_read_is_refused() {
     let input = bench.path("disk.raw");
     for new_len in [MIB as u64, 3 * MIB as u64] {
         fs::write(&input, disk(2 * MIB)).unwrap();
-        let request = Request {
-            input: &input,
-            output: &bench.path("disk.luks"),
-            policy: "default",
-            tags: &[],
-            verifiers: &["https://verifier.example:8440".to_owned()],
-            verifier_spki_sha256: ca(),
-            now: 0,
-        };
+        let output = bench.path("disk.luks");
+        let request = request(&input, &output);
         let mut change = |_, _| {
             fs::File::options()
                 .write(true)
@@ -371,6 +262,10 @@ impl KeySource for Broken {
     fn put(&self, _: &KeyInfo, _: &Passphrase) -> Result<(), KeyStoreError> {
         Err(KeyStoreError::Random)
     }
+    fn set_terms(&self, key_id: Uuid, _: &assay_evidence::terms::Terms) -> Result<(), KeyStoreError> {
+        Err(KeyStoreError::NotFound { key_id })
+    }
+
     fn remove(&self, key_id: Uuid) -> Result<(), KeyStoreError> {
         Err(KeyStoreError::NotFound { key_id })
     }
@@ -388,15 +283,8 @@ fn no_image_without_its_key() {
 fn a_name_taken_at_the_last_moment_is_respected_and_the_key_goes() {
     let bench = Bench::new(&disk(MIB));
     let output = bench.path("disk.luks");
-    let request = Request {
-        input: &bench.path("disk.raw"),
-        output: &output,
-        policy: "default",
-        tags: &[],
-        verifiers: &["https://verifier.example:8440".to_owned()],
-        verifier_spki_sha256: ca(),
-        now: 0,
-    };
+    let input = bench.path("disk.raw");
+    let request = request(&input, &output);
     let mut intrude = |_, _| fs::write(&output, "theirs").unwrap();
     assert!(matches!(
         seal::seal(&request, &bench.keys, &mut intrude),

@@ -1,0 +1,183 @@
+//! A header in libcryptsetup's hands, together with what it says: what was checked is what is used.
+
+use std::fs::File;
+use std::os::unix::fs::FileTypeExt as _;
+use std::path::Path;
+
+use assay_evidence::luks;
+use assay_evidence::token::{LuksToken, TokenError};
+use assay_evidence::uuid::Uuid;
+use libcryptsetup_rs::consts::vals::EncryptionFormat;
+use libcryptsetup_rs::{CryptDevice, CryptInit, Either, LibcryptErr};
+use serde_json::Value;
+
+use super::luks1::HeaderCopy;
+use super::{CIPHER, DiskError, Header, MAX_ITERATIONS, MAX_KDF_KIB, MAX_KDF_WORK_KIB, open_by_name};
+
+/// A header, and the device that libcryptsetup opens with it.
+pub(super) struct Loaded {
+    pub(super) header: Header,
+    pub(super) device: CryptDevice,
+    /// Of LUKS1; libcryptsetup reads key slots in it.
+    _copy: Option<HeaderCopy>,
+}
+
+impl Loaded {
+    /// That of an image.
+    ///
+    /// # Errors
+    /// Those of [`Header::read`].
+    pub(super) fn of(image: &Path) -> Result<Self, DiskError> {
+        match HeaderCopy::take(&mut open_image(image)?, image)? {
+            Some(copy) => {
+                let failed = |source| header_failed(image, source);
+                let apart = copy.path();
+                let paths = Either::Right((apart.as_path(), image));
+                let mut device = CryptInit::init_with_data_device(paths).map_err(failed)?;
+                let load = device.context_handle().load::<()>(Some(EncryptionFormat::Luks1), None);
+                load.map_err(failed)?;
+                Self::luks1(device, copy, image)
+            }
+            None => Self::luks2(load_luks2(image)?, image),
+        }
+    }
+
+    /// That of an image which is open under this name.
+    ///
+    /// # Errors
+    /// Those of [`Header::read`], [`DiskError::NotOpen`].
+    pub(super) fn of_mapping(name: &str, image: &Path) -> Result<Self, DiskError> {
+        match HeaderCopy::take(&mut open_image(image)?, image)? {
+            Some(copy) => Self::luks1(open_by_name(name, Some(&copy.path()))?, copy, image),
+            None => Self::luks2(open_by_name(name, None)?, image),
+        }
+    }
+
+    fn luks1(device: CryptDevice, copy: HeaderCopy, image: &Path) -> Result<Self, DiskError> {
+        Ok(Self {
+            header: copy.header(image)?,
+            device,
+            _copy: Some(copy),
+        })
+    }
+
+    fn luks2(mut device: CryptDevice, image: &Path) -> Result<Self, DiskError> {
+        Ok(Self {
+            header: luks2_header(&mut device, image)?,
+            device,
+            _copy: None,
+        })
+    }
+}
+
+fn header_failed(image: &Path, source: LibcryptErr) -> DiskError {
+    DiskError::Header {
+        image: image.to_owned(),
+        source,
+    }
+}
+
+fn luks2_header(device: &mut CryptDevice, image: &Path) -> Result<Header, DiskError> {
+    let failed = |source| header_failed(image, source);
+    let uuid = *device.status_handle().get_uuid().map_err(failed)?.as_bytes();
+    let metadata = device.status_handle().dump_json().map_err(failed)?;
+    check_ciphers(&metadata, image)?;
+    check_costs(&metadata, image)?;
+    let token = find_token(&metadata).map_err(|source| DiskError::Token {
+        image: image.to_owned(),
+        source,
+    })?;
+    let fingerprint = luks::luks2(Uuid::new(uuid), &metadata).map_err(|source| DiskError::Fingerprint {
+        image: image.to_owned(),
+        source,
+    })?;
+    Ok(Header {
+        image: image.to_owned(),
+        uuid,
+        token,
+        fingerprint,
+    })
+}
+
+fn open_image(image: &Path) -> Result<File, DiskError> {
+    // libcryptsetup answers "not a block device" to a file that is missing; ask the system first.
+    let open = |source| DiskError::Open {
+        image: image.to_owned(),
+        source,
+    };
+    let kind = std::fs::metadata(image).map_err(open)?.file_type();
+    if kind.is_dir() {
+        return Err(open(std::io::ErrorKind::IsADirectory.into()));
+    }
+    // Opening a pipe would wait for its other end, and with it every other disk.
+    if !kind.is_file() && !kind.is_block_device() {
+        return Err(open(std::io::Error::other("it is neither a file nor a block device")));
+    }
+    File::open(image).map_err(open)
+}
+
+/// libcryptsetup's hold of a LUKS2 header.
+pub(super) fn load_luks2(image: &Path) -> Result<CryptDevice, DiskError> {
+    let not_luks = |source| DiskError::NotLuks {
+        image: image.to_owned(),
+        source,
+    };
+    let mut device = CryptInit::init(image).map_err(not_luks)?;
+    device
+        .context_handle()
+        .load::<()>(Some(EncryptionFormat::Luks2), None)
+        .map_err(not_luks)?;
+    Ok(device)
+}
+
+/// Data and key slots, all of them: the slot that opens is whichever accepts the passphrase.
+pub(super) fn check_ciphers(metadata: &Value, image: &Path) -> Result<(), DiskError> {
+    let entries = |what: &str| metadata.get(what).and_then(Value::as_object).into_iter().flatten();
+    let segments = entries("segments").map(|(id, segment)| (format!("data segment {id}"), segment));
+    let slots =
+        entries("keyslots").map(|(id, slot)| (format!("key slot {id}"), slot.get("area").unwrap_or(&Value::Null)));
+    let parts: Vec<_> = segments.chain(slots).collect();
+    for (part, value) in parts {
+        let cipher = value.get("encryption").and_then(Value::as_str).unwrap_or("nothing");
+        if cipher != CIPHER {
+            let cipher = cipher.chars().take(80).collect();
+            return Err(DiskError::Cipher {
+                image: image.to_owned(),
+                part,
+                cipher,
+            });
+        }
+    }
+    Ok(())
+}
+
+/// The key derivations of all key slots and digests: a passphrase may be tried on each, on the one thread that opens disks.
+pub(super) fn check_costs(metadata: &Value, image: &Path) -> Result<(), DiskError> {
+    let entries = |what: &str| metadata.get(what).and_then(Value::as_object).into_iter().flatten();
+    let slots =
+        entries("keyslots").map(|(id, slot)| (format!("key slot {id}"), slot.get("kdf").unwrap_or(&Value::Null)));
+    let digests = entries("digests").map(|(id, digest)| (format!("digest {id}"), digest));
+    for (part, kdf) in slots.chain(digests) {
+        let number = |member: &str| kdf.get(member).and_then(Value::as_u64).unwrap_or(0);
+        let (iterations, passes, memory) = (number("iterations"), number("time"), number("memory"));
+        if iterations > MAX_ITERATIONS || memory > MAX_KDF_KIB || passes.saturating_mul(memory) > MAX_KDF_WORK_KIB {
+            return Err(DiskError::Cost {
+                image: image.to_owned(),
+                part,
+                wanted: format!("{iterations} iterations, {passes} passes over {memory} KiB"),
+            });
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn find_token(metadata: &Value) -> Result<LuksToken, TokenError> {
+    let tokens: Vec<Value> = metadata
+        .get("tokens")
+        .and_then(Value::as_object)
+        .into_iter()
+        .flatten()
+        .map(|(_, token)| token.clone())
+        .collect();
+    LuksToken::find(&tokens)
+}

@@ -1,0 +1,98 @@
+//! Who asks for a key next, and which verifier is asked first, when many machines start at once.
+//!
+//! The TPM has one release key at a time. Whoever cannot have it yet would hold a connection and a challenge that grow old meanwhile; so
+//! only as many ask at once as keep the TPM busy, and the others wait here, in the order in which they came.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::{Semaphore, SemaphorePermit};
+
+/// Requests under way at once: one has the TPM, the next ones connect and get their challenges. A verifier takes eight connections of
+/// one host; a poll's and a verdict's are not kept out.
+const AT_ONCE: usize = 4;
+/// So long a verifier that was not reached is asked last.
+const SILENT_FOR: Duration = Duration::from_secs(30);
+
+/// The turns of one agent; clones share them.
+#[derive(Debug, Clone)]
+pub struct Turns(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    turns: Semaphore,
+    /// Since when a verifier has not been reached.
+    silent: Mutex<HashMap<String, Instant>>,
+}
+
+impl Default for Turns {
+    fn default() -> Self {
+        Self(Arc::new(Shared {
+            turns: Semaphore::new(AT_ONCE),
+            silent: Mutex::default(),
+        }))
+    }
+}
+
+impl Turns {
+    /// Waits for a turn, at most so long; it ends when the answer is dropped.
+    pub async fn take(&self, within: Duration) -> Option<SemaphorePermit<'_>> {
+        // The semaphore is never closed.
+        tokio::time::timeout(within, self.0.turns.acquire()).await.ok()?.ok()
+    }
+
+    /// A verifier was not reached.
+    pub fn silent(&self, verifier: &str, now: Instant) {
+        self.lock().insert(verifier.to_owned(), now);
+    }
+
+    /// A verifier was reached.
+    pub fn heard(&self, verifier: &str) {
+        self.lock().remove(verifier);
+    }
+
+    /// These verifiers, those last that were silent a moment ago: each start of a machine would wait for them anew.
+    #[must_use]
+    pub fn order(&self, mut verifiers: Vec<String>, now: Instant) -> Vec<String> {
+        let mut silent = self.lock();
+        silent.retain(|_, since| now.saturating_duration_since(*since) < SILENT_FOR);
+        verifiers.sort_by_key(|verifier| silent.contains_key(verifier));
+        verifiers
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, Instant>> {
+        self.0.silent.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_silent_verifier_is_asked_last_for_a_while() {
+        let (turns, now) = (Turns::default(), Instant::now());
+        let both = || vec!["a".to_owned(), "b".to_owned()];
+        assert_eq!(turns.order(both(), now), ["a", "b"]);
+        turns.silent("a", now);
+        assert_eq!(turns.order(both(), now), ["b", "a"]);
+        turns.silent("b", now);
+        assert_eq!(turns.order(both(), now), ["a", "b"], "none is better than the other");
+        turns.heard("b");
+        assert_eq!(turns.order(both(), now), ["b", "a"]);
+        assert_eq!(turns.order(both(), now + SILENT_FOR), ["a", "b"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_turn_is_waited_for_and_not_longer_than_said() {
+        let turns = Turns::default();
+        let mut taken = Vec::new();
+        for _ in 0..AT_ONCE {
+            taken.push(turns.take(Duration::ZERO).await.unwrap());
+        }
+        assert!(turns.take(Duration::from_secs(60)).await.is_none());
+        taken.pop();
+        assert!(turns.take(Duration::ZERO).await.is_some());
+    }
+}

@@ -1,0 +1,235 @@
+//! Keys that a host may not hold any more: what becomes of its open disks, in a real kernel; and where a key is not to be found.
+
+use assay_evidence::uuid::Uuid;
+use assay_tests::HarnessError;
+use assay_tests::agent::{self, Agent};
+use assay_tests::guest::Guest;
+use assay_verifier::keystore::{FileKeyStore, KeySource as _};
+use serde_json::Value;
+
+use crate::common::{PATIENCE, Stage, put_new_program, stop, trusted};
+
+/// Seals a disk with these terms, opens it as this name, and mounts it there. One called `luks1` is that.
+fn opened(stage: &Stage, name: &str, terms: &[&str]) -> Result<Uuid, HarnessError> {
+    let guest = stage.vm.guest();
+    let image = format!("/root/{name}.img");
+    let before = keys(stage)?;
+    match name {
+        "luks1" => stage.luks1_disk(&image, name.as_bytes())?,
+        _ => stage.sealed_disk(&image, name.as_bytes())?,
+    }
+    let key = keys(stage)?
+        .into_iter()
+        .find(|key| !before.contains(key))
+        .expect("a new key");
+    let id = key.to_string();
+    stage
+        .verifier
+        .run_ok(&[&["key", "terms", id.as_str()], terms].concat())?;
+    let ended = guest.run(&["assay-agent", "unlock", &image, "--name", name, "--timeout", "60"])?;
+    assert!(ended.ok(), "{ended}\n{}", stage.agent.journal());
+    let device = format!("/dev/mapper/{name}");
+    guest.script(&format!("mkdir -p /mnt/{name}"))?;
+    guest.run_ok(&["mount", "-o", "ro", &device, &format!("/mnt/{name}")])?;
+    Ok(key)
+}
+
+fn keys(stage: &Stage) -> Result<Vec<Uuid>, HarnessError> {
+    let listed: Value = serde_json::from_str(&stage.verifier.run_ok(&["key", "list", "--json"])?).expect("JSON");
+    let keys = listed["keys"].as_array().expect("a list");
+    Ok(keys
+        .iter()
+        .map(|key| key["key_id"].as_str().and_then(|id| id.parse().ok()).expect("an id"))
+        .collect())
+}
+
+/// Waits until the agent says this of a disk.
+fn wait_disk(agent: &Agent, name: &str, what: &str, is: impl Fn(&Value) -> bool) -> Result<Value, HarnessError> {
+    Guest::wait_for(what, PATIENCE, || {
+        let status = agent.status()?;
+        let disks = status["disks"].as_array().cloned().unwrap_or_default();
+        Ok(disks.into_iter().find(|disk| disk["name"] == name && is(disk)))
+    })
+}
+
+/// Whether the kernel says that a device waits.
+fn suspended(guest: &Guest, name: &str) -> Result<bool, HarnessError> {
+    let said = guest.run_ok(&["dmsetup", "info", "-c", "--noheadings", "-o", "suspended", name])?;
+    Ok(said.trim() == "Suspended")
+}
+
+#[test]
+fn vm_a_host_that_turns_bad_loses_its_keys_and_gets_them_back() -> Result<(), HarnessError> {
+    let mut stage = trusted()?;
+    opened(&stage, "wiped", &["--lease", "600", "--on-loss", "wipe"])?;
+    opened(&stage, "luks1", &["--lease", "600", "--on-loss", "wipe"])?;
+    opened(&stage, "waits", &["--on-loss", "suspend"])?;
+
+    // An agent that is started again knows them.
+    stop(stage.vm.guest(), &stage.agent)?;
+    stage.agent = Agent::start(stage.vm.guest())?;
+    let guest = stage.vm.guest();
+    for name in ["wiped", "luks1"] {
+        wait_disk(&stage.agent, name, "the disk is known", |disk| {
+            disk["state"] == "open" && disk["on_loss"] == "wipe" && disk["lease_left_s"].as_u64() > Some(0)
+        })?;
+    }
+
+    put_new_program(&stage.vm, "/root/rogue")?;
+    guest.run_ok(&["/root/rogue"])?;
+    let lost = wait_disk(&stage.agent, "wiped", "the key is wiped", |disk| {
+        disk["state"] == "wiped"
+    })?;
+    assert!(
+        lost["lost"].as_str().is_some_and(|why| why.contains("/root/rogue")),
+        "{lost}"
+    );
+    wait_disk(&stage.agent, "luks1", "the key is wiped", |disk| {
+        disk["state"] == "wiped"
+    })?;
+    wait_disk(&stage.agent, "waits", "the disk waits", |disk| {
+        disk["state"] == "suspended"
+    })?;
+    for name in ["wiped", "luks1", "waits"] {
+        assert!(suspended(guest, name)?, "{name}");
+    }
+    // The kernel has no key that it could go on with.
+    for name in ["wiped", "luks1"] {
+        assert!(!guest.run(&["dmsetup", "resume", name])?.ok());
+        assert!(suspended(guest, name)?);
+    }
+    let refused = agent::unlock(guest, "/root/wiped.img", 20)?;
+    assert_eq!(refused.code, Some(3), "{refused}");
+
+    // Approved and trusted again: the one goes on by itself, the other needs its key anew.
+    Guest::wait_for("the host is not trusted again", PATIENCE, || {
+        stage
+            .verifier
+            .run_ok(&["policy", "capture", crate::common::HOST, "--add"])?;
+        Ok((stage.verifier.host(crate::common::HOST)?.state == "trusted").then_some(()))
+    })?;
+    wait_disk(&stage.agent, "waits", "the disk goes on", |disk| {
+        disk["state"] == "open"
+    })?;
+    assert_eq!(guest.run_ok(&["cat", "/mnt/waits/hello"])?, "waits");
+    assert!(suspended(guest, "wiped")?);
+    for name in ["wiped", "luks1"] {
+        let ended = agent::unlock(guest, &format!("/root/{name}.img"), 60)?;
+        assert!(ended.ok(), "{ended}\n{}", stage.agent.journal());
+        assert_eq!(ended.stdout.trim(), format!("/dev/mapper/{name}"));
+        assert!(!suspended(guest, name)?);
+        assert_eq!(guest.run_ok(&["cat", &format!("/mnt/{name}/hello")])?, name);
+    }
+    Ok(())
+}
+
+/// When the verifier looked at the host last.
+fn last_quote(stage: &Stage) -> Result<Value, HarnessError> {
+    let shown = stage
+        .verifier
+        .run_ok(&["host", "show", crate::common::HOST, "--json"])?;
+    let mut shown: Value = serde_json::from_str(&shown).expect("JSON");
+    Ok(shown["last_quote"].take())
+}
+
+/// The verifier asks by itself once more, and then in an hour.
+fn poll_seldom(stage: &mut Stage) -> Result<(), HarnessError> {
+    stage.verifier.stop();
+    let before = last_quote(stage)?;
+    // Times are in seconds.
+    std::thread::sleep(std::time::Duration::from_millis(1100));
+    stage.verifier.poll_every(3600)?;
+    Guest::wait_for("the first poll", PATIENCE, || {
+        Ok((last_quote(stage)? != before).then_some(()))
+    })
+}
+
+#[test]
+fn vm_an_unapproved_program_costs_the_key_at_once_and_not_with_the_next_poll() -> Result<(), HarnessError> {
+    let mut stage = trusted()?;
+    poll_seldom(&mut stage)?;
+    opened(&stage, "wiped", &["--on-loss", "wipe"])?;
+    let guest = stage.vm.guest();
+    put_new_program(&stage.vm, "/root/rogue")?;
+    let start = std::time::Instant::now();
+    guest.run_ok(&["/root/rogue"])?;
+    let lost = wait_disk(&stage.agent, "wiped", "the key is wiped", |disk| {
+        disk["state"] == "wiped"
+    })?;
+    println!(
+        "from the program's start to the wiped key: {} ms, emulated or not",
+        start.elapsed().as_millis()
+    );
+    assert!(
+        lost["lost"].as_str().is_some_and(|why| why.contains("/root/rogue")),
+        "{lost}"
+    );
+    assert!(suspended(guest, "wiped")?);
+    Ok(())
+}
+
+/// Prints how often each line of a file is in the memory of a process: perl, since it reads where no file is mapped as well.
+const SEARCH: &str = r#"
+my ($pid, $file) = @ARGV;
+open(my $f, '<', $file) or die; my @needles = <$f>; chomp @needles;
+my %found = map { $_ => 0 } @needles;
+open(my $maps, '<', "/proc/$pid/maps") or die; open(my $mem, '<', "/proc/$pid/mem") or die;
+while (<$maps>) {
+    my ($from, $to, $rights) = /^([0-9a-f]+)-([0-9a-f]+) (\S+)/ or next;
+    next if $rights !~ /^r/ or /\[v(var|syscall)/;
+    ($from, $to) = (hex $from, hex $to);
+    for (my ($at, $tail) = ($from, ''); $at < $to; ) {
+        sysseek($mem, $at, 0) or last;
+        my $read = sysread($mem, my $block, $to - $at < 1048576 ? $to - $at : 1048576) or last;
+        $at += $read;
+        $block = $tail . $block;
+        for my $needle (@needles) { $found{$needle}++ while $block =~ /\Q$needle\E/g }
+        $tail = substr($block, -64);
+    }
+}
+print "$found{$_}\n" for @needles;
+"#;
+
+#[test]
+fn vm_a_key_is_nowhere_once_the_disk_is_open() -> Result<(), HarnessError> {
+    let stage = trusted()?;
+    let (guest, pid) = (stage.vm.guest(), stage.agent.pid());
+    let key = opened(&stage, "secret", &["--lease", "600", "--on-loss", "wipe"])?;
+    let stored = FileKeyStore::open(&stage.verifier.state_dir()).expect("the verifier's keys");
+    let stored = stored.get(key).expect("the key");
+    let passphrase = String::from_utf8_lossy(stored.passphrase.expose()).into_owned();
+
+    // The key's id is there, as it must be: the search finds what there is. Halves, for copies that were overwritten in part.
+    let (first, second) = passphrase.split_at(32);
+    let needles = format!("{key}\n{first}\n{second}\n");
+    guest.put("/root/needles", 0o600, needles.as_bytes())?;
+    let pid_text = pid.to_string();
+    let counts = guest.run_ok(&["perl", "-e", SEARCH, &pid_text, "/root/needles"])?;
+    let counts: Vec<u32> = counts.lines().map(|line| line.parse().expect("a number")).collect();
+    assert!(counts[0] > 0, "the key's id is in the agent's memory: {counts:?}");
+    assert_eq!(counts[1..], [0, 0], "parts of the key in the agent's memory");
+
+    for file in ["environ", "cmdline"] {
+        let text = guest.get(&format!("/proc/{pid}/{file}"))?;
+        assert!(!String::from_utf8_lossy(&text).contains(first), "{file}");
+    }
+    for place in ["/run/assay", "/var/lib/assay", "/var/log", "/tmp"] {
+        let found = guest.run(&["grep", "-r", "-l", "-F", "-e", first, "-e", second, place])?;
+        assert_eq!(found.stdout, "", "{place}");
+    }
+    assert!(!stage.agent.journal().contains(first));
+
+    // What it has in memory stays there: nothing of it can be swapped out, and no core file is left.
+    let status = String::from_utf8_lossy(&guest.get(&format!("/proc/{pid}/status"))?).into_owned();
+    let number = |name: &str| {
+        let line = status.lines().find(|line| line.starts_with(name)).unwrap_or_default();
+        line.split_whitespace().nth(1).and_then(|n| n.parse::<u64>().ok())
+    };
+    assert!(number("VmLck:") > Some(0), "{status}");
+    guest.script(&format!(
+        "echo /root/core.%p > /proc/sys/kernel/core_pattern; prlimit --pid {pid} --core=unlimited; kill -SEGV {pid}"
+    ))?;
+    guest.wait(pid, PATIENCE)?;
+    assert_eq!(guest.run_ok(&["find", "/root", "-name", "core*"])?, "", "a core file");
+    Ok(())
+}

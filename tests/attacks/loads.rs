@@ -206,6 +206,8 @@ fn attack_08_scripts_and_interpreters() -> Result<(), HarnessError> {
             name: "python3 FILE",
             payload: Payload::Text("import sys\nsys.exit(42)"),
             play: |guest, path| Hook::run(guest, &["python3", path], EXIT),
+            // It looks whether the file is an archive before it opens it as a script.
+            retries: true,
             ..named
         },
     ];

@@ -19,6 +19,9 @@ use crate::workspace::root;
 /// Machines at a time: each has two virtual processors.
 const MACHINES: &str = "2";
 
+/// Tests of a layer that are tried once more. More at a time fail of something that is wrong.
+const MOST_SECOND_TRIES: usize = 3;
+
 /// A layer of tests, by what it needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
 pub enum Layer {
@@ -98,6 +101,12 @@ impl Layer {
         matches!(self, Self::Vm | Self::Attacks | Self::Xen | Self::Packages)
     }
 
+    /// Whether a test of it that failed is tried once more, alone: those whose TPMs and machines are emulated beside others,
+    /// on a host that may be busy with more. An attack that works one time in ten works: it gets no second try.
+    const fn is_tried_again(self) -> bool {
+        matches!(self, Self::Tpm | Self::Vm | Self::Xen | Self::Packages)
+    }
+
     /// Why it cannot run here, if so.
     fn obstacle(self) -> Option<String> {
         let lacks = |programs: &[&str]| {
@@ -121,6 +130,31 @@ impl Layer {
     /// Which tests belong to it: vectors and machines have targets of their own; `tpm_` starts the names of the tests
     /// that need a TPM, and `peer_` of those that ask somebody else's server, wherever they are; the rest is unit.
     fn cargo(self, filter: Option<&str>) -> Command {
+        let mut command = self.targets();
+        command.arg("--");
+        match (self, filter) {
+            (Self::Unit, filter) => command.args(["--skip", "tpm_", "--skip", "peer_"]).args(filter),
+            (Self::Vectors | Self::Fuzz, filter) => command.args(filter),
+            // libtest takes several filters as alternatives: a filter given stands alone.
+            (Self::Tpm | Self::Peers, Some(filter)) => command.arg(filter),
+            (Self::Tpm, None) => command.arg("tpm_"),
+            (Self::Peers, None) => command.arg("peer_"),
+            (Self::Vm | Self::Attacks | Self::Xen | Self::Packages, filter) => {
+                command.args(["--test-threads", MACHINES]).args(filter)
+            }
+        };
+        command
+    }
+
+    /// These tests of it alone, one after the other.
+    fn cargo_again(self, names: &BTreeSet<String>) -> Command {
+        let mut command = self.targets();
+        command.args(["--", "--test-threads", "1", "--exact"]).args(names);
+        command
+    }
+
+    /// The programs that hold its tests.
+    fn targets(self) -> Command {
         let mut command = cargo();
         command.arg("test");
         match self {
@@ -139,18 +173,6 @@ impl Layer {
                 command.args(["--workspace", "--exclude", "assay-fuzz", "--no-fail-fast", "--tests"])
             }
         };
-        command.arg("--");
-        match (self, filter) {
-            (Self::Unit, filter) => command.args(["--skip", "tpm_", "--skip", "peer_"]).args(filter),
-            (Self::Vectors | Self::Fuzz, filter) => command.args(filter),
-            // libtest takes several filters as alternatives: a filter given stands alone.
-            (Self::Tpm | Self::Peers, Some(filter)) => command.arg(filter),
-            (Self::Tpm, None) => command.arg("tpm_"),
-            (Self::Peers, None) => command.arg("peer_"),
-            (Self::Vm | Self::Attacks | Self::Xen | Self::Packages, filter) => {
-                command.args(["--test-threads", MACHINES]).args(filter)
-            }
-        };
         command
     }
 }
@@ -166,7 +188,11 @@ struct Outcome {
     skipped: Option<String>,
     /// It failed to build, or a test process died.
     broken: bool,
+    /// A test process has begun, and not ended.
+    open: bool,
     failures: BTreeSet<String>,
+    /// Failed first, and passed when they were tried again.
+    second: BTreeSet<String>,
 }
 
 /// Runs the layers named, or all.
@@ -233,26 +259,43 @@ fn run_layer(layer: Layer, built: Option<&Built>, filter: Option<&str>) -> Resul
             _ => image::prepare_saved(built)?,
         }
     }
-    let mut outcome = Outcome::default();
     let mut tests = layer.cargo(filter);
-    if layer == Layer::Packages {
-        package::for_tests(&mut tests)?;
+    configure(layer, &mut tests)?;
+    let mut outcome = tested(&mut tests)?;
+    if layer.is_tried_again() && (1..=MOST_SECOND_TRIES).contains(&outcome.failures.len()) {
+        note("what failed is tried once more, alone");
+        let mut tests = layer.cargo_again(&outcome.failures);
+        configure(layer, &mut tests)?;
+        let second = tested(&mut tests)?;
+        outcome.tried_again(second);
     }
-    if layer == Layer::Peers {
-        setup::install_servers()?;
-        setup::SERVERS
-            .iter()
-            .try_for_each(|server| server.configure(&mut tests))?;
-    }
-    let status = lines(&mut tests, |line| {
-        outcome.read(line);
-        println!("{line}");
-    })?;
-    outcome.broken = !status.success() && outcome.failed == 0;
     if layer == Layer::Fuzz && outcome.good() {
         outcome.add(fuzz(filter)?);
     }
     outcome.seconds = start.elapsed().as_secs();
+    Ok(outcome)
+}
+
+/// Tells the tests where the things are that their layer needs, made here if need be.
+fn configure(layer: Layer, tests: &mut Command) -> Result<(), Error> {
+    match layer {
+        Layer::Packages => package::for_tests(tests),
+        Layer::Peers => {
+            setup::install_servers()?;
+            setup::SERVERS.iter().try_for_each(|server| server.configure(tests))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Runs these tests, printing what they print.
+fn tested(tests: &mut Command) -> Result<Outcome, Error> {
+    let mut outcome = Outcome::default();
+    let status = lines(tests, |line| {
+        outcome.read(line);
+        println!("{line}");
+    })?;
+    outcome.broken |= outcome.open || !status.success() && outcome.failed == 0;
     Ok(outcome)
 }
 
@@ -267,7 +310,12 @@ fn fuzz(filter: Option<&str>) -> Result<Found, Error> {
 impl Outcome {
     /// Takes what matters from a line that cargo or libtest printed.
     fn read(&mut self, line: &str) {
-        if let Some(rest) = line.strip_prefix("test result: ") {
+        if line.starts_with("running ") && line.trim_end_matches('s').ends_with(" test") {
+            // One that died before had no result.
+            self.broken |= self.open;
+            self.open = true;
+        } else if let Some(rest) = line.strip_prefix("test result: ") {
+            self.open = false;
             for part in rest.split([';', '.']) {
                 let mut words = part.split_whitespace();
                 let (Some(Ok(count)), Some(what)) = (words.next().map(str::parse::<u64>), words.next()) else {
@@ -285,6 +333,16 @@ impl Outcome {
             .and_then(|rest| rest.strip_suffix(" ... FAILED"))
         {
             self.failures.insert(name.to_owned());
+        }
+    }
+
+    /// Takes how the failures went when they were tried again. What did not run then has failed for good.
+    fn tried_again(&mut self, second: Self) {
+        let again = u64::try_from(self.failures.len()).unwrap_or(u64::MAX);
+        if !self.broken && self.failed == again && second.good() && second.passed == again {
+            self.passed += again;
+            self.failed = 0;
+            self.second = std::mem::take(&mut self.failures);
         }
     }
 
@@ -317,6 +375,9 @@ fn summary(outcomes: &[(Layer, Outcome)]) -> Result<(), Error> {
         }
         for name in &outcome.failures {
             println!("          failed: {name}");
+        }
+        for name in &outcome.second {
+            println!("          failed first, and passed alone: {name}");
         }
     }
     let names = |list: Vec<&str>| list.join(", ");
@@ -358,5 +419,54 @@ mod tests {
         outcome.read("test result: ok. 5 passed; 0 failed; 0 ignored; 0 measured; 1 filtered out; finished in 0.01s");
         assert_eq!((outcome.passed, outcome.failed, outcome.ignored), (17, 1, 2));
         assert_eq!(outcome.failures.into_iter().collect::<Vec<_>>(), ["a::c"]);
+    }
+
+    fn read(lines: &[&str]) -> Outcome {
+        let mut outcome = Outcome::default();
+        lines.iter().for_each(|line| outcome.read(line));
+        outcome.broken |= outcome.open;
+        outcome
+    }
+
+    const FIRST: [&str; 3] = [
+        "running 9 tests",
+        "test a::c ... FAILED",
+        "test result: FAILED. 8 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out; finished in 3.00s",
+    ];
+
+    #[test]
+    fn a_second_try_that_passes_is_counted_and_told() {
+        let mut outcome = read(&FIRST);
+        outcome.tried_again(read(&[
+            "running 1 test",
+            "test result: ok. 1 passed; 0 failed; 0 ignored; 0 measured; 8 filtered out; finished in 1.00s",
+        ]));
+        assert!(outcome.good(), "{outcome:?}");
+        assert_eq!((outcome.passed, outcome.failed), (9, 0));
+        assert!(outcome.second.contains("a::c"), "{outcome:?}");
+    }
+
+    #[test]
+    fn a_second_try_that_fails_or_does_not_run_changes_nothing() {
+        let result = |counts: &str| format!("test result: ok. {counts}; 0 ignored");
+        for second in ["0 passed; 1 failed", "0 passed; 0 failed"] {
+            let mut outcome = read(&FIRST);
+            outcome.tried_again(read(&["running 1 test", &result(second)]));
+            assert!(!outcome.good(), "{second}: {outcome:?}");
+            assert!(outcome.failures.contains("a::c"), "{second}: {outcome:?}");
+        }
+    }
+
+    #[test]
+    fn a_test_process_that_died_is_no_failed_test_that_can_be_tried_again() {
+        for lines in [
+            [&["running 4 tests"][..], &FIRST].concat(),
+            [&FIRST[..], &["running 4 tests"]].concat(),
+        ] {
+            let mut outcome = read(&lines);
+            assert!(outcome.broken, "{lines:?}");
+            outcome.tried_again(read(&["running 1 test", "test result: ok. 1 passed; 0 failed"]));
+            assert!(!outcome.good(), "{lines:?}");
+        }
     }
 }

@@ -183,11 +183,9 @@ impl Record {
         }
         let mut content = Vec::with_capacity(value.len().saturating_add(tlv::HEADER));
         tlv::put(&mut content, CONTENT_ASSAY, &value);
-        let digests = Algorithm::ALL
-            .into_iter()
-            .filter(|bank| banks.contains(bank))
-            .map(|bank| (bank, bank.hash(&content)))
-            .collect::<Vec<_>>();
+        let banks: Vec<Algorithm> = Algorithm::ALL.into_iter().filter(|bank| banks.contains(bank)).collect();
+        let hashes = Algorithm::hash_each(&banks, &content);
+        let digests: Vec<(Algorithm, Vec<u8>)> = banks.into_iter().zip(hashes).collect();
         if digests.is_empty() {
             return Err(CelError::Digest {
                 record: number,
@@ -285,8 +283,10 @@ impl Record {
     /// # Errors
     /// [`CelError::Digest`] naming the first bank whose digest is not that of the content.
     pub fn check_digests(&self) -> Result<(), CelError> {
-        for (bank, digest) in &self.digests {
-            if bank.hash(&self.content) != *digest {
+        let banks: Vec<Algorithm> = self.digests.iter().map(|(bank, _)| *bank).collect();
+        let hashes = Algorithm::hash_each(&banks, &self.content);
+        for ((bank, digest), hash) in self.digests.iter().zip(hashes) {
+            if hash != *digest {
                 let reason = "is not that of its content: the log was changed";
                 return Err(CelError::Digest {
                     record: self.number,

@@ -202,20 +202,57 @@ impl Algorithm {
         self.hash_parts(&[pcr, digest])
     }
 
+    /// Hashes `data` with each of `algorithms`, in their order, in one pass over it.
+    #[must_use]
+    pub fn hash_each(algorithms: &[Self], data: &[u8]) -> Vec<Vec<u8>> {
+        let mut contexts: Vec<Context> = algorithms.iter().copied().map(Context::new).collect();
+        let chunk = if contexts.len() > 1 { STEP } else { data.len().max(1) };
+        for part in data.chunks(chunk) {
+            contexts.iter_mut().for_each(|context| context.update(part));
+        }
+        contexts.into_iter().map(Context::finish).collect()
+    }
+
     fn hash_parts(self, parts: &[&[u8]]) -> Vec<u8> {
-        let algorithm = match self {
-            // ring's does not use the processor's instructions for it, and is three times as slow.
-            Self::Sha1 => {
-                let mut context = Sha1::new();
-                parts.iter().for_each(|part| context.update(part));
-                return context.finalize().to_vec();
-            }
-            Self::Sha256 => &digest::SHA256,
-            Self::Sha384 => &digest::SHA384,
-        };
-        let mut context = digest::Context::new(algorithm);
+        let mut context = Context::new(self);
         parts.iter().for_each(|part| context.update(part));
-        context.finish().as_ref().to_vec()
+        context.finish()
+    }
+}
+
+/// Bytes that each of several algorithms is given in turn: a block of SHA-1's and SHA-256's. Neither waits for the other's
+/// result, so that a processor with instructions for them works on both at once, as long as both are within its sight: a
+/// quarter less time than for one after the other, and almost nothing from 512 bytes on.
+const STEP: usize = 64;
+
+/// A hash that is being computed.
+enum Context {
+    /// ring's does not use the processor's instructions for it, and is three times as slow.
+    Sha1(Sha1),
+    Ring(digest::Context),
+}
+
+impl Context {
+    fn new(algorithm: Algorithm) -> Self {
+        match algorithm {
+            Algorithm::Sha1 => Self::Sha1(Sha1::new()),
+            Algorithm::Sha256 => Self::Ring(digest::Context::new(&digest::SHA256)),
+            Algorithm::Sha384 => Self::Ring(digest::Context::new(&digest::SHA384)),
+        }
+    }
+
+    fn update(&mut self, part: &[u8]) {
+        match self {
+            Self::Sha1(context) => context.update(part),
+            Self::Ring(context) => context.update(part),
+        }
+    }
+
+    fn finish(self) -> Vec<u8> {
+        match self {
+            Self::Sha1(context) => context.finalize().to_vec(),
+            Self::Ring(context) => context.finish().as_ref().to_vec(),
+        }
     }
 }
 
@@ -259,6 +296,20 @@ mod tests {
             "a9993e364706816aba3e25717850c26c9cd0d89d"
         );
         assert!(hex::encode(Algorithm::Sha384.hash(b"abc")).starts_with("cb00753f45a35e8bb5a03d699ac65007272c32ab"));
+    }
+
+    #[test]
+    fn several_in_one_pass_are_each_as_alone() {
+        let data: Vec<u8> = (0..300_u16).map(|at| (at % 251) as u8).collect();
+        for length in [0, 1, 63, 64, 65, 127, 128, 129, 300] {
+            let data = &data[..length];
+            let alone = Algorithm::ALL.map(|algorithm| algorithm.hash(data));
+            assert_eq!(Algorithm::hash_each(&Algorithm::ALL, data), alone, "{length} bytes");
+            assert_eq!(
+                Algorithm::hash_each(&[Algorithm::Sha256], data),
+                [Algorithm::Sha256.hash(data)]
+            );
+        }
     }
 
     #[test]

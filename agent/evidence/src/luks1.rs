@@ -11,9 +11,10 @@ use crate::uuid::Uuid;
 /// What a LUKS1 image begins with: LUKS's magic, and the version.
 pub const START: [u8; 8] = *b"LUKS\xba\xbe\0\x01";
 /// Length in bytes of what is read: the fixed part, and the table of key slots.
-pub const LEN: usize = LUKS1_FIXED_LEN + SLOTS * SLOT_LEN;
+pub const LEN: usize = LUKS1_FIXED_LEN + SLOTS as usize * SLOT_LEN;
+/// Key slots that an image has room for.
+pub const SLOTS: u32 = 8;
 
-const SLOTS: usize = 8;
 const SLOT_LEN: usize = 48;
 /// What a filled slot begins with.
 const ENABLED: u32 = 0x00AC_71F3;
@@ -86,7 +87,7 @@ impl Luks1 {
         let digest_iterations = reader.u32()?;
         let uuid = text(&mut reader, "UUID", 40)?;
         let mut slots = Vec::new();
-        for number in 0..8 {
+        for number in 0..SLOTS {
             let (state, iterations) = (reader.u32()?, reader.u32()?);
             // The salt, and where the key material is.
             reader.take(32 + 4)?;

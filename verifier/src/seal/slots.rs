@@ -6,6 +6,7 @@ use std::{
     io::{self, Read, Seek, SeekFrom},
 };
 
+use assay_evidence::luks1::SLOTS as LUKS1_SLOTS;
 use libcryptsetup_rs::consts::vals::{EncryptionFormat, KeyslotInfo};
 
 use super::{
@@ -14,9 +15,8 @@ use super::{
     luks1, qcow2,
 };
 
-/// Of LUKS2; LUKS1 has 8.
+/// Of LUKS2, which has most.
 const MAX_SLOTS: u32 = 32;
-const LUKS1_SLOTS: u32 = 8;
 
 impl Sealed {
     /// The key slot that a secret opens.

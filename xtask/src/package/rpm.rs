@@ -130,19 +130,19 @@ fn files(tree: &Tree, dist: Dist) -> String {
     let mut folders = BTreeSet::new();
     for file in &tree.files {
         let path = Path::new("/").join(file);
-        let what = if path.starts_with(INITRAMFS_TOOLS) {
-            // Of Debian alone.
-            "%exclude "
-        } else if path.starts_with("/etc") {
+        // Of Debian alone.
+        if path.starts_with(INITRAMFS_TOOLS) {
+            text.push_str(&format!("%exclude {}\n", path.display()));
+            continue;
+        }
+        let what = if path.starts_with("/etc") {
             "%config(noreplace) "
         } else if path.starts_with("/usr/share/doc") {
             "%doc "
         } else {
             ""
         };
-        if what != "%exclude " {
-            folders.extend(path.ancestors().skip(1).map(Path::to_owned));
-        }
+        folders.extend(path.ancestors().skip(1).map(Path::to_owned));
         text.push_str(&format!("{what}{}\n", path.display()));
     }
     for folder in folders {

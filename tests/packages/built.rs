@@ -15,11 +15,12 @@ pub fn again() -> PathBuf {
     named(AGAIN_VARIABLE)
 }
 
-fn named(variable: &str) -> PathBuf {
+/// The path in this variable.
+pub fn named(variable: &str) -> PathBuf {
     let value = std::env::var_os(variable);
     value
         .map(PathBuf::from)
-        .expect("a folder; `cargo xtask test packages` sets it")
+        .expect("a path; `cargo xtask test packages` sets it")
 }
 
 /// The one package of this program that ends so.

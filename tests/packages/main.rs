@@ -15,6 +15,7 @@ mod log;
 
 mod built;
 mod contents;
+mod debian13;
 mod defaults;
 mod initramfs;
 mod machine;

@@ -123,6 +123,12 @@ pub fn prepare_saved(built: &Built) -> Result<(), Error> {
     save(&Image::read(&folder.join("vm.json"))?)
 }
 
+/// The root filesystem of Debian 13 in which packages are installed, as an archive.
+pub fn debian13() -> Result<PathBuf, Error> {
+    let _lock = lock_cache()?;
+    rootfs::debian13(&System::detect())
+}
+
 /// The default machine alone, saved, and described in a file of its own, which is given back: a benchmark's programs are
 /// not those of the tests.
 pub fn prepare_bench(built: &Built) -> Result<PathBuf, Error> {

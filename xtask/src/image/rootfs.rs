@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::kernel::Kernel;
 use crate::run::{Error, command, is_root, output, step};
-use crate::setup::{Family, System};
+use crate::setup::{DEBIAN_KEYRING, Family, System, debian_mirror};
 use crate::workspace::{Key, cache};
 
 /// What the agent and the verifier link to, what the tests run, independent tools for a second opinion, and what makes a whole
@@ -37,8 +37,8 @@ impl Contents {
 /// Size of the filesystem; the file is sparse.
 const SIZE: &str = "2G";
 
-/// Files that are kept: two archives, a filesystem for each kernel, a hypervisor, and what an earlier state of this recipe left.
-const KEPT: usize = 12;
+/// Files that are kept: three archives, a filesystem for each kernel, a hypervisor, and what an earlier state of this recipe left.
+const KEPT: usize = 14;
 
 /// The filesystem without a kernel's modules, as an archive; made unless it is there.
 pub fn archive(system: &System, contents: Contents) -> Result<PathBuf, Error> {
@@ -49,7 +49,22 @@ pub fn archive(system: &System, contents: Contents) -> Result<PathBuf, Error> {
         .text(&packages)
         .name();
     cached(&format!("{}-{name}.tar", system.codename), |part| {
-        bootstrap(system, &sources, &packages, part)
+        bootstrap(&system.codename, &sources, &packages, part)
+    })
+}
+
+/// A Debian 13 with what the packages depend on, as an archive: they are made on an older release, and must go with it.
+pub fn debian13(system: &System) -> Result<PathBuf, Error> {
+    const RELEASE: &str = "trixie";
+    const PACKAGES: &str = "systemd,libcryptsetup12,libsqlite3-0,libtss2-esys-3.0.2-0t64,libtss2-mu-4.0.1-0t64,\
+libtss2-tctildr0t64,libtss2-tcti-device0t64";
+    let source = format!(
+        "deb [signed-by={DEBIAN_KEYRING}] {} {RELEASE} main",
+        debian_mirror(system, RELEASE)
+    );
+    let name = Key::new("debian 13 archive 1").text(&source).text(PACKAGES).name();
+    cached(&format!("{RELEASE}-{name}.tar"), |part| {
+        bootstrap(RELEASE, &[source], PACKAGES, part)
     })
 }
 
@@ -89,7 +104,7 @@ fn cached(name: &str, make: impl FnOnce(&Path) -> Result<(), Error>) -> Result<P
     Ok(path)
 }
 
-fn bootstrap(system: &System, sources: &[String], packages: &str, tar: &Path) -> Result<(), Error> {
+fn bootstrap(release: &str, sources: &[String], packages: &str, tar: &Path) -> Result<(), Error> {
     let mode = if is_root() { "root" } else { "unshare" };
     let mut mmdebstrap = command("mmdebstrap", [format!("--mode={mode}")]);
     mmdebstrap.args([
@@ -102,11 +117,11 @@ fn bootstrap(system: &System, sources: &[String], packages: &str, tar: &Path) ->
     }
     mmdebstrap
         .arg(format!("--include={packages}"))
-        .arg(&system.codename)
+        .arg(release)
         .arg(tar)
         .args(sources);
     step(
-        &format!("making a {} root filesystem (under a minute)", system.codename),
+        &format!("making a {release} root filesystem (under a minute)"),
         &mut mmdebstrap,
     )
 }

@@ -18,10 +18,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use assay_tests::packages::{AGAIN_VARIABLE, FOLDER_VARIABLE};
+use assay_tests::packages::{AGAIN_VARIABLE, DEBIAN13_VARIABLE, FOLDER_VARIABLE};
 use sha2::{Digest as _, Sha256};
 
 use crate::build::{self, Built};
+use crate::image;
 use crate::run::{Error, cargo, io, output, step};
 use crate::setup::{self, Tools};
 use crate::ui::{heading, note};
@@ -91,6 +92,7 @@ pub fn for_tests(tests: &mut Command) -> Result<(), Error> {
         pack(&parts, &Signer::new(None, epoch)?, &out, epoch)?;
         tests.env(variable, out);
     }
+    tests.env(DEBIAN13_VARIABLE, image::debian13()?);
     Ok(())
 }
 

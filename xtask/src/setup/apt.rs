@@ -9,7 +9,7 @@ use crate::run::{Error, command, io, is_root, output, step};
 use crate::workspace::{cache, make_dir};
 
 /// Signs the Debian archive; Ubuntu has it in the package debian-archive-keyring.
-const DEBIAN_KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
+pub const DEBIAN_KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 /// Package lists older than this are fetched again before something is downloaded.
 const FRESH: Duration = Duration::from_secs(12 * 3600);
 
@@ -161,7 +161,8 @@ fn candidate_in(policy: &str) -> Option<String> {
     (version != "(none)").then(|| version.to_owned())
 }
 
-fn debian_mirror(system: &System, suite: &str) -> String {
+/// Where this machine takes a suite of Debian from: its own mirror, or Debian's.
+pub fn debian_mirror(system: &System, suite: &str) -> String {
     let security = suite.ends_with("-security");
     let own = (system.family == Family::Debian).then(|| {
         let same = if security {

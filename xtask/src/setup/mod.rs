@@ -7,7 +7,7 @@ mod servers;
 mod system;
 mod toolchain;
 
-pub use apt::{PrivateApt, debs, unpack};
+pub use apt::{DEBIAN_KEYRING, PrivateApt, debian_mirror, debs, unpack};
 pub use servers::SERVERS;
 pub use system::{Family, System};
 pub use toolchain::BpfCompiler;

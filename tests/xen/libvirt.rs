@@ -10,43 +10,58 @@ use assay_tests::hooks;
 use assay_tests::vm::{Image, LIBVIRT, Vm};
 
 use crate::common::{HOST, PATIENCE, enrolled_on, put_new_program, sha256sum};
-use crate::seal;
+use crate::{disk, seal};
 
 /// What the domain says on its serial port.
 const LINE: &str = "booted from a sealed disk";
-const IMAGE: &str = "/srv/mail.luks";
 const DAEMON_LOG: &str = "/var/log/libvirtd.log";
-const SERIAL: &str = "/srv/mail.serial";
-/// Real mode: clears DS, sends what follows to the first serial port up to a zero byte, and halts for ever.
-const CODE: [u8; 22] = [
-    0x31, 0xc0, // xor ax, ax
-    0x8e, 0xd8, // mov ds, ax
-    0xfc, // cld
-    0xbe, 0x16, 0x7c, // mov si, 0x7c16: behind this
-    0xba, 0xf8, 0x03, // mov dx, 0x3f8
-    0xac, // next: lodsb
-    0x84, 0xc0, // test al, al
-    0x74, 0x03, // jz end
-    0xee, // out dx, al
-    0xeb, 0xf8, // jmp next
-    0xf4, // end: hlt
-    0xeb, 0xfd, // jmp end
-];
+const MAIL: Sealed = Sealed {
+    domain: "mail",
+    image: "/srv/mail.luks",
+};
+/// The hook's own deadline is tested elsewhere.
+pub const HOOK_DEADLINE: &str = "[unlock]\nhook_deadline_s = 150\n";
 /// Under emulation within emulation.
 const LIMIT: Duration = Duration::from_secs(300);
 
+/// A domain whose one disk is a sealed image.
+pub struct Sealed {
+    pub domain: &'static str,
+    pub image: &'static str,
+}
+
+impl Sealed {
+    /// What its disk is called when it is open.
+    pub fn device(&self) -> String {
+        format!("assay-{}", self.domain)
+    }
+
+    /// Has libvirt know it, with the image in its metadata.
+    pub fn define(&self, guest: &Guest) -> Result<(), HarnessError> {
+        let (device, image) = (self.device(), self.image);
+        let metadata = format!(
+            "<assay:disks xmlns:assay='urn:assay:libvirt:1'><assay:disk name='{device}' image='{image}'/></assay:disks>"
+        );
+        let disk = format!("type='block'><source dev='/dev/mapper/{device}'/>");
+        define(guest, self.domain, &metadata, &disk)
+    }
+
+    pub fn is_open(&self, guest: &Guest) -> Result<bool, HarnessError> {
+        let open = guest.run_ok(&["ls", "/dev/mapper"])?;
+        Ok(open.split_whitespace().any(|name| name == self.device()))
+    }
+}
+
 /// A disk whose boot sector says this.
 fn bootable(line: &str) -> Vec<u8> {
-    let mut disk = [&CODE, line.as_bytes()].concat();
-    disk.resize(510, 0);
-    disk.extend([0x55, 0xaa]);
+    let mut disk = disk::boot_sector(line);
     // The firmware boots from no disk that has not even one whole cylinder.
     disk.resize(1 << 20, 0);
     disk
 }
 
 /// A machine with libvirtd up and the hook installed, as its documentation says.
-fn host() -> Result<Vm, HarnessError> {
+pub fn host() -> Result<Vm, HarnessError> {
     let vm = Vm::restore(&Image::load_host(LIBVIRT)?)?;
     let guest = vm.guest();
     guest.put_file("/etc/libvirt/hooks/qemu", 0o755, &hooks::path("libvirt"))?;
@@ -87,68 +102,70 @@ fn define(guest: &Guest, name: &str, metadata: &str, disk: &str) -> Result<(), H
     guest.run_ok(&["virsh", "define", "/srv/domain.xml"]).map(drop)
 }
 
-fn define_sealed(guest: &Guest) -> Result<(), HarnessError> {
-    let metadata = format!(
-        "<assay:disks xmlns:assay='urn:assay:libvirt:1'><assay:disk name='assay-mail' image='{IMAGE}'/></assay:disks>"
-    );
-    define(
-        guest,
-        "mail",
-        &metadata,
-        "type='block'><source dev='/dev/mapper/assay-mail'/>",
-    )
-}
-
-fn start(guest: &Guest, name: &str) -> Result<Ended, HarnessError> {
+pub fn start(guest: &Guest, name: &str) -> Result<Ended, HarnessError> {
     guest.run_with(&["virsh", "start", name], b"", LIMIT)
 }
 
-fn wait_said(guest: &Guest, serial: &str, line: &str) -> Result<(), HarnessError> {
-    Guest::wait_for(&format!("{serial} never said {line:?}"), LIMIT, || {
-        Ok(guest.get_text(serial).ok().filter(|said| said.contains(line)).map(drop))
-    })
-}
-
-fn is_open(guest: &Guest) -> Result<bool, HarnessError> {
-    Ok(guest.run_ok(&["ls", "/dev/mapper"])?.contains("assay-mail"))
+/// Waits until the domain has said this on its serial port.
+pub fn wait_said(guest: &Guest, name: &str, line: &str) -> Result<(), HarnessError> {
+    let serial = format!("/srv/{name}.serial");
+    let heard = Guest::wait_for(&format!("{name} never said {line:?}"), LIMIT, || {
+        Ok(guest
+            .get_text(&serial)
+            .ok()
+            .filter(|said| said.contains(line))
+            .map(drop))
+    });
+    assert!(
+        heard.is_ok(),
+        "{heard:?}\n{}",
+        guest.get_text(&serial).unwrap_or_default()
+    );
+    Ok(())
 }
 
 /// What this host runs when it starts and ends a domain, and when a disk is refused, so that all of it is known good.
-fn rehearse(guest: &Guest) -> Result<(), HarnessError> {
+pub fn rehearse(guest: &Guest) -> Result<(), HarnessError> {
     agent::rehearse(guest)?;
     guest.put("/srv/plain", 0o600, &bootable("rehearsal"))?;
     define(guest, "plain", "", "type='file'><source file='/srv/plain'/>")?;
     let ended = start(guest, "plain")?;
     assert!(ended.ok(), "{ended}");
-    wait_said(guest, "/srv/plain.serial", "rehearsal")?;
+    wait_said(guest, "plain", "rehearsal")?;
     guest.run_ok(&["virsh", "destroy", "plain"])?;
-    define_sealed(guest)?;
-    // There is no such image yet.
-    let ended = start(guest, "mail")?;
-    assert!(!ended.ok() && ended.stderr.contains(IMAGE), "{ended}");
-    assert!(!is_open(guest)?);
+    // There is no such image.
+    let none = Sealed {
+        domain: "none",
+        image: "/srv/none.luks",
+    };
+    none.define(guest)?;
+    let ended = start(guest, none.domain)?;
+    assert!(!ended.ok() && ended.stderr.contains(none.image), "{ended}");
+    assert!(!none.is_open(guest)?);
     Ok(())
 }
 
 #[test]
 fn libvirt_domain_boots_from_its_sealed_disk_until_a_program_that_nobody_approved_has_run() -> Result<(), HarnessError>
 {
-    // The hook's own deadline is tested elsewhere.
-    let stage = enrolled_on(host()?, "[unlock]\nhook_deadline_s = 150\n")?;
+    let stage = enrolled_on(host()?, HOOK_DEADLINE)?;
     let guest = stage.vm.guest();
     rehearse(guest)?;
     stage.verifier.run_ok(&["policy", "capture", HOST])?;
     stage.wait("trusted", |host| host.state == "trusted")?;
 
-    seal(&stage, IMAGE, &bootable(LINE))?;
-    let ended = start(guest, "mail")?;
+    seal(&stage, MAIL.image, &bootable(LINE))?;
+    MAIL.define(guest)?;
+    let ended = start(guest, MAIL.domain)?;
     assert!(ended.ok(), "{ended}");
-    wait_said(guest, SERIAL, LINE)?;
+    wait_said(guest, MAIL.domain, LINE)?;
     let audit = stage.verifier.run_ok(&["audit", "show"])?;
     assert!(audit.contains("for \"mail\""), "{audit}");
-    guest.run_ok(&["virsh", "destroy", "mail"])?;
+    guest.run_ok(&["virsh", "destroy", MAIL.domain])?;
     // libvirt calls `release` when all else is done.
-    Guest::wait_for("the disk stays open", PATIENCE, || Ok((!is_open(guest)?).then_some(())))?;
+    Guest::wait_for("the disk stays open", PATIENCE, || {
+        Ok((!MAIL.is_open(guest)?).then_some(()))
+    })?;
 
     put_new_program(&stage.vm, "/root/rogue")?;
     guest.run_ok(&["/root/rogue"])?;
@@ -156,11 +173,11 @@ fn libvirt_domain_boots_from_its_sealed_disk_until_a_program_that_nobody_approve
     stage.wait("untrusted for /root/rogue", |host| {
         host.state == "untrusted" && host.reasons.iter().any(|reason| reason.contains("/root/rogue"))
     })?;
-    let ended = start(guest, "mail")?;
+    let ended = start(guest, MAIL.domain)?;
     assert!(
         !ended.ok() && ended.stderr.contains("/root/rogue") && ended.stderr.contains(&digest),
         "{ended}"
     );
-    assert!(!is_open(guest)?);
+    assert!(!MAIL.is_open(guest)?);
     Ok(())
 }

@@ -1,11 +1,13 @@
-//! The hooks in `packaging/hooks` with their genuine callers: xl on Xen, and libvirt. Each test has a whole host in a machine.
+//! The hooks in `packaging/hooks` with their genuine callers: xl on Xen, and libvirt, whose domains also boot from images out of image stores. Each test has a whole host in a machine.
 //! `cargo xtask test xen` runs them.
 
 #[expect(dead_code, reason = "shared with the tests of the layer vm")]
 #[path = "../vm/common.rs"]
 mod common;
 
+mod disk;
 mod libvirt;
+mod stores;
 mod xl;
 
 use assay_tests::HarnessError;

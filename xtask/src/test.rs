@@ -39,7 +39,7 @@ pub enum Layer {
     Vm,
     /// Needs QEMU: every attack of the attack table
     Attacks,
-    /// Needs QEMU: Xen with xl, and libvirt, whose disks the hooks open
+    /// Needs QEMU: Xen with xl, and libvirt, whose disks the hooks open; some of these come out of image stores, Glance too
     Xen,
     /// Makes the packages, reads and installs them; needs dpkg, rpm, createrepo_c, xorriso and QEMU
     Packages,
@@ -280,7 +280,8 @@ fn run_layer(layer: Layer, built: Option<&Built>, filter: Option<&str>) -> Resul
 fn configure(layer: Layer, tests: &mut Command) -> Result<(), Error> {
     match layer {
         Layer::Packages => package::for_tests(tests),
-        Layer::Peers => {
+        // Xen's tests have images out of Glance.
+        Layer::Peers | Layer::Xen => {
             setup::install_servers()?;
             setup::SERVERS.iter().try_for_each(|server| server.configure(tests))
         }

@@ -66,9 +66,12 @@ const PACKAGES: &[&str] = &[
     "zstd",
     "debian-archive-keyring",
     "ca-certificates",
-    // Makes a GRUB without its `tpm` module, and checks GRUB's configurations.
+    // Makes a GRUB without its `tpm` module, and one that starts from a disk by BIOS, and checks GRUB's configurations.
     "grub-common",
     "grub-efi-amd64-bin",
+    "grub-pc-bin",
+    // Fetches images as hosts do.
+    "curl",
     "qemu-utils",
     "qemu-system-x86",
 ];
@@ -76,7 +79,7 @@ const PACKAGES: &[&str] = &[
 /// The same for Fedora and Enterprise Linux 10; printed, not installed.
 const DNF: &str = "dnf install gcc gcc-c++ binutils pkgconf-pkg-config clang clang-devel tpm2-tss-devel systemd-devel \
 cryptsetup-devel sqlite-devel swtpm swtpm-tools tpm2-tools openssl python3 cryptsetup util-linux iproute kmod e2fsprogs xz zstd lz4 \
-cpio dpkg rpm-build qemu-img qemu-system-x86-core grub2-tools grub2-efi-x64-modules";
+cpio dpkg rpm-build qemu-img qemu-system-x86-core grub2-tools grub2-efi-x64-modules grub2-pc-modules";
 
 /// What is missing, one name for each.
 pub fn missing(system: &System) -> Result<Vec<String>, Error> {

@@ -21,7 +21,7 @@ install() {
     inst_simple /etc/assay/agent.toml
     # tpm2-tss opens it by name.
     inst_libdir_file 'libtss2-tcti-device.so.0*'
-    inst_simple "$moddir/assay-early.service" "$systemdsystemunitdir/assay-early.service"
+    inst_simple /usr/lib/systemd/system/assay-early.service "$systemdsystemunitdir/assay-early.service"
     mkdir -p "$initdir/$systemdsystemunitdir/sysinit.target.wants"
     ln -sf ../assay-early.service "$initdir/$systemdsystemunitdir/sysinit.target.wants/assay-early.service"
 }

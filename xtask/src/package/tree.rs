@@ -124,7 +124,7 @@ impl Tree {
 
     /// What starts the agent in an initramfs, for both makers of one; none does so before it is asked to.
     fn initramfs(&mut self, packaging: &Path) -> Result<(), Error> {
-        const PARTS: [(&str, &str, u32); 4] = [
+        const PARTS: [(&str, &str, u32); 3] = [
             ("initramfs-tools/hook", "usr/share/initramfs-tools/hooks/assay", 0o755),
             (
                 "initramfs-tools/script",
@@ -136,16 +136,11 @@ impl Tree {
                 "usr/lib/dracut/modules.d/90assay/module-setup.sh",
                 0o755,
             ),
-            (
-                "dracut/90assay/assay-early.service",
-                "usr/lib/dracut/modules.d/90assay/assay-early.service",
-                0o644,
-            ),
         ];
         for (from, to, mode) in PARTS {
             self.copy(&packaging.join(from), to, mode)?;
         }
-        Ok(())
+        self.unit(&packaging.join("dracut/assay-early.service"), "assay-early.service")
     }
 
     fn verifier(&mut self, packaging: &Path) -> Result<(), Error> {

@@ -30,6 +30,8 @@ use mapping::open_mapping;
 
 const CIPHER: &str = "aes-xts-plain64";
 const MAX_NAME: usize = 64;
+/// Of a volume key, in bytes: two keys of AES-256.
+const MAX_KEY: usize = 64;
 /// Of PBKDF2; cryptsetup's two seconds are some ten million on the fastest machines.
 const MAX_ITERATIONS: u64 = 50_000_000;
 /// Memory of Argon2; cryptsetup never takes more.
@@ -99,13 +101,14 @@ pub fn open(header: &Header, name: &str, passphrase: &[u8]) -> Result<(), DiskEr
             image: header.image.clone(),
         });
     }
-    let mut activate = |name: Option<&str>| {
+    // First the key slot alone: a wrong passphrase gets no loop device and no mapping, not even for a moment. What came out of it is used
+    // as it is, for to open the slot again takes longer than all the rest of an unlock that is not the TPM's.
+    let opened = volume_key(&mut loaded.device, passphrase).and_then(|key| {
         let mut handle = loaded.device.activate_handle();
-        handle.activate_by_passphrase(name, None, passphrase, CryptActivate::empty())
-    };
-    // First without a name, which only tries the key: a wrong one gets no loop device and no mapping, not even for a moment.
-    match activate(None).and_then(|_| activate(Some(name))) {
-        Ok(_) => Ok(()),
+        handle.activate_by_volume_key(Some(name), Some(&key), CryptActivate::empty())
+    });
+    match opened {
+        Ok(()) => Ok(()),
         Err(LibcryptErr::IOError(error)) if error.raw_os_error() == Some(nix::libc::EPERM) => Err(wrong_key(header)),
         Err(LibcryptErr::IOError(error)) if error.raw_os_error() == Some(nix::libc::EEXIST) => {
             Err(DiskError::NameTaken { name: name.to_owned() })
@@ -116,6 +119,14 @@ pub fn open(header: &Header, name: &str, passphrase: &[u8]) -> Result<(), DiskEr
             source,
         }),
     }
+}
+
+/// What the passphrase's key slot holds, verified by the header's digest. The header was checked to hold no longer key than fits.
+fn volume_key(device: &mut CryptDevice, passphrase: &[u8]) -> Result<Zeroizing<Vec<u8>>, LibcryptErr> {
+    let mut key = Zeroizing::new(vec![0; MAX_KEY]);
+    let (_, len) = device.volume_key_handle().get(None, &mut key, Some(passphrase))?;
+    key.truncate(len);
+    Ok(key)
 }
 
 fn wrong_key(header: &Header) -> DiskError {

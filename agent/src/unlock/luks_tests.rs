@@ -93,6 +93,18 @@ fn cryptsetup(arguments: &[&str]) {
     );
 }
 
+fn opens_with_its_passphrase_only(device: &mut CryptDevice) {
+    let key = volume_key(device, PASSPHRASE.as_bytes()).unwrap();
+    assert_eq!(key.len(), MAX_KEY, "two keys of AES-256");
+    // By the header's digest, as libcryptsetup holds it against the key again before the mapping is made.
+    device.volume_key_handle().verify(&key).unwrap();
+    let wrong = volume_key(device, b"wrong").unwrap_err();
+    assert!(
+        matches!(&wrong, LibcryptErr::IOError(error) if error.raw_os_error() == Some(nix::libc::EPERM)),
+        "{wrong}"
+    );
+}
+
 #[test]
 fn a_sealed_image_says_which_key_it_wants() {
     let image = Image::luks2(&[]);
@@ -101,14 +113,7 @@ fn a_sealed_image_says_which_key_it_wants() {
     assert_eq!(header.token.key_id(), "0d4c1f6e-7f0a-4f5e-9c53-2a6d6a0f9e11");
     assert_eq!(header.default_name(), "assay-6f9619ff");
     // The passphrase opens it; only the kernel's part is missing here.
-    let mut device = load_luks2(&image.path()).unwrap();
-    let mut check = |passphrase: &str| {
-        device
-            .activate_handle()
-            .activate_by_passphrase(None, None, passphrase.as_bytes(), CryptActivate::empty())
-    };
-    assert!(check(PASSPHRASE).is_ok());
-    assert!(check("wrong").is_err());
+    opens_with_its_passphrase_only(&mut load_luks2(&image.path()).unwrap());
 }
 
 #[test]
@@ -199,6 +204,41 @@ fn a_key_derivation_without_end_is_refused() {
     }
 }
 
+/// The key of the slot that opens is written into a buffer of the longest key that there can be, and libcryptsetup looks only how long
+/// that of the first slot is.
+#[test]
+fn a_key_slot_with_a_longer_key_than_any_is_refused() {
+    let image = Image::luks2(&["--key-size", "256", "--luks2-keyslots-size", "2m"]);
+    let key = image.dir.path().join("key").display().to_string();
+    let (path, file) = (image.path(), image.dir.path().join("volume-key"));
+    std::fs::write(&file, [7; 128]).unwrap();
+    assert!(Header::read(image.token(TOKEN).path().as_path()).is_ok());
+    let (path, file) = (path.to_str().unwrap(), file.to_str().unwrap());
+    let mut add = vec![
+        "luksAddKey",
+        "--batch-mode",
+        "--key-file",
+        &key,
+        "--unbound",
+        "--key-size",
+        "1024",
+    ];
+    add.extend([
+        "--pbkdf",
+        "pbkdf2",
+        "--pbkdf-force-iterations",
+        "1000",
+        "--volume-key-file",
+        file,
+    ]);
+    cryptsetup(&[&add[..], &[path, &key]].concat());
+    let error = Header::read(&image.path()).unwrap_err();
+    assert!(
+        matches!(&error, DiskError::Cost { part, wanted, .. } if part == "key in key slot 1" && wanted == "128 bytes"),
+        "{error}"
+    );
+}
+
 /// Between the question for the key and its use the storage can put another header in place.
 #[test]
 fn a_header_that_was_changed_meanwhile_is_not_opened() {
@@ -227,12 +267,7 @@ fn luks1_has_its_token_beside_it() {
     assert_eq!(header.fingerprint, assay_evidence::luks::luks1(&start).unwrap());
     // The copy of header and key slots is what the passphrase opens.
     let mut loaded = Loaded::of(&image.path()).unwrap();
-    let mut check = |passphrase: &str| {
-        let mut handle = loaded.device.activate_handle();
-        handle.activate_by_passphrase(None, None, passphrase.as_bytes(), CryptActivate::empty())
-    };
-    assert!(check(PASSPHRASE).is_ok());
-    assert!(check("wrong").is_err());
+    opens_with_its_passphrase_only(&mut loaded.device);
 
     std::fs::write(image.sidecar(), "{").unwrap();
     assert!(matches!(read(), Err(DiskError::Token { .. })));

@@ -12,7 +12,7 @@ use libcryptsetup_rs::{CryptDevice, CryptInit, Either, LibcryptErr};
 use serde_json::Value;
 
 use super::luks1::HeaderCopy;
-use super::{CIPHER, DiskError, Header, MAX_ITERATIONS, MAX_KDF_KIB, MAX_KDF_WORK_KIB, open_by_name};
+use super::{CIPHER, DiskError, Header, MAX_ITERATIONS, MAX_KDF_KIB, MAX_KDF_WORK_KIB, MAX_KEY, open_by_name};
 
 /// A header, and the device that libcryptsetup opens with it.
 pub(super) struct Loaded {
@@ -151,12 +151,27 @@ pub(super) fn check_ciphers(metadata: &Value, image: &Path) -> Result<(), DiskEr
     Ok(())
 }
 
-/// The key derivations of all key slots and digests: a passphrase may be tried on each, on the one thread that opens disks.
+/// The key derivations of all key slots and digests: a passphrase may be tried on each, on the one thread that opens disks. And the
+/// lengths of the keys in them: libcryptsetup hands out what the slot that opened has, and asks a buffer only for the first slot's length.
 pub(super) fn check_costs(metadata: &Value, image: &Path) -> Result<(), DiskError> {
     let entries = |what: &str| metadata.get(what).and_then(Value::as_object).into_iter().flatten();
     let slots =
         entries("keyslots").map(|(id, slot)| (format!("key slot {id}"), slot.get("kdf").unwrap_or(&Value::Null)));
     let digests = entries("digests").map(|(id, digest)| (format!("digest {id}"), digest));
+    for (id, slot) in entries("keyslots") {
+        let len = slot.get("key_size").and_then(Value::as_u64);
+        if !len
+            .and_then(|len| usize::try_from(len).ok())
+            .is_some_and(|len| len <= MAX_KEY)
+        {
+            let wanted = len.map_or_else(|| "an unknown length".to_owned(), |len| format!("{len} bytes"));
+            return Err(DiskError::Cost {
+                image: image.to_owned(),
+                part: format!("key in key slot {id}"),
+                wanted,
+            });
+        }
+    }
     for (part, kdf) in slots.chain(digests) {
         let number = |member: &str| kdf.get(member).and_then(Value::as_u64).unwrap_or(0);
         let (iterations, passes, memory) = (number("iterations"), number("time"), number("memory"));

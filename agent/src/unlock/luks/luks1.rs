@@ -14,12 +14,10 @@ use assay_evidence::luks1::{self, Luks1};
 use assay_evidence::token::{LuksToken, MAX_TOKEN, sidecar_path};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
-use super::{CIPHER, DiskError, Header, MAX_ITERATIONS};
+use super::{CIPHER, DiskError, Header, MAX_ITERATIONS, MAX_KEY};
 
 /// Of header and key slots together; cryptsetup's take 2 MiB, and images are sealed with 4.
 const MAX_HEADER: u64 = 16 * 1024 * 1024;
-/// Two keys of AES-256.
-const MAX_KEY: u32 = 64;
 /// `LUKS_STRIPES` of the specification: into so many parts every key is split.
 const STRIPES: u32 = 4000;
 const SECTOR_LEN: u64 = 512;
@@ -86,7 +84,7 @@ fn check(said: &Luks1, image: &Path) -> Result<(), DiskError> {
             cipher: said.cipher.chars().take(80).collect(),
         });
     }
-    if said.key_len > MAX_KEY {
+    if usize::try_from(said.key_len).map_or(true, |len| len > MAX_KEY) {
         return Err(cost(image, "volume key".to_owned(), format!("{} bytes", said.key_len)));
     }
     let slots = said.slots.iter().map(|slot| {

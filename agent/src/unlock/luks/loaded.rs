@@ -160,10 +160,8 @@ pub(super) fn check_costs(metadata: &Value, image: &Path) -> Result<(), DiskErro
     let digests = entries("digests").map(|(id, digest)| (format!("digest {id}"), digest));
     for (id, slot) in entries("keyslots") {
         let len = slot.get("key_size").and_then(Value::as_u64);
-        if !len
-            .and_then(|len| usize::try_from(len).ok())
-            .is_some_and(|len| len <= MAX_KEY)
-        {
+        let known = len.and_then(|len| usize::try_from(len).ok());
+        if known.is_none_or(|len| len > MAX_KEY) {
             let wanted = len.map_or_else(|| "an unknown length".to_owned(), |len| format!("{len} bytes"));
             return Err(DiskError::Cost {
                 image: image.to_owned(),

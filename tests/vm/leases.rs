@@ -168,6 +168,53 @@ fn vm_an_unapproved_program_costs_the_key_at_once_and_not_with_the_next_poll() -
     Ok(())
 }
 
+/// Suspends the machine to RAM; the real-time clock wakes it. No program is needed for it that has not run before.
+const SLEEP: &str = "echo +35 > /sys/class/rtc/rtc0/wakealarm; echo mem > /sys/power/state";
+
+#[test]
+fn vm_a_lease_ends_while_the_host_sleeps_and_measuring_goes_on_when_it_wakes() -> Result<(), HarnessError> {
+    let mut stage = trusted()?;
+    opened(&stage, "slept", &["--lease", "25", "--on-loss", "wipe"])?;
+    opened(&stage, "kept", &[])?;
+    // Until now it was renewed.
+    stage.verifier.stop();
+    let guest = stage.vm.guest();
+    wait_disk(&stage.agent, "slept", "it is open", |disk| {
+        disk["state"] == "open" && disk["lease_left_s"].as_u64() > Some(0)
+    })?;
+    assert!(guest.get_text("/sys/power/mem_sleep")?.contains("[deep]"));
+    guest.script(SLEEP)?;
+    assert_eq!(guest.get_text("/sys/power/suspend_stats/success")?.trim(), "1");
+
+    let lost = wait_disk(&stage.agent, "slept", "the key is wiped", |disk| {
+        disk["state"] == "wiped"
+    })?;
+    assert!(lost["lost"].as_str().is_some_and(|why| why.contains("lease")), "{lost}");
+    wait_disk(&stage.agent, "kept", "the other is as it was", |disk| {
+        disk["state"] == "open"
+    })?;
+    guest.script("echo 3 > /proc/sys/vm/drop_caches")?;
+    assert_eq!(guest.run_ok(&["cat", "/mnt/kept/hello"])?, "kept");
+
+    // The TPM has kept the PCRs, and the agent's keys: the verifier sees the same host, and what runs from now on.
+    let before = last_quote(&stage)?;
+    stage.verifier.resume()?;
+    Guest::wait_for("a poll after the sleep", PATIENCE, || {
+        Ok((last_quote(&stage)? != before).then_some(()))
+    })?;
+    let host = stage.verifier.host(crate::common::HOST)?;
+    assert_eq!(host.state, "trusted", "{:?}", host.reasons);
+    let ended = agent::unlock(guest, "/root/slept.img", 60)?;
+    assert!(ended.ok(), "{ended}\n{}", stage.agent.journal());
+    assert_eq!(guest.run_ok(&["cat", "/mnt/slept/hello"])?, "slept");
+    put_new_program(&stage.vm, "/root/rogue")?;
+    guest.run_ok(&["/root/rogue"])?;
+    stage.wait("untrusted for what ran after the sleep", |host| {
+        host.state == "untrusted" && host.reasons.iter().any(|reason| reason.contains("/root/rogue"))
+    })?;
+    Ok(())
+}
+
 /// Prints how often what each line of a file stands for, in hex, is in the memory of a process: perl, since it reads where no file is
 /// mapped as well.
 const SEARCH: &str = r#"

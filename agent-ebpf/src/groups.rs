@@ -42,8 +42,8 @@ const MOVERS: usize = 16;
 #[map]
 static CGROUPS: HashMap<u64, u32> = HashMap::with_max_entries(MAX_CGROUPS, 0);
 
-/// What is known of a group: addresses of inodes of which somebody may have a descriptor for writing. An address that has gone
-/// stale is that of a file which nobody has open.
+/// What is known of a group: files of which somebody may have a descriptor for writing, each as [`word_of`] has it. Of a file that the
+/// kernel has forgotten nobody has one.
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct Group {
@@ -90,12 +90,14 @@ pub unsafe fn opened(file: *const c_void, inode: *const c_void, dentry: *const c
         }
         // The verifier would otherwise go all ways twice, once for the agent and once for all others.
         let agent = forget(u32::from(agent)) != 0;
+        let place: u64 = peek(dentry, layout!(dentry_inode));
+        let (word, superblock) = (word_of(place), peek(place, layout!(inode_sb)));
         let conflict = if version_1 {
             may_freeze_by_version_1(name, folder)
         } else if begins_with(name, *b"cgroup.procs\0") || begins_with(name, *b"cgroup.threads\0") {
-            may_be_stopped(inode, folder, agent)
+            may_be_stopped(word, folder, superblock, agent)
         } else if begins_with(name, *b"cgroup.freeze\0") || begins_with(name, *b"cgroup.kill\0") {
-            may_stop_the_agent(inode, folder, agent)
+            may_stop_the_agent(word, folder, superblock, agent)
         } else {
             false
         };
@@ -135,58 +137,87 @@ unsafe fn answer(file: *const c_void, agent: bool) -> i32 {
 
 /// `cgroup.procs` or `cgroup.threads` is opened by others than the agent, or has been: whether what is moved by it could be stopped
 /// there.
-///
-/// # Safety
-/// As for [`opened`]; `folder` is the address of a dentry.
 #[inline(always)]
-unsafe fn may_be_stopped(inode: *const c_void, folder: u64, agent: bool) -> bool {
-    unsafe {
-        let superblock: u64 = load(inode, layout!(inode_sb));
-        let mut folder = folder;
-        for _ in 0..MAX_LEVELS {
-            let parent: u64 = peek(folder, layout!(dentry_parent));
-            if parent == folder {
-                // The root, which cannot be frozen.
-                return false;
-            }
-            let place: u64 = peek(folder, layout!(dentry_inode));
-            let Some(group) = known(place) else {
-                return !agent && !is_gone(place);
-            };
-            if !remember((&raw mut (*group).movers).cast(), MOVERS, inode as u64, superblock) {
-                swap_if(&raw mut (*group).crowded, 0, 1);
-            }
-            // In this order: whoever froze the group and closed the file has done the one before the other.
-            let stopped = any_is_open((&raw const (*group).stoppers).cast(), STOPPERS, superblock);
-            if stopped || is_frozen(place) {
-                return true;
-            }
-            folder = parent;
+fn may_be_stopped(file: u64, folder: u64, superblock: u64, agent: bool) -> bool {
+    let mut folder = folder;
+    for _ in 0..MAX_LEVELS {
+        let parent: u64 = peek(folder, layout!(dentry_parent));
+        if parent == folder {
+            // The root, which cannot be frozen.
+            return false;
         }
-        !agent
+        let place: u64 = peek(folder, layout!(dentry_inode));
+        match assay_group_with_mover(place, file, superblock) {
+            CANNOT => {}
+            CAN => return true,
+            _ => return !agent && !is_gone(place),
+        }
+        folder = parent;
     }
+    !agent
+}
+
+/// Answers of the functions for one group, which the verifier checks once each, whatever they are called with, and not at each level.
+const CANNOT: i32 = 0;
+const CAN: i32 = 1;
+/// See [`Group::crowded`].
+const CROWDED: i32 = 2;
+/// There is no room for the group, or it is gone.
+const UNKNOWN: i32 = 3;
+
+/// Whether the group whose folder has the inode at this address is stopped or could be, now that this file is open by which
+/// something is moved into it or below it.
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn assay_group_with_mover(place: u64, file: u64, superblock: u64) -> i32 {
+    let Some(group) = known(place) else {
+        return UNKNOWN;
+    };
+    // SAFETY: a group's words are read and written one by one, by programs that expect that of each other.
+    let stopped = unsafe {
+        if !remember((&raw mut (*group).movers).cast(), MOVERS, file, superblock) {
+            swap_if(&raw mut (*group).crowded, 0, 1);
+        }
+        // In this order: whoever froze the group and closed the file has done the one before the other.
+        any_is_open((&raw const (*group).stoppers).cast(), STOPPERS, superblock)
+    };
+    if stopped || is_frozen(place) { CAN } else { CANNOT }
 }
 
 /// `cgroup.freeze` or `cgroup.kill` is opened by others than the agent, or has been: whether the agent is in that group, or could be
 /// moved into it.
-///
-/// # Safety
-/// As for [`may_be_stopped`].
 #[inline(always)]
-unsafe fn may_stop_the_agent(inode: *const c_void, folder: u64, agent: bool) -> bool {
+fn may_stop_the_agent(file: u64, folder: u64, superblock: u64, agent: bool) -> bool {
+    let place: u64 = peek(folder, layout!(dentry_inode));
+    match assay_group_with_stopper(place, file, superblock) {
+        CANNOT => false,
+        CAN => true,
+        CROWDED => !agent,
+        _ => !agent && !is_gone(place),
+    }
+}
+
+/// Whether the agent is in the group whose folder has the inode at this address, or could be moved into it, now that this file is open
+/// by which it is stopped.
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn assay_group_with_stopper(place: u64, file: u64, superblock: u64) -> i32 {
+    let Some(group) = known(place) else {
+        return UNKNOWN;
+    };
+    // SAFETY: as in `assay_group_with_mover`.
     unsafe {
-        let superblock: u64 = load(inode, layout!(inode_sb));
-        let place: u64 = peek(folder, layout!(dentry_inode));
-        let Some(group) = known(place) else {
-            return !agent && !is_gone(place);
-        };
-        if !remember((&raw mut (*group).stoppers).cast(), STOPPERS, inode as u64, superblock) {
-            return true;
+        let remembered = remember((&raw mut (*group).stoppers).cast(), STOPPERS, file, superblock);
+        if !remembered
+            || is_guarded(number_of(place))
+            || any_is_open((&raw const (*group).movers).cast(), MOVERS, superblock)
+        {
+            CAN
+        } else if (&raw const (*group).crowded).read_volatile() != 0 {
+            CROWDED
+        } else {
+            CANNOT
         }
-        if is_guarded(number_of(place)) || !agent && (&raw const (*group).crowded).read_volatile() != 0 {
-            return true;
-        }
-        any_is_open((&raw const (*group).movers).cast(), MOVERS, superblock)
     }
 }
 
@@ -242,10 +273,21 @@ unsafe fn is_version_2(group: *const c_void) -> bool {
     }
 }
 
-/// The inode number of a group's folder, which is the group's id.
+/// The number of the inode at this address; a group's folder has that of the group.
 #[inline(always)]
-fn number_of(folder: u64) -> u64 {
-    peek(folder, layout!(inode_ino))
+fn number_of(inode: u64) -> u64 {
+    peek(inode, layout!(inode_ino))
+}
+
+/// Of an inode's number, what a file's word has: with its address that tells it from those that got the same memory later. Files of one
+/// group are numbered one after the other (kernfs), and so are those of the next.
+const NUMBER: u64 = (1 << 11) - 1;
+
+/// A file as one word, since only one can be swapped: its inode's address without the highest byte, which is 0xff (the kernel's half,
+/// also with five levels of page tables), nor the three lowest bits, which are 0; and the end of its number.
+#[inline(always)]
+fn word_of(inode: u64) -> u64 {
+    inode << 8 & !NUMBER | number_of(inode) & NUMBER
 }
 
 /// Gives this file one of a group's places, that of a file which nobody has open. False if there is none.
@@ -253,13 +295,17 @@ fn number_of(folder: u64) -> u64 {
 /// # Safety
 /// `cells` are so many words of a [`Group`].
 #[inline(always)]
-unsafe fn remember(cells: *mut u64, length: usize, inode: u64, superblock: u64) -> bool {
+unsafe fn remember(cells: *mut u64, length: usize, file: u64, superblock: u64) -> bool {
     unsafe {
         for number in 0..length {
             let cell = cells.add(number);
             let there = cell.read_volatile();
-            if there == inode || !is_open(there, superblock) && swap_if(cell, there, inode) == there {
+            if there == file {
                 return true;
+            }
+            if !is_open(there, superblock) && swap_if(cell, there, file) == there {
+                // Who opened that one just now may have found it in its place.
+                return !is_open(there, superblock);
             }
         }
         false
@@ -270,22 +316,31 @@ unsafe fn remember(cells: *mut u64, length: usize, inode: u64, superblock: u64) 
 /// As for [`remember`].
 #[inline(always)]
 unsafe fn any_is_open(cells: *const u64, length: usize, superblock: u64) -> bool {
+    let mut open = 0;
     for number in 0..length {
         // SAFETY: as for this function.
-        if is_open(unsafe { cells.add(number).read_volatile() }, superblock) {
-            return true;
-        }
+        let closed = closedness(unsafe { cells.add(number).read_volatile() }, superblock);
+        // 1 for 0, and 0 for all others.
+        open |= !(closed | closed.wrapping_neg()) >> 63;
     }
-    false
+    open != 0
 }
 
-/// Whether somebody has the file with the inode at this address open for writing. Memory that is another's by now is taken
-/// for the file only if it is one of this file system's that is open.
+/// Whether somebody has this file open for writing.
 #[inline(always)]
-fn is_open(inode: u64, superblock: u64) -> bool {
-    inode != 0
-        && peek::<u64>(inode, layout!(inode_sb)) == superblock
-        && peek::<i32>(inode, layout!(inode_writecount)) > 0
+fn is_open(file: u64, superblock: u64) -> bool {
+    closedness(file, superblock) == 0
+}
+
+/// Not 0 if nobody has this file open for writing, or if the memory is another's by now; also for a place without a file, as nothing can be
+/// read at the address that it stands for. In one sum: with branches the verifier would have eight ways to go for each file. And not inlined:
+/// what it reads would have its place on the stack once for each of a group's files.
+#[inline(never)]
+fn closedness(file: u64, superblock: u64) -> u64 {
+    let inode = 0xff << 56 | (file & !NUMBER) >> 8;
+    let another = peek::<u64>(inode, layout!(inode_sb)) ^ superblock | (number_of(inode) ^ file) & NUMBER;
+    let writers = i64::from(peek::<i32>(inode, layout!(inode_writecount)));
+    another | (writers - 1) as u64 >> 63
 }
 
 /// Whether the group whose folder has the inode at this address is to be frozen itself, whatever those above it are.

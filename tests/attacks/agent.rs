@@ -261,10 +261,23 @@ const ORDINARY: &str = r#"my ($root, $job) = ("/sys/fs/cgroup", "/sys/fs/cgroup/
     set("$job/task/cgroup.procs", $pid); set("$job/cgroup.freeze", 1); is(1); set("$job/cgroup.freeze", 0); is(0);
     set("$root/cgroup.procs", $pid); kill(9, $pid); waitpid($pid, 0); rmdir("$job/task") or die; rmdir($job) or die;"#;
 
+/// Nor is it if the kernel forgets files of groups in between, and gives their memory to others of the same groups: of those that are
+/// frozen by to those that are moved into by, and back.
+const FORGOTTEN: &str = r#"my @groups = ("/sys/fs/cgroup/job"); push(@groups, "$groups[-1]/job") for 1..25; mkdir($_) for @groups;
+    sub set { open(my $f, ">", $_[0]) or exit(100 + $!); syswrite($f, $_[1]); }
+    sub forget { set("/proc/sys/vm/drop_caches", 2); select(undef, undef, undef, 0.03); }
+    for (1..15) {
+        for my $group (@groups) { set("$group/cgroup.$_", "") for qw(freeze kill); } forget();
+        for my $group (reverse @groups) { set("$group/cgroup.$_", "") for qw(procs threads); } forget();
+    }
+    for (reverse @groups) { rmdir($_) or die; }"#;
+
 fn others_are_frozen_and_moved(scene: &Scene, mode: Mode) -> Result<(), HarnessError> {
     let before = count(&scene.settled()?, LoadKind::AttemptFreeze);
-    let ended = perl_with(scene.guest(), ORDINARY, &[])?;
-    assert_eq!(Hook::of(&ended, 0)?, Hook::Passed, "{mode}: {ended}");
+    for script in [ORDINARY, FORGOTTEN] {
+        let ended = perl_with(scene.guest(), script, &[])?;
+        assert_eq!(Hook::of(&ended, 0)?, Hook::Passed, "{mode}: {ended} {script}");
+    }
     assert_eq!(count(&scene.settled()?, LoadKind::AttemptFreeze), before, "{mode}");
     Ok(())
 }

@@ -9,9 +9,10 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{Semaphore, SemaphorePermit};
 
-/// Requests under way at once: one has the TPM, the next ones connect and get their challenges. A verifier takes eight connections of
-/// one host; a poll's and a verdict's are not kept out.
-const AT_ONCE: usize = 4;
+/// Requests under way at once: one has the TPM, the next one connects and gets its challenge meanwhile. More would not make the TPM
+/// busier, and would wait for longer than one other's release key may live: a verifier hangs up on a connection that says nothing for ten
+/// seconds, and what the TPM then does for a connection that is gone keeps the next one waiting for longer still.
+const AT_ONCE: usize = 2;
 /// So long a verifier that was not reached is asked last.
 const SILENT_FOR: Duration = Duration::from_secs(30);
 

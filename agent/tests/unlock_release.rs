@@ -22,10 +22,13 @@ use assay_agent::bundle::Source;
 use assay_agent::leases::Leases;
 use assay_agent::log_view::LogView;
 use assay_agent::tpm::{AkKind, Handle};
-use assay_agent::unlock::Unlocker;
-use assay_agent::unlock::api::{Status, UnlockRequest};
+use assay_agent::unlock::api::{Status, UnlockRequest, VhdKeyRequest};
+use assay_agent::unlock::machine::Refusal;
 use assay_agent::unlock::socket::{SocketError, SocketServer};
+use assay_agent::unlock::{UnlockError, Unlocker};
 use assay_evidence::digest::Sha256Digest;
+use assay_evidence::uuid::Uuid;
+use assay_evidence::vhd::KeyHash;
 use assay_tests::Swtpm;
 use broker::{Broker, DISK, KEY_ID, Mood};
 use verifier::{BOOT_ID, Ca, join_to, measure, tpm_config_with};
@@ -326,6 +329,34 @@ fn an_unreachable_verifier_is_tried_until_the_deadline() {
         "{text}"
     );
     assert!(text.contains("within 1 s") && text.contains("127.0.0.1"), "{text}");
+}
+
+/// Requests that pause between their tries do not keep others from theirs: each learns that nobody answers, none that it had no turn.
+#[test]
+fn whoever_waits_for_an_unreachable_verifier_keeps_nobody_waiting() {
+    let mut stopping = Broker::start(Mood::Judge);
+    let host = Host::start(&stopping, &stopping.ca());
+    stopping.stop();
+    let key_hash = KeyHash::of(&[7; 32]).unwrap();
+    let ask = |number: u128, timeout_s| {
+        let unlocker = host.unlocker.clone();
+        let request = VhdKeyRequest {
+            key_hash,
+            vdi_uuid: Uuid::new(number.to_be_bytes()),
+            timeout_s: Some(timeout_s),
+        };
+        async move { unlocker.vhd_key(request).await }
+    };
+    for number in 0..8 {
+        host.runtime.spawn(ask(number, 600));
+    }
+    // They have tried by then, and pause.
+    std::thread::sleep(Duration::from_millis(500));
+    let answered = host.runtime.block_on(ask(8, 5)).map(drop);
+    assert!(
+        matches!(answered, Err(UnlockError::Refused(Refusal::Unreachable { .. }))),
+        "{answered:?}"
+    );
 }
 
 #[test]

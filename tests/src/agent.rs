@@ -78,6 +78,18 @@ impl Agent {
         })
     }
 
+    /// How long its TPM has worked for it, the driver and its own library included.
+    ///
+    /// # Errors
+    /// When it does not answer, or does not say.
+    pub fn tpm_worked(&self) -> Result<Duration, HarnessError> {
+        let worked = self.status()?.get("tpm_worked_us").and_then(Value::as_u64);
+        worked.map(Duration::from_micros).ok_or_else(|| HarnessError::Guest {
+            request: "tell how long the TPM worked".to_owned(),
+            message: "`assay-agent status` has no tpm_worked_us".to_owned(),
+        })
+    }
+
     /// The runtime log as `assay-agent log` prints it, one line an event.
     ///
     /// # Errors

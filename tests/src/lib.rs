@@ -15,6 +15,7 @@ pub mod packages;
 pub mod proxy;
 mod python;
 pub mod stats;
+pub mod storm;
 pub mod swtpm;
 pub mod tiny;
 pub mod verifier;

@@ -168,6 +168,20 @@ impl Verifier {
         }
     }
 
+    /// Processor time that `serve` has taken so far, in the system's clock ticks.
+    ///
+    /// # Errors
+    /// When it is not there.
+    pub fn processor_time(&self) -> Result<Duration, HarnessError> {
+        let process = i32::try_from(self.serve.id()).unwrap_or(i32::MAX);
+        let stat = procfs::process::Process::new(process).and_then(|process| process.stat());
+        let stat =
+            stat.map_err(|error| HarnessError::io("ask how long the verifier computed")(std::io::Error::other(error)))?;
+        let ticks = u32::try_from(stat.utime.saturating_add(stat.stime)).unwrap_or(u32::MAX);
+        let second = u32::try_from(procfs::ticks_per_second()).unwrap_or(u32::MAX);
+        Ok(Duration::from_secs(1).saturating_mul(ticks) / second.max(1))
+    }
+
     /// What a host needs to join.
     pub fn join_file(&self) -> PathBuf {
         self.state_dir().join("join.json")

@@ -79,8 +79,9 @@ enum Task {
         file: Vec<std::path::PathBuf>,
     },
     /// Measure: `quote` gives the latency of quotes over mutual TLS, and the agent's memory; `verify` how many hosts a
-    /// verifier can judge; `seal` the speed of sealing, beside qemu-img's; `unlock` the time from a hook's call to the open disk, beside cryptsetup's, and `exec` what
-    /// measuring adds to starting programs, beside the kernel's IMA, both in test machines
+    /// verifier can judge; `seal` the speed of sealing, beside qemu-img's; `unlock` the time from a hook's call to the open disk, beside
+    /// cryptsetup's, and what a hundred at once wait for, and `exec` what measuring adds to starting programs, beside the kernel's IMA, both in
+    /// test machines
     Bench {
         /// Which benchmark
         #[arg(default_value = "quote")]

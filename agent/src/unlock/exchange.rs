@@ -18,7 +18,7 @@ use zeroize::Zeroizing;
 use super::UnlockError;
 use super::client::{self, ClientError, Connection};
 use super::machine::{Machine, Outcome, Step};
-use super::turns::Turns;
+use super::turns::{Turn, Turns};
 use super::url::VerifierUrl;
 use crate::bundle::{Source, SourceError};
 use crate::http::chain;
@@ -120,11 +120,12 @@ impl Exchange {
     }
 
     /// Runs to the end: the key, authenticated as the one that was asked for, or the reason why not. The time that it may take is counted
-    /// from `start`, when the key was asked for: it had to wait for its turn before.
+    /// from `start`, when the key was asked for: it had to wait for its `turn` before.
     ///
     /// # Errors
     /// [`UnlockError::Refused`] when the machine gave up, others for what no retry can help.
-    pub async fn run(mut self, start: Instant, within: Duration) -> Result<Granted, UnlockError> {
+    pub async fn run(mut self, turn: Turn, start: Instant, within: Duration) -> Result<Granted, UnlockError> {
+        let mut turn = Some(turn);
         let names: Vec<String> = self.verifiers.iter().map(|(name, _)| name.clone()).collect();
         let (mut machine, mut step) = Machine::start(&names, within);
         loop {
@@ -136,7 +137,12 @@ impl Exchange {
                 Step::Release => self.release().await?,
                 Step::Unwrap => self.unwrap().await?,
                 Step::Wait(pause) => {
+                    // Others ask meanwhile: the verifiers that may have their keys are perhaps there. And nothing is left open for so long.
+                    self.progress = Progress::default();
+                    drop(turn.take());
                     tokio::time::sleep(pause).await;
+                    // Whose time is over by then has its last try without a turn.
+                    turn = self.turns.take(within.saturating_sub(start.elapsed())).await;
                     Outcome::Done
                 }
                 Step::Done => match self.progress.key.take() {

@@ -265,11 +265,11 @@ impl Unlocker {
         within: Duration,
     ) -> Result<Granted, UnlockError> {
         let start = Instant::now();
-        let _turn = self.turns.take(within).await.ok_or(UnlockError::Busy(within))?;
+        let turn = self.turns.take(within).await.ok_or(UnlockError::Busy(within))?;
         let verifiers = self.turns.order(verifiers, Instant::now());
         let parts = (self.tpm.clone(), self.source.clone(), self.turns.clone());
         let exchange = Exchange::new(joined, verifiers, wanted, parts)?;
-        exchange.run(start, within).await
+        exchange.run(turn, start, within).await
     }
 
     fn within(&self, timeout_s: Option<u64>) -> Duration {

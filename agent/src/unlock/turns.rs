@@ -7,11 +7,12 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// Requests under way at once: one has the TPM, the next ones connect and get their challenges. A verifier takes eight connections of
-/// one host; a poll's and a verdict's are not kept out.
-const AT_ONCE: usize = 4;
+/// Requests under way at once: one has the TPM, the next one connects and gets its challenge meanwhile. More would not make the TPM
+/// busier, and would wait for longer than one other's release key may live: a verifier hangs up on a connection that says nothing for ten
+/// seconds, and what the TPM then does for a connection that is gone keeps the next one waiting for longer still.
+const AT_ONCE: usize = 2;
 /// So long a verifier that was not reached is asked last.
 const SILENT_FOR: Duration = Duration::from_secs(30);
 
@@ -19,9 +20,14 @@ const SILENT_FOR: Duration = Duration::from_secs(30);
 #[derive(Debug, Clone)]
 pub struct Turns(Arc<Shared>);
 
+/// One's turn, until it is dropped.
+#[derive(Debug)]
+#[must_use]
+pub struct Turn(#[expect(dead_code, reason = "it is there to be dropped")] OwnedSemaphorePermit);
+
 #[derive(Debug)]
 struct Shared {
-    turns: Semaphore,
+    turns: Arc<Semaphore>,
     /// Since when a verifier has not been reached.
     silent: Mutex<HashMap<String, Instant>>,
 }
@@ -29,7 +35,7 @@ struct Shared {
 impl Default for Turns {
     fn default() -> Self {
         Self(Arc::new(Shared {
-            turns: Semaphore::new(AT_ONCE),
+            turns: Arc::new(Semaphore::new(AT_ONCE)),
             silent: Mutex::default(),
         }))
     }
@@ -37,9 +43,10 @@ impl Default for Turns {
 
 impl Turns {
     /// Waits for a turn, at most so long; it ends when the answer is dropped.
-    pub async fn take(&self, within: Duration) -> Option<SemaphorePermit<'_>> {
+    pub async fn take(&self, within: Duration) -> Option<Turn> {
         // The semaphore is never closed.
-        tokio::time::timeout(within, self.0.turns.acquire()).await.ok()?.ok()
+        let turn = Arc::clone(&self.0.turns).acquire_owned();
+        tokio::time::timeout(within, turn).await.ok()?.ok().map(Turn)
     }
 
     /// A verifier was not reached.

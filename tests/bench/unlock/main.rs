@@ -1,10 +1,13 @@
-//! `cargo xtask bench unlock [ROUNDS]`: a disk from the hook's call to its device, beside `cryptsetup open` with a key file of the same
-//! image, in turns, in one machine with a software TPM; the verifier is on the same computer.
+//! `cargo xtask bench unlock [ROUNDS [DISKS]]`: a disk from the hook's call to its device, beside `cryptsetup open` with a key file of
+//! the same image, in turns, in one machine with a software TPM; the verifier is on the same computer. Then so many disks at once, on that
+//! TPM and on one that is as slow as a discrete one ([`storm`]); none of that with 0 disks.
 //!
 //! The machine is emulated where hardware virtualisation is missing, and then all that it computes takes many times as long: how many is
 //! seen by trying the same key slot with `cryptsetup` here and there, and what an unlock costs beside cryptsetup and TPM is given for a
 //! processor at that pace as well. The TPM and the verifier are not emulated.
 #![expect(clippy::print_stdout, reason = "a benchmark prints its figures")]
+
+mod storm;
 
 use std::error::Error;
 use std::path::{Path, PathBuf};
@@ -16,7 +19,7 @@ use assay_tests::child;
 use assay_tests::guest::Guest;
 use assay_tests::stats::quantile;
 use assay_tests::verifier::{PROGRAMS_VARIABLE, Verifier};
-use assay_tests::vm::{Accelerator, Image, Vm};
+use assay_tests::vm::{Accelerator, Image, RestoreOptions, Vm};
 
 type Outcome<T> = Result<T, Box<dyn Error>>;
 
@@ -24,6 +27,8 @@ const HOST: &str = "host";
 const PATIENCE: Duration = Duration::from_secs(120);
 /// The middle one counts.
 const ROUNDS: usize = 11;
+/// Opened at once.
+const DISKS: usize = 100;
 /// What an unlock may take beside cryptsetup's time and the TPM's.
 const LIMIT_MS: f64 = 10.0;
 
@@ -35,11 +40,15 @@ const SLOT: [&str; 2] = ["--key-slot", "1"];
 
 fn main() -> Outcome<()> {
     // `--bench` is what cargo adds.
-    let word = std::env::args().skip(1).find(|word| word != "--bench");
-    let rounds = word.map_or(Ok(ROUNDS), |word| word.parse())?;
-    let vm = Vm::restore(&Image::load()?)?;
+    let mut words = std::env::args().skip(1).filter(|word| word != "--bench");
+    let mut number = |usual| words.next().map_or(Ok(usual), |word| word.parse());
+    let (rounds, disks) = (number(ROUNDS)?, number(DISKS)?);
+    let options = RestoreOptions {
+        extend_delay: Some(Duration::ZERO),
+    };
+    let vm = Vm::restore_with(&Image::load()?, &options)?;
     let verifier = Verifier::start(&verifier_binary()?)?;
-    let stage = Stage::ready(vm, verifier)?;
+    let mut stage = Stage::ready(vm, verifier, disks)?;
 
     let (mut theirs, mut ours, mut tpm) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..rounds {
@@ -63,6 +72,9 @@ fn main() -> Outcome<()> {
         "the machine is {pace:.1} times slower than this computer: there {:9.1}",
         rest / pace
     );
+    if disks > 0 {
+        storm::run(&mut stage, disks, pace)?;
+    }
     Ok(())
 }
 
@@ -80,7 +92,7 @@ struct Stage {
 }
 
 impl Stage {
-    fn ready(vm: Vm, verifier: Verifier) -> Outcome<Self> {
+    fn ready(vm: Vm, verifier: Verifier, disks: usize) -> Outcome<Self> {
         let guest = vm.guest();
         agent::join(guest, &verifier)?;
         let agent = Agent::start(guest)?;
@@ -97,6 +109,7 @@ impl Stage {
             guest.put_file(&in_guest(name), 0o600, &stage.file(name))?;
         }
         agent::rehearse(guest)?;
+        assay_tests::storm::prepare(guest, &stage.verifier, disks)?;
         stage.cryptsetup()?;
         stage.verifier.run_ok(&["policy", "capture", HOST])?;
         stage
@@ -123,23 +136,18 @@ impl Stage {
     /// How long an unlock takes, and for how much of that the TPM worked, in ms.
     fn unlock(&self) -> Outcome<(f64, f64)> {
         let guest = self.vm.guest();
-        let worked = self.worked_us()?;
+        let worked = self.agent.tpm_worked()?;
         let took = timed(
             guest,
             &["assay-agent", "unlock", &in_guest("disk.luks"), "--name", "bench"],
         )?;
-        let worked = self.worked_us()? - worked;
+        let worked = self.agent.tpm_worked()?.saturating_sub(worked);
         guest.run_ok(&["assay-agent", "lock", "bench"])?;
-        Ok((took, worked / 1000.0))
+        Ok((took, worked.as_secs_f64() * 1000.0))
     }
 
-    fn worked_us(&self) -> Outcome<f64> {
-        let status = self.agent.status()?;
-        let worked = status.get("tpm_worked_us").and_then(serde_json::Value::as_f64);
-        worked.ok_or_else(|| "the agent does not tell how long its TPM worked".into())
-    }
-
-    /// How many times slower the machine computes than this computer.
+    /// How many times slower the machine computes than this computer, by the quickest of each: the others were disturbed, here by what
+    /// else the computer does, and not in the same measure there.
     fn pace(&self, rounds: usize) -> Outcome<f64> {
         let (guest, key, image) = (self.vm.guest(), in_guest("key"), in_guest("disk.luks"));
         let (mut here, mut there) = (Vec::new(), Vec::new());
@@ -151,13 +159,13 @@ impl Stage {
                 .map(str::to_owned)
                 .collect::<Vec<_>>()
         };
-        for _ in 0..rounds {
+        for _ in 0..rounds.max(ROUNDS) {
             let words = call(&key, &image);
             there.push(timed(guest, &words.iter().map(String::as_str).collect::<Vec<_>>())?);
             let [key, image] = ["key", "disk.luks"].map(|name| self.file(name));
             here.push(timed_here(&call(&key.to_string_lossy(), &image.to_string_lossy()))?);
         }
-        Ok(median(there) / median(here))
+        Ok(quantile(there, 0.0) / quantile(here, 0.0))
     }
 }
 

@@ -1,4 +1,4 @@
-//! Makes a machine's TPM as slow as a real one: stands between QEMU and swtpm, and keeps each `TPM2_PCR_Extend` waiting.
+//! Makes a machine's TPM as slow as a real one: stands between QEMU and swtpm, and keeps commands waiting, each `TPM2_PCR_Extend` or all.
 //!
 //! QEMU connects to swtpm's control socket and hands swtpm one end of a pair of sockets for the TPM's commands
 //! (`CMD_SET_DATAFD`, swtpm's include/tpm_ioctl.h). Everything on the control socket goes through unchanged, saved
@@ -11,12 +11,13 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
 
+use super::tpm_pace::{Delays, Done};
 use crate::HarnessError;
 use crate::proxy::{CC_PCR_EXTEND, be_u32, read_message};
 
@@ -30,8 +31,9 @@ const MAX_TRAFFIC: usize = 16 << 20;
 
 #[derive(Debug, Default)]
 struct Shared {
-    delay_us: AtomicU64,
+    delays: Mutex<Delays>,
     extends: AtomicU64,
+    counted: Mutex<Counted>,
     /// Everything that went over the bus, both ways.
     traffic: Mutex<Vec<u8>>,
     /// swtpm's end of the control channel.
@@ -40,12 +42,27 @@ struct Shared {
     swallow: AtomicUsize,
 }
 
+/// What the TPM has done, and since when that is counted.
+#[derive(Debug, Default)]
+struct Counted {
+    done: Done,
+    since: Option<Instant>,
+}
+
 impl Shared {
     fn tap(&self, message: &[u8]) {
-        let mut traffic = self.traffic.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut traffic = lock(&self.traffic);
         if traffic.len() < MAX_TRAFFIC {
             traffic.extend_from_slice(message);
         }
+    }
+
+    /// Counts a command that was answered a moment ago.
+    fn count(&self, code: u32, idle_since: Instant, came: Instant) {
+        let mut counted = lock(&self.counted);
+        let idle_since = counted.since.map_or(idle_since, |since| since.max(idle_since));
+        let idle = came.saturating_duration_since(idle_since);
+        counted.done.add(code, idle, came.elapsed());
     }
 }
 
@@ -78,11 +95,15 @@ impl SlowTpm {
         Ok(proxy)
     }
 
-    /// From the next extend on, each waits this long before the TPM gets it; a hardware TPM needs 5 to 20 ms. Linux
-    /// gives up on a TPM that takes longer than 750 ms.
+    /// From the next extend on, each waits this long before the TPM gets it, and no other command does; a hardware TPM needs
+    /// 5 to 20 ms. Linux gives up on a TPM that takes longer than 750 ms.
     pub fn set_delay(&self, delay: Duration) {
-        let delay = u64::try_from(delay.as_micros()).unwrap_or(u64::MAX);
-        self.shared.delay_us.store(delay, Ordering::SeqCst);
+        self.set_delays(Delays::extends(delay));
+    }
+
+    /// From the next command on, each waits so long before the TPM gets it.
+    pub fn set_delays(&self, delays: Delays) {
+        *lock(&self.shared.delays) = delays;
     }
 
     /// Resets the TPM as its reset line would, and leaves the machine alone. It answers nothing until somebody starts it up.
@@ -90,7 +111,7 @@ impl SlowTpm {
     /// # Errors
     /// When the control channel is not there (any more).
     pub fn reset_tpm(&self) -> std::result::Result<(), HarnessError> {
-        let mut control = self.shared.control.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut control = lock(&self.shared.control);
         let gone = || std::io::Error::from(std::io::ErrorKind::NotConnected);
         self.shared.swallow.store(4, Ordering::SeqCst);
         let command = [CMD_INIT.to_be_bytes(), [0; 4]];
@@ -112,16 +133,25 @@ impl SlowTpm {
     /// What went over the bus since the machine was started or restored, commands and answers, up to 16 MiB: what a probe
     /// on it would see.
     pub fn traffic(&self) -> Vec<u8> {
-        self.shared
-            .traffic
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        lock(&self.shared.traffic).clone()
     }
 
     /// How many extends have succeeded since the machine was started or restored, whoever made them.
     pub fn extends(&self) -> u64 {
         self.shared.extends.load(Ordering::SeqCst)
+    }
+
+    /// What the TPM has done since the machine was started or restored, or since it was counted anew.
+    pub fn done(&self) -> Done {
+        lock(&self.shared.counted).done.clone()
+    }
+
+    /// Counts from here on: what the TPM has done so far, and for how long it has been idle, is forgotten.
+    pub fn count_anew(&self) {
+        *lock(&self.shared.counted) = Counted {
+            done: Done::default(),
+            since: Some(Instant::now()),
+        };
     }
 }
 
@@ -135,7 +165,7 @@ impl Drop for SlowTpm {
 /// Passes the control channel both ways until either end closes.
 fn control(qemu: &UnixStream, mut tpm: UnixStream, shared: &Arc<Shared>) -> Result<()> {
     let (from, to, own) = (tpm.try_clone()?, qemu.try_clone()?, Arc::clone(shared));
-    *shared.control.lock().unwrap_or_else(PoisonError::into_inner) = Some(tpm.try_clone()?);
+    *lock(&shared.control) = Some(tpm.try_clone()?);
     std::thread::spawn(move || {
         // Either end closing is the normal end of this copy.
         let _ = answers(from, &to, &own);
@@ -219,19 +249,27 @@ fn send(to: &UnixStream, bytes: &[u8], descriptor: &UnixStream) -> Result<()> {
 
 /// One command at a time: the TPM has no other way.
 fn serve(mut qemu: UnixStream, mut tpm: UnixStream, shared: &Shared) -> Result<()> {
+    let mut answered = Instant::now();
     loop {
         let command = read_message(&mut qemu)?;
         shared.tap(&command);
-        let extend = command.get(6..10).map_or(0, be_u32) == CC_PCR_EXTEND;
-        if extend {
-            std::thread::sleep(Duration::from_micros(shared.delay_us.load(Ordering::SeqCst)));
+        let (code, start) = (command.get(6..10).map_or(0, be_u32), Instant::now());
+        let delay = lock(&shared.delays).of(code);
+        if !delay.is_zero() {
+            std::thread::sleep(delay);
         }
         tpm.write_all(&command)?;
         let answer = read_message(&mut tpm)?;
+        shared.count(code, answered, start);
+        answered = Instant::now();
         shared.tap(&answer);
-        if extend && answer.get(6..10).is_some_and(|code| be_u32(code) == 0) {
+        if code == CC_PCR_EXTEND && answer.get(6..10).is_some_and(|code| be_u32(code) == 0) {
             shared.extends.fetch_add(1, Ordering::SeqCst);
         }
         qemu.write_all(&answer)?;
     }
+}
+
+fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
 }

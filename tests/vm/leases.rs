@@ -207,12 +207,7 @@ fn vm_a_lease_ends_while_the_host_sleeps_and_measuring_goes_on_when_it_wakes() -
     let ended = agent::unlock(guest, "/root/slept.img", 60)?;
     assert!(ended.ok(), "{ended}\n{}", stage.agent.journal());
     assert_eq!(guest.run_ok(&["cat", "/mnt/slept/hello"])?, "slept");
-    put_new_program(&stage.vm, "/root/rogue")?;
-    guest.run_ok(&["/root/rogue"])?;
-    stage.wait("untrusted for what ran after the sleep", |host| {
-        host.state == "untrusted" && host.reasons.iter().any(|reason| reason.contains("/root/rogue"))
-    })?;
-    Ok(())
+    stage.spoil().map(drop)
 }
 
 /// Prints how often what each line of a file stands for, in hex, is in the memory of a process: perl, since it reads where no file is

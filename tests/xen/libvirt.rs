@@ -9,7 +9,7 @@ use assay_tests::guest::{Ended, Guest};
 use assay_tests::hooks;
 use assay_tests::vm::{Image, LIBVIRT, Vm};
 
-use crate::common::{HOST, PATIENCE, enrolled_on, put_new_program, sha256sum};
+use crate::common::{PATIENCE, ROGUE, enrolled_on};
 use crate::{disk, seal};
 
 /// What the domain says on its serial port.
@@ -151,8 +151,7 @@ fn libvirt_domain_boots_from_its_sealed_disk_until_a_program_that_nobody_approve
     let stage = enrolled_on(host()?, HOOK_DEADLINE)?;
     let guest = stage.vm.guest();
     rehearse(guest)?;
-    stage.verifier.run_ok(&["policy", "capture", HOST])?;
-    stage.wait("trusted", |host| host.state == "trusted")?;
+    stage.capture()?;
 
     seal(&stage, MAIL.image, &bootable(LINE))?;
     MAIL.define(guest)?;
@@ -167,15 +166,10 @@ fn libvirt_domain_boots_from_its_sealed_disk_until_a_program_that_nobody_approve
         Ok((!MAIL.is_open(guest)?).then_some(()))
     })?;
 
-    put_new_program(&stage.vm, "/root/rogue")?;
-    guest.run_ok(&["/root/rogue"])?;
-    let digest = sha256sum(&stage.vm, "/root/rogue")?;
-    stage.wait("untrusted for /root/rogue", |host| {
-        host.state == "untrusted" && host.reasons.iter().any(|reason| reason.contains("/root/rogue"))
-    })?;
+    let digest = stage.spoil()?;
     let ended = start(guest, MAIL.domain)?;
     assert!(
-        !ended.ok() && ended.stderr.contains("/root/rogue") && ended.stderr.contains(&digest),
+        !ended.ok() && ended.stderr.contains(ROGUE) && ended.stderr.contains(&digest),
         "{ended}"
     );
     assert!(!MAIL.is_open(guest)?);

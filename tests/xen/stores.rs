@@ -9,7 +9,7 @@ use assay_tests::guest::Guest;
 use assay_tests::image_store::ImageStore;
 use assay_tests::verifier::{FROM_GUEST, Verifier};
 
-use crate::common::{HOST, PATIENCE, enrolled_on};
+use crate::common::{PATIENCE, enrolled_on};
 use crate::disk;
 use crate::libvirt::{HOOK_DEADLINE, Sealed, host, rehearse, start, wait_said};
 
@@ -95,8 +95,7 @@ fn libvirt_domains_boot_from_images_that_came_out_of_a_plain_store_and_out_of_gl
     through_plain_store(verifier, guest, &ImageStore::plain(0)?)?;
     through_glance(verifier, guest, &ImageStore::glance()?)?;
     rehearse(guest)?;
-    verifier.run_ok(&["policy", "capture", HOST])?;
-    stage.wait("trusted", |host| host.state == "trusted")?;
+    stage.capture()?;
 
     let domains = [&WEB, &MAIL];
     for domain in domains {

@@ -19,6 +19,7 @@ use super::sequence::{Gap, Sequence};
 use super::source::{EventSource, Refusal, SourceError};
 use super::trouble::{FailureNote, Slowest};
 use super::{BROKEN, MeasureError, complete, host, inventory};
+use crate::http::chain;
 use crate::tpm::{self, TpmError};
 
 /// Events that may wait for the TPM in memory and journal; beyond it they wait in the kernel's queue, and then are counted as lost.
@@ -585,16 +586,4 @@ fn is_alarm(event: &Event) -> bool {
         Event::Load(load) => load.flags & flags::REFUSED != 0,
         _ => false,
     }
-}
-
-/// An error with all its causes, in one line.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }

@@ -15,7 +15,7 @@ use assay_tests::agent::{self, Agent};
 use assay_tests::child;
 use assay_tests::guest::Guest;
 use assay_tests::stats::quantile;
-use assay_tests::verifier::{PROGRAMS_VARIABLE, Verifier};
+use assay_tests::verifier::{Verifier, benched};
 use assay_tests::vm::{Accelerator, Image, Vm};
 
 type Outcome<T> = Result<T, Box<dyn Error>>;
@@ -38,7 +38,8 @@ fn main() -> Outcome<()> {
     let word = std::env::args().skip(1).find(|word| word != "--bench");
     let rounds = word.map_or(Ok(ROUNDS), |word| word.parse())?;
     let vm = Vm::restore(&Image::load()?)?;
-    let verifier = Verifier::start(&verifier_binary()?)?;
+    let program = benched("assay-verifier").ok_or("run it with `cargo xtask bench unlock`")?;
+    let verifier = Verifier::start(&program)?;
     let stage = Stage::ready(vm, verifier)?;
 
     let (mut theirs, mut ours, mut tpm) = (Vec::new(), Vec::new(), Vec::new());
@@ -64,12 +65,6 @@ fn main() -> Outcome<()> {
         rest / pace
     );
     Ok(())
-}
-
-/// The verifier's program, as shipped.
-fn verifier_binary() -> Outcome<PathBuf> {
-    let programs = std::env::var_os(PROGRAMS_VARIABLE).ok_or("run it with `cargo xtask bench unlock`")?;
-    Ok(Path::new(&programs).join("assay-verifier"))
 }
 
 /// A trusted host with a sealed disk.

@@ -323,9 +323,7 @@ fn attack_25_the_tpm_is_reset_under_the_system() -> Result<(), HarnessError> {
     {
         scene.stage.agent = Agent::start(scene.guest())?;
     }
-    scene.stage.wait("untrusted for the reset", |host| {
-        host.state == "untrusted" && host.reasons.iter().any(|reason| reason.contains("TPM was reset"))
-    })?;
+    scene.distrusted_for("TPM was reset")?;
     row.set_modes("", Outcome::Detected);
     row.set(Column::Ima, "", Outcome::OutOfScope);
     row.note("the quote has the TPM's count of resets, and the log's boot is still the same. Who resets the TPM together with the machine's power has rebooted it");

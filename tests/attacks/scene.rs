@@ -160,11 +160,7 @@ impl Scene {
 
     /// The verdict that a bad host gets: a reason with this in it.
     pub fn distrusted_for(&self, needle: &str) -> Result<String, HarnessError> {
-        let has = |reasons: &[String]| reasons.iter().find(|reason| reason.contains(needle)).cloned();
-        let host = self.stage.wait(&format!("untrusted for {needle}"), |host| {
-            host.state == "untrusted" && has(&host.reasons).is_some()
-        })?;
-        Ok(has(&host.reasons).expect("just seen"))
+        self.stage.distrusted_for(needle)
     }
 
     /// The verdict that a good host gets, with all that the log has by now; gives the verdict's notes.

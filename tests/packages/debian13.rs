@@ -34,6 +34,16 @@ impl Root {
         self.folder.path().join(inside)
     }
 
+    /// What a program prints that runs in it, which must succeed.
+    fn told(&self, argv: &[&str]) -> String {
+        told(
+            as_root("chroot")
+                .arg(self.folder.path())
+                .args(argv)
+                .env("DEBIAN_FRONTEND", "noninteractive"),
+        )
+    }
+
     /// The same, of a program that finds a /proc, as in a system that runs.
     fn told_running(&self, argv: &[&str]) -> String {
         let proc = format!("--mount-proc={}", self.path("proc").display());
@@ -42,16 +52,6 @@ impl Root {
                 .args(["--mount", "--pid", "--fork", &proc, "chroot"])
                 .arg(self.folder.path())
                 .args(argv),
-        )
-    }
-
-    /// What a program prints that runs in it, which must succeed.
-    fn told(&self, argv: &[&str]) -> String {
-        told(
-            as_root("chroot")
-                .arg(self.folder.path())
-                .args(argv)
-                .env("DEBIAN_FRONTEND", "noninteractive"),
         )
     }
 }

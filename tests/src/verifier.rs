@@ -17,6 +17,13 @@ pub const PROGRAMS_VARIABLE: &str = "ASSAY_PROGRAMS";
 /// How long `serve` may take to listen.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// One of these programs; `None` where nothing says where they are.
+#[must_use]
+pub fn benched(program: &str) -> Option<PathBuf> {
+    let folder = std::env::var_os(PROGRAMS_VARIABLE)?;
+    Some(Path::new(&folder).join(program))
+}
+
 /// A verifier: initialised, serving, and gone on drop.
 #[derive(Debug)]
 pub struct Verifier {

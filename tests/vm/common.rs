@@ -14,6 +14,8 @@ use assay_tests::vm::{Image, Vm};
 pub const HOST: &str = "host";
 /// A state that is due within seconds, on a loaded machine.
 pub const PATIENCE: Duration = Duration::from_secs(120);
+/// The program that nobody approved, where a host is spoiled.
+pub const ROGUE: &str = "/root/rogue";
 
 /// A machine, the agent in it, and the verifier that trusts it.
 pub struct Stage {
@@ -60,8 +62,7 @@ pub fn enrolled_on(vm: Vm, settings: &str) -> Result<Stage, HarnessError> {
 pub fn trusted() -> Result<Stage, HarnessError> {
     let stage = enrolled()?;
     agent::rehearse(stage.vm.guest())?;
-    stage.verifier.run_ok(&["policy", "capture", HOST])?;
-    stage.wait("trusted", |host| host.state == "trusted")?;
+    stage.capture()?;
     Ok(stage)
 }
 
@@ -69,6 +70,32 @@ impl Stage {
     /// Waits until the verifier sees the host as `is` wants it.
     pub fn wait(&self, what: &str, is: impl Fn(&HostState) -> bool) -> Result<HostState, HarnessError> {
         self.verifier.wait_host(HOST, what, PATIENCE, is)
+    }
+
+    /// Captures what ran so far as known good, and waits until the host is trusted for it.
+    pub fn capture(&self) -> Result<(), HarnessError> {
+        self.verifier.run_ok(&["policy", "capture", HOST])?;
+        self.wait("trusted", |host| host.state == "trusted").map(drop)
+    }
+
+    /// Waits until the host is untrusted for a reason with this in it, and gives that reason.
+    pub fn distrusted_for(&self, needle: &str) -> Result<String, HarnessError> {
+        let found = |host: &HostState| host.reasons.iter().find(|reason| reason.contains(needle)).cloned();
+        let host = self.wait(&format!("untrusted for {needle}"), |host| {
+            host.state == "untrusted" && found(host).is_some()
+        })?;
+        Ok(found(&host).expect("just seen"))
+    }
+
+    /// Runs [`ROGUE`], and waits until the host is untrusted for it; gives the program's digest.
+    pub fn spoil(&self) -> Result<String, HarnessError> {
+        put_new_program(&self.vm, ROGUE)?;
+        self.vm.guest().run_ok(&[ROGUE])?;
+        // Where sha256sum has not run before, it is rogue as well.
+        let digest = sha256sum(&self.vm, ROGUE)?;
+        let reason = self.distrusted_for(ROGUE)?;
+        assert!(reason.contains(&digest), "{reason}");
+        Ok(digest)
     }
 
     /// Seals an image with one file, `hello` holding `content`, and puts it into the machine.

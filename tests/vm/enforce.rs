@@ -24,8 +24,7 @@ fn lists(log: &Log) -> usize {
 pub fn capture(stage: &Stage) -> Result<(), HarnessError> {
     let guest = stage.vm.guest();
     Log::at_rest(guest)?;
-    stage.verifier.run_ok(&["policy", "capture", HOST])?;
-    stage.wait("trusted", |host| host.state == "trusted")?;
+    stage.capture()?;
     Log::wait(guest, LOG, "a list in force", |log| lists(log) >= 1)?;
     Ok(())
 }

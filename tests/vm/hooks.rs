@@ -9,7 +9,7 @@ use assay_tests::guest::{Ended, Guest};
 use assay_tests::hooks;
 use serde_json::Value;
 
-use crate::common::{HOST, Stage, enrolled, put_new_program, sha256sum};
+use crate::common::{HOST, ROGUE, Stage, enrolled};
 
 const FOLDER: &str = "/usr/share/assay/hooks";
 const STORE: &str = "/run/store";
@@ -43,8 +43,7 @@ fn ready() -> Result<Stage, HarnessError> {
     datapath(guest, "Datapath.attach", "/root/none")?;
     // And what this test looks with.
     nothing_is_open(guest)?;
-    stage.verifier.run_ok(&["policy", "capture", HOST])?;
-    stage.wait("trusted", |host| host.state == "trusted")?;
+    stage.capture()?;
     Ok(stage)
 }
 
@@ -136,13 +135,8 @@ fn vm_hooks_open_disks_while_the_host_is_trusted_and_say_why_they_do_not() -> Re
         assert!(audit.contains(&format!("for {vm:?}")), "{vm}: {audit}");
     }
 
-    put_new_program(&stage.vm, "/root/rogue")?;
-    guest.run_ok(&["/root/rogue"])?;
-    let digest = sha256sum(&stage.vm, "/root/rogue")?;
-    stage.wait("untrusted for /root/rogue", |host| {
-        host.state == "untrusted" && host.reasons.iter().any(|reason| reason.contains("/root/rogue"))
-    })?;
-    let named = |said: &str| assert!(said.contains("/root/rogue") && said.contains(&digest), "{said}");
+    let digest = stage.spoil()?;
+    let named = |said: &str| assert!(said.contains(ROGUE) && said.contains(&digest), "{said}");
     let ended = gate(guest)?;
     assert_eq!(ended.code, Some(2), "{ended}");
     assert!(

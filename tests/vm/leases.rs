@@ -52,6 +52,13 @@ fn wait_disk(agent: &Agent, name: &str, what: &str, is: impl Fn(&Value) -> bool)
     })
 }
 
+/// Waits until the agent says that a disk is in this state.
+fn wait_state(agent: &Agent, name: &str, state: &str) -> Result<Value, HarnessError> {
+    wait_disk(agent, name, &format!("{name} is not {state}"), |disk| {
+        disk["state"] == state
+    })
+}
+
 /// Whether the kernel says that a device waits.
 fn suspended(guest: &Guest, name: &str) -> Result<bool, HarnessError> {
     let said = guest.run_ok(&["dmsetup", "info", "-c", "--noheadings", "-o", "suspended", name])?;
@@ -77,19 +84,13 @@ fn vm_a_host_that_turns_bad_loses_its_keys_and_gets_them_back() -> Result<(), Ha
 
     put_new_program(&stage.vm, "/root/rogue")?;
     guest.run_ok(&["/root/rogue"])?;
-    let lost = wait_disk(&stage.agent, "wiped", "the key is wiped", |disk| {
-        disk["state"] == "wiped"
-    })?;
+    let lost = wait_state(&stage.agent, "wiped", "wiped")?;
     assert!(
         lost["lost"].as_str().is_some_and(|why| why.contains("/root/rogue")),
         "{lost}"
     );
-    wait_disk(&stage.agent, "luks1", "the key is wiped", |disk| {
-        disk["state"] == "wiped"
-    })?;
-    wait_disk(&stage.agent, "waits", "the disk waits", |disk| {
-        disk["state"] == "suspended"
-    })?;
+    wait_state(&stage.agent, "luks1", "wiped")?;
+    wait_state(&stage.agent, "waits", "suspended")?;
     for name in ["wiped", "luks1", "waits"] {
         assert!(suspended(guest, name)?, "{name}");
     }
@@ -108,9 +109,7 @@ fn vm_a_host_that_turns_bad_loses_its_keys_and_gets_them_back() -> Result<(), Ha
             .run_ok(&["policy", "capture", crate::common::HOST, "--add"])?;
         Ok((stage.verifier.host(crate::common::HOST)?.state == "trusted").then_some(()))
     })?;
-    wait_disk(&stage.agent, "waits", "the disk goes on", |disk| {
-        disk["state"] == "open"
-    })?;
+    wait_state(&stage.agent, "waits", "open")?;
     assert_eq!(guest.run_ok(&["cat", "/mnt/waits/hello"])?, "waits");
     assert!(suspended(guest, "wiped")?);
     for name in ["wiped", "luks1"] {
@@ -153,9 +152,7 @@ fn vm_an_unapproved_program_costs_the_key_at_once_and_not_with_the_next_poll() -
     put_new_program(&stage.vm, "/root/rogue")?;
     let start = std::time::Instant::now();
     guest.run_ok(&["/root/rogue"])?;
-    let lost = wait_disk(&stage.agent, "wiped", "the key is wiped", |disk| {
-        disk["state"] == "wiped"
-    })?;
+    let lost = wait_state(&stage.agent, "wiped", "wiped")?;
     println!(
         "from the program's start to the wiped key: {} ms, emulated or not",
         start.elapsed().as_millis()
@@ -186,13 +183,9 @@ fn vm_a_lease_ends_while_the_host_sleeps_and_measuring_goes_on_when_it_wakes() -
     guest.script(SLEEP)?;
     assert_eq!(guest.get_text("/sys/power/suspend_stats/success")?.trim(), "1");
 
-    let lost = wait_disk(&stage.agent, "slept", "the key is wiped", |disk| {
-        disk["state"] == "wiped"
-    })?;
+    let lost = wait_state(&stage.agent, "slept", "wiped")?;
     assert!(lost["lost"].as_str().is_some_and(|why| why.contains("lease")), "{lost}");
-    wait_disk(&stage.agent, "kept", "the other is as it was", |disk| {
-        disk["state"] == "open"
-    })?;
+    wait_state(&stage.agent, "kept", "open")?;
     guest.script("echo 3 > /proc/sys/vm/drop_caches")?;
     assert_eq!(guest.run_ok(&["cat", "/mnt/kept/hello"])?, "kept");
 
@@ -207,12 +200,7 @@ fn vm_a_lease_ends_while_the_host_sleeps_and_measuring_goes_on_when_it_wakes() -
     let ended = agent::unlock(guest, "/root/slept.img", 60)?;
     assert!(ended.ok(), "{ended}\n{}", stage.agent.journal());
     assert_eq!(guest.run_ok(&["cat", "/mnt/slept/hello"])?, "slept");
-    put_new_program(&stage.vm, "/root/rogue")?;
-    guest.run_ok(&["/root/rogue"])?;
-    stage.wait("untrusted for what ran after the sleep", |host| {
-        host.state == "untrusted" && host.reasons.iter().any(|reason| reason.contains("/root/rogue"))
-    })?;
-    Ok(())
+    stage.spoil().map(drop)
 }
 
 /// Prints how often what each line of a file stands for, in hex, is in the memory of a process: perl, since it reads where no file is

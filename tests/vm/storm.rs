@@ -6,7 +6,7 @@ use assay_tests::stats::quantile;
 use assay_tests::vm::{CC_CREATE_PRIMARY, Delays, Image, RestoreOptions, Vm};
 use assay_tests::{HarnessError, agent, storm};
 
-use crate::common::{HOST, Stage, enrolled, enrolled_on};
+use crate::common::{Stage, enrolled, enrolled_on};
 
 const DISKS: usize = 100;
 /// On a TPM that takes seconds for each.
@@ -19,9 +19,7 @@ fn ready(stage: &Stage, disks: usize) -> Result<(), HarnessError> {
     storm::prepare(stage.vm.guest(), &stage.verifier, disks)?;
     // What the storm runs is known before it begins.
     agent::rehearse(stage.vm.guest())?;
-    stage.verifier.run_ok(&["policy", "capture", HOST])?;
-    stage.wait("trusted", |host| host.state == "trusted")?;
-    Ok(())
+    stage.capture()
 }
 
 #[test]

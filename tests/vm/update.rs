@@ -10,7 +10,7 @@ use assay_tests::child;
 use assay_tests::guest::Guest;
 use assay_tests::vm::Image;
 
-use crate::common::{HOST, enrolled, perl_on, put_new_program};
+use crate::common::{enrolled, perl_on, put_new_program};
 use crate::log::{LOG, Log};
 
 /// Has the kernel unpack a module: 4 is MODULE_INIT_COMPRESSED_FILE.
@@ -105,8 +105,7 @@ fn vm_an_update_approved_from_its_package_leaves_the_host_trusted() -> Result<()
     // What installs and uses a package is known: the machine has done it before, with another one.
     let first = package(folder, "first", &module("ifb"), release)?;
     install_and_use(guest, "first", &first, "ifb")?;
-    stage.verifier.run_ok(&["policy", "capture", HOST])?;
-    stage.wait("trusted", |host| host.state == "trusted")?;
+    stage.capture()?;
 
     let update = package(folder, "update", &module("dummy"), release)?;
     let deb = update.display().to_string();

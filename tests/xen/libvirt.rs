@@ -9,7 +9,7 @@ use assay_tests::guest::{Ended, Guest};
 use assay_tests::hooks;
 use assay_tests::vm::{Image, LIBVIRT, Vm};
 
-use crate::common::{HOST, PATIENCE, enrolled_on, put_new_program, sha256sum};
+use crate::common::{PATIENCE, ROGUE, enrolled_on};
 use crate::{disk, seal};
 
 /// What the domain says on its serial port.
@@ -32,7 +32,7 @@ pub struct Sealed {
 
 impl Sealed {
     /// What its disk is called when it is open.
-    pub fn device(&self) -> String {
+    fn device(&self) -> String {
         format!("assay-{}", self.domain)
     }
 
@@ -46,7 +46,23 @@ impl Sealed {
         define(guest, self.domain, &metadata, &disk)
     }
 
-    pub fn is_open(&self, guest: &Guest) -> Result<bool, HarnessError> {
+    /// Starts the domain, which must succeed.
+    pub fn start(&self, guest: &Guest) -> Result<(), HarnessError> {
+        let ended = start(guest, self.domain)?;
+        assert!(ended.ok(), "{ended}");
+        Ok(())
+    }
+
+    /// Ends the domain, and waits until its disk is closed.
+    pub fn end(&self, guest: &Guest) -> Result<(), HarnessError> {
+        guest.run_ok(&["virsh", "destroy", self.domain])?;
+        // libvirt calls `release` when all else is done.
+        Guest::wait_for(&format!("{} stays open", self.device()), PATIENCE, || {
+            Ok((!self.is_open(guest)?).then_some(()))
+        })
+    }
+
+    fn is_open(&self, guest: &Guest) -> Result<bool, HarnessError> {
         let open = guest.run_ok(&["ls", "/dev/mapper"])?;
         Ok(open.split_whitespace().any(|name| name == self.device()))
     }
@@ -102,7 +118,7 @@ fn define(guest: &Guest, name: &str, metadata: &str, disk: &str) -> Result<(), H
     guest.run_ok(&["virsh", "define", "/srv/domain.xml"]).map(drop)
 }
 
-pub fn start(guest: &Guest, name: &str) -> Result<Ended, HarnessError> {
+fn start(guest: &Guest, name: &str) -> Result<Ended, HarnessError> {
     guest.run_with(&["virsh", "start", name], b"", LIMIT)
 }
 
@@ -151,31 +167,20 @@ fn libvirt_domain_boots_from_its_sealed_disk_until_a_program_that_nobody_approve
     let stage = enrolled_on(host()?, HOOK_DEADLINE)?;
     let guest = stage.vm.guest();
     rehearse(guest)?;
-    stage.verifier.run_ok(&["policy", "capture", HOST])?;
-    stage.wait("trusted", |host| host.state == "trusted")?;
+    stage.capture()?;
 
     seal(&stage, MAIL.image, &bootable(LINE))?;
     MAIL.define(guest)?;
-    let ended = start(guest, MAIL.domain)?;
-    assert!(ended.ok(), "{ended}");
+    MAIL.start(guest)?;
     wait_said(guest, MAIL.domain, LINE)?;
     let audit = stage.verifier.run_ok(&["audit", "show"])?;
     assert!(audit.contains("for \"mail\""), "{audit}");
-    guest.run_ok(&["virsh", "destroy", MAIL.domain])?;
-    // libvirt calls `release` when all else is done.
-    Guest::wait_for("the disk stays open", PATIENCE, || {
-        Ok((!MAIL.is_open(guest)?).then_some(()))
-    })?;
+    MAIL.end(guest)?;
 
-    put_new_program(&stage.vm, "/root/rogue")?;
-    guest.run_ok(&["/root/rogue"])?;
-    let digest = sha256sum(&stage.vm, "/root/rogue")?;
-    stage.wait("untrusted for /root/rogue", |host| {
-        host.state == "untrusted" && host.reasons.iter().any(|reason| reason.contains("/root/rogue"))
-    })?;
+    let digest = stage.spoil()?;
     let ended = start(guest, MAIL.domain)?;
     assert!(
-        !ended.ok() && ended.stderr.contains("/root/rogue") && ended.stderr.contains(&digest),
+        !ended.ok() && ended.stderr.contains(ROGUE) && ended.stderr.contains(&digest),
         "{ended}"
     );
     assert!(!MAIL.is_open(guest)?);

@@ -9,9 +9,9 @@ use assay_tests::guest::Guest;
 use assay_tests::image_store::ImageStore;
 use assay_tests::verifier::{FROM_GUEST, Verifier};
 
-use crate::common::{HOST, PATIENCE, enrolled_on};
+use crate::common::enrolled_on;
 use crate::disk;
-use crate::libvirt::{HOOK_DEADLINE, Sealed, host, rehearse, start, wait_said};
+use crate::libvirt::{HOOK_DEADLINE, Sealed, host, rehearse, wait_said};
 
 /// Whose lines for a host without the verifier's program are run here.
 const DOCUMENT: &str = include_str!("../../agent/docs/image-stores.md");
@@ -95,23 +95,18 @@ fn libvirt_domains_boot_from_images_that_came_out_of_a_plain_store_and_out_of_gl
     through_plain_store(verifier, guest, &ImageStore::plain(0)?)?;
     through_glance(verifier, guest, &ImageStore::glance()?)?;
     rehearse(guest)?;
-    verifier.run_ok(&["policy", "capture", HOST])?;
-    stage.wait("trusted", |host| host.state == "trusted")?;
+    stage.capture()?;
 
     let domains = [&WEB, &MAIL];
     for domain in domains {
         domain.define(guest)?;
-        let ended = start(guest, domain.domain)?;
-        assert!(ended.ok(), "{ended}");
+        domain.start(guest)?;
     }
     for domain in domains {
         wait_said(guest, domain.domain, &line(domain))?;
     }
     for domain in domains {
-        guest.run_ok(&["virsh", "destroy", domain.domain])?;
-        Guest::wait_for(&format!("{} stays open", domain.device()), PATIENCE, || {
-            Ok((!domain.is_open(guest)?).then_some(()))
-        })?;
+        domain.end(guest)?;
     }
     let audit = verifier.run_ok(&["audit", "show"])?;
     for domain in domains {

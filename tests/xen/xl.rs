@@ -8,7 +8,7 @@ use assay_tests::guest::{Ended, Guest};
 use assay_tests::hooks;
 use assay_tests::vm::{Image, Vm, XEN, Xen};
 
-use crate::common::{HOST, PATIENCE, Stage, enrolled_on, sha256sum};
+use crate::common::{PATIENCE, Stage, enrolled_on, sha256sum};
 use crate::seal;
 
 /// What the guest's disk says.
@@ -71,8 +71,7 @@ fn xen_guest_reads_its_sealed_disk_until_a_module_that_nobody_approved_is_loaded
     let stage = enrolled_on(dom0(&image, &xen)?, "")?;
     let guest = stage.vm.guest();
     rehearse(&stage)?;
-    stage.verifier.run_ok(&["policy", "capture", HOST])?;
-    stage.wait("trusted", |host| host.state == "trusted")?;
+    stage.capture()?;
 
     seal(&stage, IMAGE, format!("{LINE}\n").as_bytes())?;
     let ended = create(guest, IMAGE)?;
@@ -87,9 +86,7 @@ fn xen_guest_reads_its_sealed_disk_until_a_module_that_nobody_approved_is_loaded
 
     guest.run_ok(&["insmod", MODULE])?;
     let digest = sha256sum(&stage.vm, MODULE)?;
-    stage.wait("untrusted for the module", |host| {
-        host.state == "untrusted" && host.reasons.iter().any(|reason| reason.contains(MODULE))
-    })?;
+    stage.distrusted_for(MODULE)?;
     let ended = create(guest, IMAGE)?;
     assert!(!ended.ok(), "{ended}");
     assert!(

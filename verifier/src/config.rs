@@ -1,11 +1,12 @@
 //! The state directory and `config.toml`: the raw form as written in the file, and the usable form behind it.
 
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
+use assay_evidence::host_port::HostPort;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -124,26 +125,18 @@ impl StateDir {
 
 /// `https://NAME_OR_IP:PORT`, taken apart.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ServiceUrl {
-    /// DNS name, or IP address without brackets.
-    pub host: String,
-    /// TCP port.
-    pub port: u16,
-}
+pub struct ServiceUrl(HostPort);
 
 impl ServiceUrl {
-    /// The host as an IP address, if it is one.
-    pub fn ip(&self) -> Option<IpAddr> {
-        self.host.parse().ok()
+    /// Where the service is.
+    pub fn address(&self) -> &HostPort {
+        &self.0
     }
 }
 
 impl fmt::Display for ServiceUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.ip() {
-            Some(IpAddr::V6(ip)) => write!(f, "https://[{ip}]:{}", self.port),
-            _ => write!(f, "https://{}:{}", self.host, self.port),
-        }
+        write!(f, "https://{}", self.0)
     }
 }
 
@@ -156,26 +149,15 @@ impl FromStr for ServiceUrl {
             .strip_prefix("https://")
             .ok_or_else(|| bad("it does not start with https://"))?;
         let rest = rest.strip_suffix('/').unwrap_or(rest);
-        let (host, port) = rest.rsplit_once(':').ok_or_else(|| bad("it names no port"))?;
-        let port = port
-            .parse::<u16>()
-            .ok()
-            .filter(|p| *p != 0)
-            .ok_or_else(|| bad("the port is not a number from 1 to 65535"))?;
-        if let Some(v6) = host.strip_prefix('[') {
-            let v6 = v6.strip_suffix(']').filter(|h| h.parse::<std::net::Ipv6Addr>().is_ok());
-            let host = v6.ok_or_else(|| bad("the address in brackets is not IPv6"))?.to_owned();
-            return Ok(Self { host, port });
-        }
+        let address = HostPort::parse(rest, None).map_err(|error| bad(error.why()))?;
+        let host = address.host();
         let label =
             |l: &str| !l.is_empty() && l.len() <= 63 && l.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
-        if host.len() > 253 || !host.split('.').all(label) {
+        let is_name = host.len() <= 253 && host.split('.').all(label);
+        if !is_name && address.ip().is_none() {
             return Err(bad("the host is neither a DNS name nor an IP address"));
         }
-        Ok(Self {
-            host: host.to_owned(),
-            port,
-        })
+        Ok(Self(address))
     }
 }
 

@@ -90,7 +90,8 @@ impl Authority {
     pub fn generate(url: &ServiceUrl, now: OffsetDateTime) -> Result<Self, PkiError> {
         let failed = |cause| PkiError::Generate("CA", cause);
         let key = new_key("CA")?;
-        let mut params = params(&format!("Assay verifier CA for {}", url.host), "ca", &[]).map_err(failed)?;
+        let mut params =
+            params(&format!("Assay verifier CA for {}", url.address().host()), "ca", &[]).map_err(failed)?;
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![
             KeyUsagePurpose::KeyCertSign,

@@ -21,6 +21,7 @@ pub mod digest;
 pub mod ear;
 pub mod ek;
 pub mod event;
+pub mod host_port;
 pub mod imalog;
 pub mod jwe;
 pub mod jws;

@@ -1,34 +1,31 @@
 //! The measuring loop: one thread that reads the kernel's events and keeps log and PCR in step.
 
+mod intake;
+mod start;
+
 use std::collections::{HashSet, VecDeque};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use assay_ebpf::{Record as KernelRecord, flags};
+use assay_ebpf::flags;
 use assay_evidence::cel::{self, MAX_EVENTS};
-use assay_evidence::digest::{Algorithm, Sha256Digest};
+use assay_evidence::digest::Sha256Digest;
 use assay_evidence::event::{Event, Mode, Notice, Violation};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use super::control::{self, Control, Mailbox, Message};
+use super::control::{Control, Mailbox, Message};
 use super::journal::Journal;
-use super::lock::{Lock, lock};
-use super::log::{self, LogWriter, Room};
-use super::recovery::{self, Recovered, Said};
-use super::sequence::{Gap, Sequence};
-use super::source::{EventSource, Refusal, SourceError};
+use super::lock::Lock;
+use super::log::{LogWriter, Room};
+use super::sequence::Sequence;
+use super::source::EventSource;
 use super::trouble::{FailureNote, Slowest};
-use super::{BROKEN, MeasureError, complete, host, inventory};
+use super::{BROKEN, MeasureError};
+use crate::http::chain;
 use crate::tpm::{self, TpmError};
 
 /// Events that may wait for the TPM in memory and journal; beyond it they wait in the kernel's queue, and then are counted as lost.
 const MAX_PENDING: usize = 32 * 1024;
-
-/// Events taken from the kernel before the loop looks at anything else.
-const READ_AT_ONCE: usize = 1024;
-
-/// A killed agent may have journaled this many records whose places it had not freed: the kernel delivers them again.
-const MOST_REPEATED: usize = 4 * READ_AT_ONCE;
 
 /// The loop turns at least this often, to look at the lost counter and to show that it lives.
 const TICK: Duration = Duration::from_secs(1);
@@ -125,55 +122,6 @@ enum Stopping {
 }
 
 impl Measurer {
-    /// Takes the run folder, recovers what an earlier agent left, and puts AGENT_START into log and PCR. Blocks for as long.
-    ///
-    /// # Errors
-    /// Every [`MeasureError`]; nothing runs then.
-    pub fn open(settings: Settings, source: Box<dyn EventSource>, tpm: tpm::Handle) -> Result<Self, MeasureError> {
-        let run_dir = settings.run_dir.as_path();
-        let lock = lock(run_dir)?;
-        let now = tpm.read_pcr_blocking()?;
-        let recovered = recovery::recover(run_dir, &settings.boot_id, settings.pcr, &now, settings.log_max_bytes)?;
-        let (journal, journaled) = Journal::open(run_dir)?;
-        let (control, mailbox) = control::channel().map_err(MeasureError::Wait)?;
-        let banks: Vec<Algorithm> = tpm.identity().banks.clone();
-        let path = run_dir.join(log::NAME);
-        let log = LogWriter::open(&path, settings.log_max_bytes, recovered.position, settings.pcr, banks)?;
-        tpm.log()
-            .attach(log.reader()?, recovered.ends.clone(), recovered.position.head.value());
-
-        let mut measurer = Self {
-            source,
-            tpm,
-            log,
-            journal,
-            pending: VecDeque::new(),
-            in_flight: None,
-            known: HashSet::new(),
-            sequence: Sequence::after(&HashSet::new(), &[], Instant::now()),
-            compared: Instant::now(),
-            taken: 0,
-            ticked: Instant::now(),
-            lost_reported: recovered.said.lost,
-            lost_seen: 0,
-            inventory: Inventory::Running,
-            full: false,
-            slowest: Slowest::default(),
-            note: FailureNote::new(run_dir, &settings.boot_id),
-            stopping: Stopping::No,
-            mailbox,
-            control,
-            _lock: lock,
-        };
-        match measurer.begin(&settings, recovered, journaled) {
-            Ok(()) => Ok(measurer),
-            Err(error) => {
-                measurer.leave_note(&error);
-                Err(error)
-            }
-        }
-    }
-
     /// A handle to stop the loop and to see that it lives.
     #[must_use]
     pub fn control(&self) -> Control {
@@ -191,85 +139,6 @@ impl Measurer {
             self.mark_broken(error);
         }
         result
-    }
-
-    fn begin(&mut self, settings: &Settings, recovered: Recovered, journaled: Vec<Event>) -> Result<(), MeasureError> {
-        if let Some(record) = recovered.resume {
-            tracing::warn!(
-                record = record.number,
-                "an earlier agent died between log and PCR: its last record is extended now"
-            );
-            self.tpm.extend_blocking(record.digests, None)?;
-        }
-        // The earlier agent may have ended between an extend and telling the kernel programs of it.
-        let told = recovered.last.iter().filter_map(Event::code);
-        self.source.landed(&mut told.into_iter())?;
-        let Said {
-            started,
-            ready,
-            seqs,
-            last,
-            gaps,
-            full,
-            ..
-        } = recovered.said;
-        let start = host::agent_start(settings, recovered.pcr_start, last)?;
-        let mut first = vec![Event::from(start)];
-        if let Some(detail) = recovered.mismatch {
-            tracing::error!(
-                detail,
-                "log and PCR do not fit together: this boot cannot be trusted any more"
-            );
-            first.push(Event::Violation(Violation::LogMismatch { detail }));
-        }
-        if started && settings.fresh_hooks {
-            let detail = "the kernel programs of the earlier agent were gone when this one started".to_owned();
-            first.push(Event::Violation(Violation::HooksMissing { detail }));
-        }
-        if let Some(detail) = self.note.find() {
-            tracing::warn!(detail, "an earlier agent ended because the TPM failed");
-            first.push(Event::Violation(Violation::TpmFailed { detail }));
-        }
-        let (record, advance) = self.log.append(&first, Room::Start)?;
-        self.tpm.extend_blocking(record.digests, Some(advance))?;
-        self.note.clear();
-
-        self.known = seqs;
-        for event in journaled {
-            if self.is_news(&event) {
-                self.pending.push_back(event);
-            }
-        }
-        if settings.fresh_hooks {
-            // Their numbers begin anew, and so does their count of losses.
-            self.known.clear();
-            self.lost_reported = 0;
-        } else {
-            self.sequence = Sequence::after(&self.known, &gaps, Instant::now());
-        }
-        if full.is_some_and(|limit| limit >= self.log.max_bytes()) {
-            self.stand_still()?;
-            self.inventory = Inventory::Done;
-            if ready {
-                self.source.ready()?;
-            }
-        } else if ready && !settings.fresh_hooks {
-            self.pending.push_back(Event::Ready);
-            self.inventory = Inventory::Queued;
-        } else {
-            self.start_inventory()?;
-        }
-        Ok(())
-    }
-
-    fn start_inventory(&self) -> Result<(), MeasureError> {
-        let control = self.control.clone();
-        let release = host::kernel_release()?;
-        std::thread::Builder::new()
-            .name("inventory".into())
-            .spawn(move || control.send(Message::Inventory(inventory::take(&release))))
-            .map_err(MeasureError::Thread)?;
-        Ok(())
     }
 
     fn turn_until_stopped(&mut self, ready: &mut impl FnMut()) -> Result<(), MeasureError> {
@@ -349,109 +218,6 @@ impl Measurer {
             }
         }
         Ok(())
-    }
-
-    /// Takes events from the kernel into journal and queue. True when there may be more at once.
-    fn take_events(&mut self) -> Result<bool, MeasureError> {
-        let room = MAX_PENDING.saturating_sub(self.pending.len()).min(READ_AT_ONCE);
-        // AGENT_STOP is the last event: what comes after it stays in the kernel for the next agent.
-        if room == 0 || self.full || self.stopping != Stopping::No {
-            return Ok(false);
-        }
-        if self.taken > MOST_REPEATED {
-            self.known = HashSet::new();
-        }
-        // Asked before the queue is read to its end: all that is counted by then must have come.
-        let counted = match self.compared.elapsed() >= TICK {
-            true => Some(self.source.numbered()?),
-            false => None,
-        };
-        let Self {
-            source,
-            journal,
-            pending,
-            known,
-            sequence,
-            ..
-        } = self;
-        let mut take = |record: &KernelRecord| -> Result<(), Refusal> {
-            if known.remove(&record.seq) {
-                return Ok(());
-            }
-            let event = complete::event(record);
-            journal.append(&event)?;
-            pending.push_back(event);
-            sequence.saw(record.seq);
-            Ok(())
-        };
-        match source.read(room, &mut take) {
-            Ok(taken) => {
-                self.taken = self.taken.saturating_add(taken);
-                if let Some(counted) = counted.filter(|_| taken < room) {
-                    self.sequence.numbered(&counted);
-                    self.compared = Instant::now();
-                }
-                Ok(taken == room)
-            }
-            Err(SourceError::Refused(refusal)) => Err(match refusal.downcast::<MeasureError>() {
-                Ok(error) => *error,
-                Err(refusal) => SourceError::Refused(refusal).into(),
-            }),
-            Err(error) => Err(error.into()),
-        }
-    }
-
-    /// Whether an event is not in the log yet; remembers those that come from the kernel.
-    fn is_news(&mut self, event: &Event) -> bool {
-        match event {
-            Event::Load(load) => load.seq.is_none_or(|seq| self.known.insert(seq)),
-            _ => true,
-        }
-    }
-
-    /// What the kernel could not deliver since the last report becomes part of the next record.
-    fn report_lost(&mut self) -> Result<(), MeasureError> {
-        if self.stopping != Stopping::No {
-            // The next agent finds it in the counter: AGENT_STOP is the last word of this one.
-            return Ok(());
-        }
-        let lost = self.source.lost()?;
-        self.control.set_lost(lost);
-        self.control.set_no_room(self.source.refused_for_room()?);
-        if self.full {
-            return Ok(());
-        }
-        if lost < self.lost_seen {
-            // The programs were replaced: their counter began anew.
-            self.lost_reported = 0;
-        }
-        self.lost_seen = lost;
-        if let Some(count) = lost.checked_sub(self.lost_reported).filter(|count| *count > 0) {
-            tracing::error!(
-                count,
-                "the kernel could not deliver measurements: recorded as a violation"
-            );
-            self.pending.push_back(Event::Violation(Violation::Lost { count }));
-            self.lost_reported = lost;
-        }
-        Ok(())
-    }
-
-    /// Records that the kernel numbered and that never came: somebody else took them out of its queue.
-    fn report_gaps(&mut self) {
-        // As with losses, AGENT_STOP is the last word: the next agent misses them, too.
-        while self.stopping == Stopping::No
-            && !self.full
-            && let Some(Gap { expected, found }) = self.sequence.overdue(Instant::now())
-        {
-            tracing::error!(
-                expected,
-                found,
-                "records of the kernel are missing: recorded as a violation"
-            );
-            let gap = Violation::SequenceGap { expected, found };
-            self.pending.push_back(Event::Violation(gap));
-        }
     }
 
     /// True when AGENT_STOP is in log and PCR, or a full log has said its last word.
@@ -585,16 +351,4 @@ fn is_alarm(event: &Event) -> bool {
         Event::Load(load) => load.flags & flags::REFUSED != 0,
         _ => false,
     }
-}
-
-/// An error with all its causes, in one line.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }

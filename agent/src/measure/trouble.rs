@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use assay_evidence::event::{MAX_TEXT, cut};
 
-use super::measurer::chain;
+use crate::http::chain;
 use crate::tpm::TpmError;
 
 /// An extend that takes longer is told of,

@@ -10,8 +10,8 @@ use super::keys::{self, Keys};
 use super::queue::{Next, Queue};
 use super::release::{ReleaseKey, ReleasePublic};
 use super::{BankDigests, Identity, QuoteOut, RELEASE_HOLD, ReleaseEvidence, TpmConfig, TpmError, Work};
+use crate::http::chain;
 use crate::log_view::{Advance, LogView, Snapshot};
-use crate::measure::measurer::chain;
 
 /// How often an extend is asked for again when it is certain that the failed one did nothing,
 const EXTEND_ATTEMPTS: u32 = 3;

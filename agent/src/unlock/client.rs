@@ -122,7 +122,7 @@ impl Connection {
     }
 
     async fn connect(url: &VerifierUrl, tls: Arc<ClientConfig>) -> Result<Self, ClientError> {
-        let tcp = TcpStream::connect((url.host(), url.port()))
+        let tcp = TcpStream::connect((url.address().host(), url.address().port()))
             .await
             .map_err(ClientError::Connect)?;
         tcp.set_nodelay(true).map_err(ClientError::Connect)?;
@@ -141,7 +141,7 @@ impl Connection {
         // Its error reaches us through the request that it fails.
         let driver = tokio::spawn(async move { drop(connection.await) });
         Ok(Self {
-            authority: url.authority(),
+            authority: url.address().to_string(),
             exporter: Exporter::new(exporter),
             sender,
             date: None,

@@ -18,7 +18,7 @@ use zeroize::Zeroizing;
 use super::UnlockError;
 use super::client::{self, ClientError, Connection};
 use super::machine::{Machine, Outcome, Step};
-use super::turns::{Turn, Turns};
+use super::turns::{self, Turn, Turns};
 use super::url::VerifierUrl;
 use crate::bundle::{Source, SourceError};
 use crate::http::chain;
@@ -173,12 +173,11 @@ impl Exchange {
         };
         self.progress = Progress {
             verifier: name.clone(),
-            share: share(left, self.verifiers.len().saturating_sub(place)).max(LEAST),
+            share: turns::share(left, place, self.verifiers.len(), LEAST),
             ..Progress::default()
         };
-        let left = left.min(self.progress.share);
-        // The very last try still gets the time that a handshake takes.
-        match Connection::open(url, Arc::clone(&self.tls), left.max(Duration::from_secs(1))).await {
+        let limit = left.min(self.progress.share).max(turns::HANDSHAKE);
+        match Connection::open(url, Arc::clone(&self.tls), limit).await {
             Ok(connection) => {
                 self.turns.heard(name);
                 self.progress.connection = Some(connection);
@@ -310,12 +309,6 @@ impl Exchange {
         }
         Ok(Outcome::Done)
     }
-}
-
-/// How long the first of so many verifiers may take for an answer, so that those after it have their time, too.
-pub(super) fn share(left: Duration, verifiers: usize) -> Duration {
-    let verifiers = u32::try_from(verifiers).unwrap_or(u32::MAX);
-    left.checked_div(verifiers).unwrap_or(left)
 }
 
 /// Files and the TPM's blocking calls stay off the async thread.

@@ -1,4 +1,4 @@
-//! Who asks for a key next, and which verifier is asked first, when many machines start at once.
+//! Who asks for a key next, which verifier is asked first, and how long each may take, when many machines start at once.
 //!
 //! The TPM has one release key at a time. Whoever cannot have it yet would hold a connection and a challenge that grow old meanwhile; so
 //! only as many ask at once as keep the TPM busy, and the others wait here, in the order in which they came.
@@ -15,6 +15,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 const AT_ONCE: usize = 2;
 /// So long a verifier that was not reached is asked last.
 const SILENT_FOR: Duration = Duration::from_secs(30);
+/// What a handshake takes: the very last try still gets it.
+pub(super) const HANDSHAKE: Duration = Duration::from_secs(1);
 
 /// The turns of one agent; clones share them.
 #[derive(Debug, Clone)]
@@ -73,9 +75,25 @@ impl Turns {
     }
 }
 
+/// How long the verifier at this place among so many may take for an answer, so that those after it have their time, too: its share of
+/// what is left, and never less than `least`.
+pub(super) fn share(left: Duration, place: usize, verifiers: usize, least: Duration) -> Duration {
+    let to_ask = u32::try_from(verifiers.saturating_sub(place)).unwrap_or(u32::MAX);
+    left.checked_div(to_ask).unwrap_or(left).max(least)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn those_after_a_verifier_have_their_time_and_the_last_one_all_that_is_left() {
+        let of_three = |left, place| share(Duration::from_secs(left), place, 3, HANDSHAKE).as_secs();
+        assert_eq!([0, 1, 2].map(|place| of_three(30, place)), [10, 15, 30]);
+        assert_eq!(of_three(2, 0), 1, "the least");
+        assert_eq!(of_three(0, 2), 1, "the very last try");
+        assert_eq!(of_three(30, 3), 30, "nobody is left to have a share");
+    }
 
     #[test]
     fn a_silent_verifier_is_asked_last_for_a_while() {

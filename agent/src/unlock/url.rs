@@ -1,5 +1,6 @@
 //! A verifier's address, as join files and LUKS2 tokens write it: `https://HOST[:PORT]`, nothing else.
 
+use assay_evidence::host_port::HostPort;
 use rustls::pki_types::ServerName;
 
 /// Why an address is refused.
@@ -15,8 +16,7 @@ pub struct UrlError {
 /// An address that was taken apart.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VerifierUrl {
-    host: String,
-    port: u16,
+    address: HostPort,
     name: ServerName<'static>,
 }
 
@@ -38,54 +38,23 @@ impl VerifierUrl {
             return Err(refuse("it has a path"));
         }
         let authority = uri.authority().ok_or_else(|| refuse("it has no host"))?;
-        if authority.as_str().contains('@') {
-            return Err(refuse("it has a user name"));
-        }
-        // An IPv6 address is written in brackets, which are no part of it.
-        let host = authority
-            .host()
-            .trim_start_matches('[')
-            .trim_end_matches(']')
-            .to_owned();
-        let name =
-            ServerName::try_from(host.clone()).map_err(|_| refuse("its host is neither a name nor an address"))?;
-        // `authority.port()` would pass over a port that is out of range.
-        let port = match authority.as_str().strip_prefix(authority.host()) {
-            Some("") => 443,
-            Some(rest) => rest.strip_prefix(':').and_then(|port| port.parse().ok()).unwrap_or(0),
-            None => 0,
-        };
-        if port == 0 {
-            return Err(refuse("its port is not a port"));
-        }
-        Ok(Self { host, port, name })
+        // The reader of URLs would pass over a port that is out of range.
+        let address = HostPort::parse(authority.as_str(), Some(443)).map_err(|error| refuse(error.why()))?;
+        let name = ServerName::try_from(address.host().to_owned())
+            .map_err(|_| refuse("its host is neither a name nor an address"))?;
+        Ok(Self { address, name })
     }
 
-    /// Host name or address, without brackets.
+    /// Where it is. As text, the value of the HTTP Host header.
     #[must_use]
-    pub fn host(&self) -> &str {
-        &self.host
-    }
-
-    /// TCP port.
-    #[must_use]
-    pub fn port(&self) -> u16 {
-        self.port
+    pub fn address(&self) -> &HostPort {
+        &self.address
     }
 
     /// The name that the server's certificate must have.
     #[must_use]
     pub fn server_name(&self) -> ServerName<'static> {
         self.name.clone()
-    }
-
-    /// Value of the HTTP Host header.
-    #[must_use]
-    pub fn authority(&self) -> String {
-        match self.name {
-            ServerName::IpAddress(rustls::pki_types::IpAddr::V6(_)) => format!("[{}]:{}", self.host, self.port),
-            _ => format!("{}:{}", self.host, self.port),
-        }
     }
 }
 
@@ -96,13 +65,12 @@ mod tests {
     #[test]
     fn addresses_are_taken_apart() {
         let url = VerifierUrl::parse("https://verifier.example:8444").unwrap();
-        assert_eq!((url.host(), url.port()), ("verifier.example", 8444));
+        assert_eq!(url.address().to_string(), "verifier.example:8444");
         let url = VerifierUrl::parse("https://[2001:db8::1]:8444/").unwrap();
-        assert_eq!(
-            (url.host(), url.authority().as_str()),
-            ("2001:db8::1", "[2001:db8::1]:8444")
-        );
-        assert_eq!(VerifierUrl::parse("https://192.0.2.1").unwrap().port(), 443);
+        assert_eq!(url.address().to_string(), "[2001:db8::1]:8444");
+        let is_v6 = |name| matches!(name, ServerName::IpAddress(rustls::pki_types::IpAddr::V6(_)));
+        assert!(is_v6(url.server_name()));
+        assert_eq!(VerifierUrl::parse("https://192.0.2.1").unwrap().address().port(), 443);
     }
 
     #[test]

@@ -13,8 +13,8 @@ use rustls::ClientConfig;
 use super::UnlockError;
 use super::api::VerdictResponse;
 use super::client::{self, ClientError, Connection};
-use super::exchange::share;
 use super::machine::Refusal;
+use super::turns::{HANDSHAKE, share};
 use super::url::VerifierUrl;
 use crate::http::chain;
 use crate::join::{JoinError, Joined};
@@ -38,8 +38,7 @@ pub async fn ask(joined: &Joined, within: Duration) -> Result<VerdictResponse, U
         let verifiers = joined.membership.verifiers();
         for (place, name) in verifiers.iter().enumerate() {
             let left = within.saturating_sub(start.elapsed());
-            // The very last try still gets the time that a handshake takes.
-            let left = share(left, verifiers.len().saturating_sub(place)).max(Duration::from_secs(1));
+            let left = share(left, place, verifiers.len(), HANDSHAKE);
             match ask_one(name, Arc::clone(&tls), left).await? {
                 Ok(verdict) => {
                     return Ok(VerdictResponse {

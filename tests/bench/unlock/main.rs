@@ -18,7 +18,7 @@ use assay_tests::agent::{self, Agent};
 use assay_tests::child;
 use assay_tests::guest::Guest;
 use assay_tests::stats::quantile;
-use assay_tests::verifier::{PROGRAMS_VARIABLE, Verifier};
+use assay_tests::verifier::{Verifier, benched};
 use assay_tests::vm::{Accelerator, Image, RestoreOptions, Vm};
 
 type Outcome<T> = Result<T, Box<dyn Error>>;
@@ -47,7 +47,8 @@ fn main() -> Outcome<()> {
         extend_delay: Some(Duration::ZERO),
     };
     let vm = Vm::restore_with(&Image::load()?, &options)?;
-    let verifier = Verifier::start(&verifier_binary()?)?;
+    let program = benched("assay-verifier").ok_or("run it with `cargo xtask bench unlock`")?;
+    let verifier = Verifier::start(&program)?;
     let mut stage = Stage::ready(vm, verifier, disks)?;
 
     let (mut theirs, mut ours, mut tpm) = (Vec::new(), Vec::new(), Vec::new());
@@ -76,12 +77,6 @@ fn main() -> Outcome<()> {
         storm::run(&mut stage, disks, pace)?;
     }
     Ok(())
-}
-
-/// The verifier's program, as shipped.
-fn verifier_binary() -> Outcome<PathBuf> {
-    let programs = std::env::var_os(PROGRAMS_VARIABLE).ok_or("run it with `cargo xtask bench unlock`")?;
-    Ok(Path::new(&programs).join("assay-verifier"))
 }
 
 /// A trusted host with a sealed disk.

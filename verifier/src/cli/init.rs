@@ -91,7 +91,7 @@ pub fn create(state: &StateDir, url: &ServiceUrl, listen: Option<SocketAddr>) ->
     )?;
     for role in [Role::Server, Role::Client, Role::Operator] {
         let names = if role == Role::Server {
-            vec![url.host.clone()]
+            vec![url.address().host().to_owned()]
         } else {
             Vec::new()
         };
@@ -127,11 +127,11 @@ pub fn create(state: &StateDir, url: &ServiceUrl, listen: Option<SocketAddr>) ->
 
 /// The address that listens for everyone, of the URL's family.
 fn every_address(url: &ServiceUrl) -> SocketAddr {
-    let any = match url.ip() {
+    let any = match url.address().ip() {
         Some(IpAddr::V6(_)) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
         _ => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
     };
-    SocketAddr::new(any, url.port)
+    SocketAddr::new(any, url.address().port())
 }
 
 /// The files made so far; dropped before [`Made::keep`], it removes them: a failed `init` leaves nothing half done.

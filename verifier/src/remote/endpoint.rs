@@ -1,9 +1,9 @@
 //! The address of a service.
 
 use std::fmt;
-use std::net::IpAddr;
 use std::str::FromStr;
 
+use assay_evidence::host_port::HostPort;
 use hyper::Uri;
 
 use super::RemoteError;
@@ -12,9 +12,7 @@ use super::RemoteError;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Endpoint {
     https: bool,
-    /// Without brackets.
-    host: String,
-    port: u16,
+    address: HostPort,
     /// Empty, or begins with a slash and ends with none.
     base: String,
 }
@@ -29,20 +27,14 @@ impl Endpoint {
     /// Whether what is said to it stays between the two: over TLS, or on this machine.
     #[must_use]
     pub fn is_private(&self) -> bool {
-        let loopback = self.host == "localhost" || self.ip().is_some_and(|ip| ip.is_loopback());
+        let loopback = self.address.host() == "localhost" || self.address.ip().is_some_and(|ip| ip.is_loopback());
         self.https || loopback
     }
 
-    /// DNS name, or IP address without brackets.
+    /// Where it is. As text, as in a request's `Host`.
     #[must_use]
-    pub fn host(&self) -> &str {
-        &self.host
-    }
-
-    /// TCP port.
-    #[must_use]
-    pub fn port(&self) -> u16 {
-        self.port
+    pub fn address(&self) -> &HostPort {
+        &self.address
     }
 
     /// What stands before each path: empty, or a path without a slash at its end.
@@ -50,25 +42,12 @@ impl Endpoint {
     pub fn base(&self) -> &str {
         &self.base
     }
-
-    /// Host and port, as in a request's `Host`.
-    #[must_use]
-    pub fn authority(&self) -> String {
-        match self.ip() {
-            Some(IpAddr::V6(ip)) => format!("[{ip}]:{}", self.port),
-            _ => format!("{}:{}", self.host, self.port),
-        }
-    }
-
-    fn ip(&self) -> Option<IpAddr> {
-        self.host.parse().ok()
-    }
 }
 
 impl fmt::Display for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let scheme = if self.https { "https" } else { "http" };
-        write!(f, "{scheme}://{}{}", self.authority(), self.base)
+        write!(f, "{scheme}://{}{}", self.address, self.base)
     }
 }
 
@@ -88,26 +67,14 @@ impl FromStr for Endpoint {
             _ => return Err(bad("it starts with neither https:// nor http://")),
         };
         let authority = uri.authority().ok_or_else(|| bad("it names no host"))?;
-        if authority.as_str().contains('@') {
-            return Err(bad("it has a user or a password in it"));
-        }
+        // The reader of URLs takes any number of digits for a port, and then has none.
+        let address = HostPort::parse(authority.as_str(), Some(port)).map_err(|error| bad(error.why()))?;
         if uri.query().is_some() || text.contains('#') {
             return Err(bad("it has more behind its path"));
         }
-        let host = authority.host().trim_start_matches('[').trim_end_matches(']');
-        // The reader of URLs takes any number of digits for a port, and then has none.
-        let port = match authority.as_str().strip_prefix(authority.host()) {
-            Some("") => Some(port),
-            _ => authority.port_u16().filter(|port| *port != 0),
-        };
-        let port = port.ok_or_else(|| bad("its port is not a number from 1 to 65535"))?;
-        if host.is_empty() {
-            return Err(bad("it names no host"));
-        }
         Ok(Self {
             https,
-            host: host.to_owned(),
-            port,
+            address,
             base: uri.path().trim_end_matches('/').to_owned(),
         })
     }

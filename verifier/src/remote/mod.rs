@@ -95,14 +95,15 @@ impl Remote {
             server: server(),
             cause,
         };
-        let tcp = TcpStream::connect((self.endpoint.host(), self.endpoint.port()))
+        let address = self.endpoint.address();
+        let tcp = TcpStream::connect((address.host(), address.port()))
             .await
             .map_err(unreachable)?;
         tcp.set_nodelay(true).map_err(unreachable)?;
         let Some(tls) = &self.tls else {
             return self.speak(tcp).await;
         };
-        let name = ServerName::try_from(self.endpoint.host().to_owned()).map_err(|_| RemoteError::Url {
+        let name = ServerName::try_from(address.host().to_owned()).map_err(|_| RemoteError::Url {
             url: server(),
             why: "its host is no name that a certificate can have",
         })?;
@@ -129,7 +130,7 @@ impl Remote {
         let driver = tokio::spawn(async move { drop(connection.await) });
         Ok(Connection {
             server,
-            authority: self.endpoint.authority(),
+            authority: self.endpoint.address().to_string(),
             base: self.endpoint.base().to_owned(),
             sender,
             driver,

@@ -32,9 +32,10 @@ fn ask(machine: &Machine, key: &KeyInfo) -> Result<Granted, UnlockError> {
     };
     let verifiers = joined.membership.verifiers().to_vec();
     run(async {
-        let parts = (machine.tpm(), machine.source(), Turns::default());
-        let exchange = Exchange::new(&joined, verifiers, wanted, parts)?;
-        exchange.run(Instant::now(), Duration::from_secs(60)).await
+        let (turns, within) = (Turns::default(), Duration::from_secs(60));
+        let turn = turns.take(within).await.expect("nobody else asks");
+        let exchange = Exchange::new(&joined, verifiers, wanted, (machine.tpm(), machine.source(), turns))?;
+        exchange.run(turn, Instant::now(), within).await
     })
 }
 

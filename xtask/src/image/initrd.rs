@@ -7,7 +7,7 @@ use super::cpio::Archive;
 use super::kernel::Kernel;
 use crate::build::{Built, strip_debug};
 use crate::run::{Error, command, io, output};
-use crate::workspace::{Key, cache};
+use crate::workspace::Key;
 
 /// Drivers of the disk, and of the TPM, which must be there before anything measures; what they need comes with them.
 const MODULES: &[&str] = &["virtio_pci", "virtio_blk", "ext4", "tpm_tis"];
@@ -139,17 +139,9 @@ pub fn programs(built: &Built) -> Result<PathBuf, Error> {
 }
 
 fn cached(name: &str, build: impl FnOnce() -> Result<Archive, Error>) -> Result<PathBuf, Error> {
-    let folder = cache("initramfs")?;
-    let path = folder.join(format!("{name}.cpio"));
-    if path.exists() {
-        super::used(&path);
-        return Ok(path);
-    }
-    let part = path.with_extension("part");
-    std::fs::write(&part, build()?.finish()).map_err(io(format!("write {}", part.display())))?;
-    std::fs::rename(&part, &path).map_err(io(format!("rename {}", part.display())))?;
-    super::keep_newest(&folder, KEPT)?;
-    Ok(path)
+    super::cached("initramfs", &format!("{name}.cpio"), KEPT, |part| {
+        std::fs::write(part, build()?.finish()).map_err(io(format!("write {}", part.display())))
+    })
 }
 
 fn file_name(path: &Path) -> String {

@@ -240,6 +240,26 @@ fn saved_name(image: &Image) -> Result<String, Error> {
         .name())
 }
 
+/// An entry of this folder of the cache, in which so many are kept: made unless it is there. One that is not finished is none.
+fn cached(
+    folder: &str,
+    name: &str,
+    kept: usize,
+    make: impl FnOnce(&Path) -> Result<(), Error>,
+) -> Result<PathBuf, Error> {
+    let folder = cache(folder)?;
+    let path = folder.join(name);
+    if path.exists() {
+        used(&path);
+        return Ok(path);
+    }
+    let part = folder.join(format!("{name}.part"));
+    make(&part)?;
+    std::fs::rename(&part, &path).map_err(io(format!("rename {}", part.display())))?;
+    keep_newest(&folder, kept)?;
+    Ok(path)
+}
+
 /// Notes that an entry of the cache was of use, so that [`keep_newest`] keeps it.
 fn used(path: &Path) {
     // An entry that cannot be marked is made again sooner, that is all.

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use super::kernel::Kernel;
 use crate::run::{Error, command, is_root, output, step};
 use crate::setup::{DEBIAN_KEYRING, Family, System, debian_mirror};
-use crate::workspace::{Key, cache};
+use crate::workspace::Key;
 
 /// What the agent and the verifier link to, what the tests run, independent tools for a second opinion, and what makes a whole
 /// system of it where a test wants one: a service manager, and the tools that make an initramfs.
@@ -91,17 +91,7 @@ pub fn ensure(archive: &Path, kernel: &Kernel) -> Result<PathBuf, Error> {
 }
 
 fn cached(name: &str, make: impl FnOnce(&Path) -> Result<(), Error>) -> Result<PathBuf, Error> {
-    let folder = cache("root")?;
-    let path = folder.join(name);
-    if path.exists() {
-        super::used(&path);
-        return Ok(path);
-    }
-    let part = folder.join(format!("{name}.part"));
-    make(&part)?;
-    std::fs::rename(&part, &path).map_err(crate::run::io(format!("rename {}", part.display())))?;
-    super::keep_newest(&folder, KEPT)?;
-    Ok(path)
+    super::cached("root", name, KEPT, make)
 }
 
 fn bootstrap(release: &str, sources: &[String], packages: &str, tar: &Path) -> Result<(), Error> {

@@ -132,12 +132,8 @@ pub(super) fn load_luks2(image: &Path) -> Result<CryptDevice, DiskError> {
 
 /// Data and key slots, all of them: the slot that opens is whichever accepts the passphrase.
 pub(super) fn check_ciphers(metadata: &Value, image: &Path) -> Result<(), DiskError> {
-    let entries = |what: &str| metadata.get(what).and_then(Value::as_object).into_iter().flatten();
-    let segments = entries("segments").map(|(id, segment)| (format!("data segment {id}"), segment));
-    let slots =
-        entries("keyslots").map(|(id, slot)| (format!("key slot {id}"), slot.get("area").unwrap_or(&Value::Null)));
-    let parts: Vec<_> = segments.chain(slots).collect();
-    for (part, value) in parts {
+    let segments = entries(metadata, "segments").map(|(id, segment)| (format!("data segment {id}"), segment));
+    for (part, value) in segments.chain(of_slots(metadata, "area")) {
         let cipher = value.get("encryption").and_then(Value::as_str).unwrap_or("nothing");
         if cipher != CIPHER {
             let cipher = cipher.chars().take(80).collect();
@@ -151,26 +147,12 @@ pub(super) fn check_ciphers(metadata: &Value, image: &Path) -> Result<(), DiskEr
     Ok(())
 }
 
-/// The key derivations of all key slots and digests: a passphrase may be tried on each, on the one thread that opens disks. And the
-/// lengths of the keys in them: libcryptsetup hands out what the slot that opened has, and asks a buffer only for the first slot's length.
+/// What opening may cost: the keys' lengths, and the derivations of all key slots and digests, since a passphrase may be tried on each,
+/// on the one thread that opens disks.
 pub(super) fn check_costs(metadata: &Value, image: &Path) -> Result<(), DiskError> {
-    let entries = |what: &str| metadata.get(what).and_then(Value::as_object).into_iter().flatten();
-    let slots =
-        entries("keyslots").map(|(id, slot)| (format!("key slot {id}"), slot.get("kdf").unwrap_or(&Value::Null)));
-    let digests = entries("digests").map(|(id, digest)| (format!("digest {id}"), digest));
-    for (id, slot) in entries("keyslots") {
-        let len = slot.get("key_size").and_then(Value::as_u64);
-        let known = len.and_then(|len| usize::try_from(len).ok());
-        if known.is_none_or(|len| len > MAX_KEY) {
-            let wanted = len.map_or_else(|| "an unknown length".to_owned(), |len| format!("{len} bytes"));
-            return Err(DiskError::Cost {
-                image: image.to_owned(),
-                part: format!("key in key slot {id}"),
-                wanted,
-            });
-        }
-    }
-    for (part, kdf) in slots.chain(digests) {
+    check_key_lengths(metadata, image)?;
+    let digests = entries(metadata, "digests").map(|(id, digest)| (format!("digest {id}"), digest));
+    for (part, kdf) in of_slots(metadata, "kdf").chain(digests) {
         let number = |member: &str| kdf.get(member).and_then(Value::as_u64).unwrap_or(0);
         let (iterations, passes, memory) = (number("iterations"), number("time"), number("memory"));
         if iterations > MAX_ITERATIONS || memory > MAX_KDF_KIB || passes.saturating_mul(memory) > MAX_KDF_WORK_KIB {
@@ -184,13 +166,36 @@ pub(super) fn check_costs(metadata: &Value, image: &Path) -> Result<(), DiskErro
     Ok(())
 }
 
+/// The lengths of the keys in all key slots: libcryptsetup hands out what the slot that opened has, and asks a buffer only for the first
+/// slot's length.
+fn check_key_lengths(metadata: &Value, image: &Path) -> Result<(), DiskError> {
+    for (slot, len) in of_slots(metadata, "key_size") {
+        let len = len.as_u64();
+        let known = len.and_then(|len| usize::try_from(len).ok());
+        if known.is_none_or(|len| len > MAX_KEY) {
+            let wanted = len.map_or_else(|| "an unknown length".to_owned(), |len| format!("{len} bytes"));
+            return Err(DiskError::Cost {
+                image: image.to_owned(),
+                part: format!("key in {slot}"),
+                wanted,
+            });
+        }
+    }
+    Ok(())
+}
+
 pub(super) fn find_token(metadata: &Value) -> Result<LuksToken, TokenError> {
-    let tokens: Vec<Value> = metadata
-        .get("tokens")
-        .and_then(Value::as_object)
-        .into_iter()
-        .flatten()
-        .map(|(_, token)| token.clone())
-        .collect();
+    let tokens: Vec<Value> = entries(metadata, "tokens").map(|(_, token)| token.clone()).collect();
     LuksToken::find(&tokens)
+}
+
+/// One member of each key slot, with the slot's name for people.
+fn of_slots<'a>(metadata: &'a Value, member: &str) -> impl Iterator<Item = (String, &'a Value)> {
+    entries(metadata, "keyslots")
+        .map(move |(id, slot)| (format!("key slot {id}"), slot.get(member).unwrap_or(&Value::Null)))
+}
+
+/// What the header has of one kind, each with its id.
+fn entries<'a>(metadata: &'a Value, kind: &str) -> impl Iterator<Item = (&'a String, &'a Value)> {
+    metadata.get(kind).and_then(Value::as_object).into_iter().flatten()
 }

@@ -99,7 +99,12 @@ fn assert_measured(vm: &Vm) -> Result<(), HarnessError> {
     let (systemd, successor) = (started(&log, SYSTEMD), started(&log, AGENT));
     let stopped = log.events.iter().position(|event| *event == Event::AgentStop);
     let order = [ready, systemd, successor, stopped];
-    assert!(order.iter().all(Option::is_some) && order.is_sorted(), "{order:?}");
+    let journal = || guest.script("journalctl -b --no-pager -o short-monotonic _PID=1 + SYSLOG_IDENTIFIER=assay-agent");
+    assert!(
+        order.iter().all(Option::is_some) && order.is_sorted(),
+        "{order:?}\n{}",
+        journal()?
+    );
     // What ran before is the initramfs's: nothing of it is on the disk.
     let early = log.inventory();
     assert!(early.iter().all(|found| found.fs_magic != EXT4), "{early:?}");

@@ -143,6 +143,12 @@ impl Leases {
         }))
     }
 
+    /// The run folder.
+    #[must_use]
+    pub fn run_dir(&self) -> &Path {
+        &self.0.run_dir
+    }
+
     /// Keeps only the disks of which `is_open` says so, and those that are being opened.
     pub fn retain(&self, is_open: impl Fn(&OpenDisk) -> bool) {
         let mut disks = self.lock();

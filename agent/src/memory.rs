@@ -20,6 +20,18 @@ pub fn give_back_early() {
     }
 }
 
+/// Has no core file made of the daemon, which would hold disk keys that are in use at that moment; nor of what it starts: qemu-nbd holds one.
+pub fn leave_no_core() {
+    use nix::sys::prctl::set_dumpable;
+    use nix::sys::resource::{Resource, setrlimit};
+    // A program that is started can be dumped again, but keeps the limit.
+    for done in [set_dumpable(false), setrlimit(Resource::RLIMIT_CORE, 0, 0)] {
+        if let Err(error) = done {
+            tracing::warn!("core dumps cannot be turned off: {error}");
+        }
+    }
+}
+
 /// Keeps what the daemon has in memory from being swapped out: a disk's key passes through it. Only what is used takes memory.
 pub fn stay_in_memory() {
     use nix::sys::mman::{MlockAllFlags, mlockall};

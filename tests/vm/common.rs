@@ -103,9 +103,9 @@ impl Stage {
         self.sealed(path, |plain| agent::plain_image(plain, "hello", content))
     }
 
-    /// The same as LUKS1, with its sidecar.
-    pub fn luks1_disk(&self, path: &str, content: &[u8]) -> Result<(), HarnessError> {
-        self.sealed_as("luks1", path, |plain| agent::plain_image(plain, "hello", content))
+    /// The same in another format, with its sidecar.
+    pub fn disk_as(&self, format: &str, path: &str, content: &[u8]) -> Result<(), HarnessError> {
+        self.sealed_as(format, path, |plain| agent::plain_image(plain, "hello", content))
     }
 
     /// Seals an image that `make` writes, and puts it into the machine.

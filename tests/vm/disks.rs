@@ -68,7 +68,7 @@ fn vm_odd_images_are_refused_each_with_its_own_words() -> Result<(), HarnessErro
     assert_eq!(ended.code, Some(3), "{ended}");
     assert!(ended.stderr.contains("not the one that was sealed"), "{ended}");
     // The same of LUKS1; and one without the file that says which key it wants.
-    stage.luks1_disk("/root/luks1.img", b"from LUKS1")?;
+    stage.disk_as("luks1", "/root/luks1.img", b"from LUKS1")?;
     guest.script(
         "cd /root; cp luks1.img alone.img; cp luks1.img replaced1.img; cp luks1.img.assay.json replaced1.img.assay.json
          cryptsetup luksFormat --batch-mode --type luks1 --uuid \"$(cryptsetup luksUUID luks1.img)\" \

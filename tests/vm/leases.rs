@@ -7,15 +7,15 @@ use assay_tests::guest::Guest;
 use assay_verifier::keystore::{FileKeyStore, KeySource as _};
 use serde_json::Value;
 
-use crate::common::{PATIENCE, Stage, put_new_program, stop, trusted};
+use crate::common::{PATIENCE, Stage, enrolled, put_new_program, stop, trusted};
 
-/// Seals a disk with these terms, opens it as this name, and mounts it there. One called `luks1` is that.
+/// Seals a disk with these terms, opens it as this name, and mounts it there. One called as a format is that.
 fn opened(stage: &Stage, name: &str, terms: &[&str]) -> Result<Uuid, HarnessError> {
     let guest = stage.vm.guest();
     let image = format!("/root/{name}.img");
     let before = keys(stage)?;
     match name {
-        "luks1" => stage.luks1_disk(&image, name.as_bytes())?,
+        "luks1" | "qcow2-luks" => stage.disk_as(name, &image, name.as_bytes())?,
         _ => stage.sealed_disk(&image, name.as_bytes())?,
     }
     let key = keys(stage)?
@@ -65,18 +65,27 @@ fn suspended(guest: &Guest, name: &str) -> Result<bool, HarnessError> {
     Ok(said.trim() == "Suspended")
 }
 
+/// What qcow2 images need of the kernel (hooks.md), and the programs that open them.
+const QCOW2: &str = "modprobe nbd nbds_max=64 max_part=0; qemu-nbd --version; dmsetup version";
+/// Disks that lose their key.
+const WIPED: [&str; 3] = ["wiped", "luks1", "qcow2-luks"];
+
 #[test]
 fn vm_a_host_that_turns_bad_loses_its_keys_and_gets_them_back() -> Result<(), HarnessError> {
-    let mut stage = trusted()?;
-    opened(&stage, "wiped", &["--lease", "600", "--on-loss", "wipe"])?;
-    opened(&stage, "luks1", &["--lease", "600", "--on-loss", "wipe"])?;
+    let mut stage = enrolled()?;
+    agent::rehearse(stage.vm.guest())?;
+    stage.vm.guest().script(QCOW2)?;
+    stage.capture()?;
+    for name in WIPED {
+        opened(&stage, name, &["--lease", "600", "--on-loss", "wipe"])?;
+    }
     opened(&stage, "waits", &["--on-loss", "suspend"])?;
 
     // An agent that is started again knows them.
     stop(stage.vm.guest(), &stage.agent)?;
     stage.agent = Agent::start(stage.vm.guest())?;
     let guest = stage.vm.guest();
-    for name in ["wiped", "luks1"] {
+    for name in WIPED {
         wait_disk(&stage.agent, name, "the disk is known", |disk| {
             disk["state"] == "open" && disk["on_loss"] == "wipe" && disk["lease_left_s"].as_u64() > Some(0)
         })?;
@@ -90,10 +99,13 @@ fn vm_a_host_that_turns_bad_loses_its_keys_and_gets_them_back() -> Result<(), Ha
         "{lost}"
     );
     wait_state(&stage.agent, "luks1", "wiped")?;
+    wait_state(&stage.agent, "qcow2-luks", "wiped")?;
     wait_state(&stage.agent, "waits", "suspended")?;
-    for name in ["wiped", "luks1", "waits"] {
+    for name in ["wiped", "luks1", "qcow2-luks", "waits"] {
         assert!(suspended(guest, name)?, "{name}");
     }
+    // The key of the one in qcow2 is nowhere, since who had it is gone.
+    assert_eq!(guest.run(&["pgrep", "qemu-nbd"])?.code, Some(1));
     // The kernel has no key that it could go on with.
     for name in ["wiped", "luks1"] {
         assert!(!guest.run(&["dmsetup", "resume", name])?.ok());
@@ -112,13 +124,22 @@ fn vm_a_host_that_turns_bad_loses_its_keys_and_gets_them_back() -> Result<(), Ha
     wait_state(&stage.agent, "waits", "open")?;
     assert_eq!(guest.run_ok(&["cat", "/mnt/waits/hello"])?, "waits");
     assert!(suspended(guest, "wiped")?);
-    for name in ["wiped", "luks1"] {
+    for name in WIPED {
         let ended = agent::unlock(guest, &format!("/root/{name}.img"), 60)?;
         assert!(ended.ok(), "{ended}\n{}", stage.agent.journal());
         assert_eq!(ended.stdout.trim(), format!("/dev/mapper/{name}"));
         assert!(!suspended(guest, name)?);
         assert_eq!(guest.run_ok(&["cat", &format!("/mnt/{name}/hello")])?, name);
     }
+    for name in WIPED {
+        guest.run_ok(&["umount", &format!("/mnt/{name}")])?;
+        guest.run_ok(&["assay-agent", "lock", name])?;
+    }
+    assert_eq!(
+        guest.run(&["pgrep", "qemu-nbd"])?.code,
+        Some(1),
+        "it ends with the disk"
+    );
     Ok(())
 }
 

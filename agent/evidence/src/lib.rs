@@ -29,6 +29,7 @@ pub mod luks;
 pub mod luks1;
 pub mod pcr;
 pub mod policy;
+pub mod qcow2;
 pub mod quote;
 pub mod reader;
 pub mod release;

@@ -25,6 +25,7 @@ use crate::doctor::grub::GrubError;
 use crate::early;
 use crate::http::chain;
 use crate::join::JoinError;
+use crate::memory;
 use crate::tpm::TpmError;
 use crate::unlock::api;
 
@@ -289,9 +290,7 @@ fn run(arguments: Arguments) -> Result<(), CliError> {
         Command::Run { early } => {
             start_logging(config.log_level);
             // A core file would hold disk keys that are in use at that moment.
-            if let Err(error) = nix::sys::prctl::set_dumpable(false) {
-                tracing::warn!("core dumps of this process cannot be turned off: {error}");
-            }
+            memory::leave_no_core();
             let measured = if early { early::run(config) } else { daemon::run(config) };
             Ok(measured?)
         }

@@ -1,4 +1,4 @@
-//! LUKS images through libcryptsetup: what the header says, opening, closing.
+//! LUKS images through libcryptsetup: what the header says, opening, closing. Those inside qcow2 are qemu's: see [`qcow2`].
 //!
 //! The header comes from whoever made the image, so more is asked of it than that libcryptsetup accepts it: the data and
 //! every key slot must be encrypted with AES-XTS. A header that says "cipher_null" would open with any passphrase, and the
@@ -7,7 +7,7 @@
 //! libcryptsetup keeps state in globals: all calls are made by one thread, [`DiskThread`].
 
 use std::path::{Path, PathBuf};
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 
 use assay_evidence::digest::Sha256Digest;
 use assay_evidence::token::LuksToken;
@@ -21,12 +21,14 @@ mod error;
 mod loaded;
 mod luks1;
 mod mapping;
+mod qcow2;
 mod suspend;
 
 pub use error::DiskError;
 use loaded::{Loaded, find_token};
 pub use mapping::is_open;
 use mapping::open_mapping;
+use qcow2::linear::Linear;
 
 const CIPHER: &str = "aes-xts-plain64";
 const MAX_NAME: usize = 64;
@@ -44,6 +46,8 @@ const MAX_KDF_WORK_KIB: u64 = 32 * MAX_KDF_KIB;
 pub struct Header {
     /// The image.
     pub image: PathBuf,
+    /// What the header lies in.
+    pub container: Container,
     /// The LUKS UUID.
     pub uuid: [u8; 16],
     /// The one assay token; of LUKS1, that of the sidecar. Its content is a stranger's.
@@ -52,14 +56,27 @@ pub struct Header {
     pub fingerprint: Sha256Digest,
 }
 
+/// What a LUKS header lies in, and who opens it therefore.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Container {
+    /// At the image's beginning: libcryptsetup.
+    None,
+    /// In a qcow2 image: qemu.
+    Qcow2,
+}
+
 impl Header {
     /// Reads and checks an image's header. Opens nothing.
     ///
     /// # Errors
     /// [`DiskError::Open`], [`DiskError::NotLuks`], [`DiskError::Header`], [`DiskError::Cipher`], [`DiskError::Cost`],
-    /// [`DiskError::Token`], [`DiskError::Fingerprint`]; of LUKS1 also [`DiskError::Luks1`], [`DiskError::Copy`], [`DiskError::Sidecar`].
+    /// [`DiskError::Token`], [`DiskError::Fingerprint`]; of LUKS1 also [`DiskError::Luks1`], [`DiskError::Copy`], [`DiskError::Sidecar`];
+    /// of qcow2 also [`DiskError::Qcow2`], [`DiskError::NotEncrypted`], [`DiskError::NotAlone`].
     pub fn read(image: &Path) -> Result<Self, DiskError> {
-        Ok(Loaded::of(image)?.header)
+        match qcow2::read(image)? {
+            Some(header) => Ok(header),
+            None => Ok(Loaded::of(image)?.header),
+        }
     }
 
     /// The mapping's name when none is asked for: `assay-` and the first eight digits of the UUID.
@@ -88,12 +105,21 @@ pub fn check_free(header: &Header, name: &str) -> Result<(), DiskError> {
     }
 }
 
-/// Opens an image as `/dev/mapper/NAME`. A file gets a loop device, which goes with the mapping.
+/// Opens an image as `/dev/mapper/NAME`. A file gets a loop device, which goes with the mapping; qcow2 gets a network block device, and a
+/// qemu-nbd with a socket in the run folder.
 ///
 /// # Errors
-/// Those of [`check_free`] and [`Header::read`], [`DiskError::Changed`], [`DiskError::WrongKey`], [`DiskError::Activate`].
-pub fn open(header: &Header, name: &str, passphrase: &[u8]) -> Result<(), DiskError> {
+/// Those of [`check_free`] and [`Header::read`], [`DiskError::Changed`], [`DiskError::WrongKey`], [`DiskError::Activate`]; of qcow2 also
+/// [`DiskError::NoDevice`], [`DiskError::NameNotText`], [`DiskError::Program`], [`DiskError::Said`], [`DiskError::Device`].
+pub fn open(header: &Header, name: &str, passphrase: &[u8], run_dir: &Path) -> Result<(), DiskError> {
     check_free(header, name)?;
+    match header.container {
+        Container::None => open_luks(header, name, passphrase),
+        Container::Qcow2 => qcow2::open(header, name, passphrase, run_dir),
+    }
+}
+
+fn open_luks(header: &Header, name: &str, passphrase: &[u8]) -> Result<(), DiskError> {
     let mut loaded = Loaded::of(&header.image)?;
     // Whoever has the storage can show one header for the check, and another that writes in the clear for the use.
     if loaded.header != *header {
@@ -140,9 +166,13 @@ fn wrong_key(header: &Header) -> DiskError {
 /// opened under this name.
 ///
 /// # Errors
-/// [`DiskError::BadName`], [`DiskError::NotOpen`], [`DiskError::NotOurs`], [`DiskError::Busy`], [`DiskError::Deactivate`].
+/// [`DiskError::BadName`], [`DiskError::NotOpen`], [`DiskError::NotOurs`], [`DiskError::Busy`], [`DiskError::Deactivate`]; of qcow2 also
+/// [`DiskError::Program`], [`DiskError::Said`], [`DiskError::StillThere`].
 pub fn close(name: &str, opened: Option<Uuid>) -> Result<(), DiskError> {
     check_name(name)?;
+    if let Some(mapping) = Linear::find(name) {
+        return qcow2::close(&mapping);
+    }
     let mut device = match libcryptsetup_rs::status(None, name) {
         Ok(CryptStatusInfo::Active | CryptStatusInfo::Busy) => open_by_name(name, None)?,
         _ => return Err(DiskError::NotOpen { name: name.to_owned() }),
@@ -195,21 +225,28 @@ type Job = Box<dyn FnOnce() + Send>;
 
 /// The one thread that calls libcryptsetup. It ends with the last handle.
 #[derive(Debug, Clone)]
-pub struct DiskThread(mpsc::Sender<Job>);
+pub struct DiskThread {
+    jobs: mpsc::Sender<Job>,
+    run_dir: Arc<Path>,
+}
 
 impl DiskThread {
-    /// Starts the thread.
+    /// Starts the thread; qemu-nbd has its sockets in the run folder. Disks that an agent before this one has not got open are closed.
     ///
     /// # Errors
     /// When the system has no thread to give.
-    pub fn start() -> std::io::Result<Self> {
+    pub fn start(run_dir: &Path) -> std::io::Result<Self> {
+        qcow2::end_strays(run_dir);
         let (jobs, work) = mpsc::channel::<Job>();
         std::thread::Builder::new().name("disk".into()).spawn(move || {
             while let Ok(job) = work.recv() {
                 job();
             }
         })?;
-        Ok(Self(jobs))
+        Ok(Self {
+            jobs,
+            run_dir: run_dir.into(),
+        })
     }
 
     /// Reads a header: see [`Header::read`].
@@ -233,7 +270,8 @@ impl DiskThread {
     /// # Errors
     /// As there.
     pub async fn open(&self, header: Header, name: String, key: Zeroizing<Vec<u8>>) -> Result<(), DiskError> {
-        self.call(move || open(&header, &name, &key)).await
+        let run_dir = Arc::clone(&self.run_dir);
+        self.call(move || open(&header, &name, &key, &run_dir)).await
     }
 
     /// Closes a disk: see [`close`].
@@ -250,7 +288,7 @@ impl DiskThread {
     ) -> Result<T, DiskError> {
         let (reply, answer) = tokio::sync::oneshot::channel();
         let job: Job = Box::new(move || drop(reply.send(work())));
-        self.0.send(job).map_err(|_| DiskError::Stopped)?;
+        self.jobs.send(job).map_err(|_| DiskError::Stopped)?;
         answer.await.map_err(|_| DiskError::Stopped)?
     }
 }

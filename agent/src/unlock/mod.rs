@@ -134,12 +134,12 @@ impl Unlocker {
         leases.opening_is_over();
         forget_closed(&leases);
         Ok(Self {
-            leases,
             state_dir,
             default_timeout,
             tpm,
             source,
-            disks: DiskThread::start()?,
+            disks: DiskThread::start(leases.run_dir())?,
+            leases,
             turns: Turns::default(),
             claims: Claims::default(),
         })

@@ -280,9 +280,14 @@ fn disk_code(error: &DiskError) -> (StatusCode, &'static str) {
     match error {
         DiskError::Open { .. } => (StatusCode::BAD_REQUEST, "image-unreadable"),
         DiskError::NotLuks { .. } => (StatusCode::BAD_REQUEST, "not-luks"),
-        DiskError::Header { .. } | DiskError::Luks1 { .. } | DiskError::Fingerprint { .. } => {
-            (StatusCode::BAD_REQUEST, "header-unreadable")
-        }
+        DiskError::Header { .. }
+        | DiskError::Luks1 { .. }
+        | DiskError::Qcow2 { .. }
+        | DiskError::Fingerprint { .. } => (StatusCode::BAD_REQUEST, "header-unreadable"),
+        DiskError::NotEncrypted { .. } => (StatusCode::BAD_REQUEST, "not-luks"),
+        DiskError::NotAlone { .. } => (StatusCode::BAD_REQUEST, "not-alone"),
+        DiskError::NameNotText { .. } => (StatusCode::BAD_REQUEST, "image-unreadable"),
+        DiskError::NoDevice { .. } => (StatusCode::CONFLICT, "no-device"),
         DiskError::Cipher { .. } => (StatusCode::BAD_REQUEST, "cipher-refused"),
         DiskError::Cost { .. } => (StatusCode::BAD_REQUEST, "cost-refused"),
         DiskError::Changed { .. } => (StatusCode::CONFLICT, "header-changed"),
@@ -299,6 +304,10 @@ fn disk_code(error: &DiskError) -> (StatusCode, &'static str) {
         | DiskError::Copy { .. }
         | DiskError::Deactivate { .. }
         | DiskError::Suspend { .. }
+        | DiskError::Device { .. }
+        | DiskError::Program { .. }
+        | DiskError::Said { .. }
+        | DiskError::StillThere { .. }
         | DiskError::Stopped => (StatusCode::INTERNAL_SERVER_ERROR, "disk-failed"),
     }
 }

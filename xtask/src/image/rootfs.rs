@@ -11,7 +11,7 @@ use crate::workspace::Key;
 /// What the agent and the verifier link to, what the tests run, independent tools for a second opinion, and what makes a whole
 /// system of it where a test wants one: a service manager, and the tools that make an initramfs.
 const PACKAGES: &str = "bash,kmod,util-linux,mount,iproute2,procps,e2fsprogs,busybox-static,python3-minimal,\
-cryptsetup-bin,libcryptsetup12,libsystemd0,libsqlite3-0,tpm2-tools,systemd,systemd-sysv,udev,initramfs-tools,dracut-core";
+cryptsetup-bin,libcryptsetup12,qemu-utils,libsystemd0,libsqlite3-0,tpm2-tools,systemd,systemd-sysv,udev,initramfs-tools,dracut-core";
 /// What hosts of virtual machines have beside that: Xen with xl; libvirt and an emulator for it.
 const TOOLSTACKS: &str = "xen-system-amd64,libvirt-daemon,libvirt-clients,qemu-system-x86";
 /// The hypervisor that the first of them brings, compressed.

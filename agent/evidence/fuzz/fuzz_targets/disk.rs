@@ -1,4 +1,4 @@
-//! Disk tokens and wrapped keys.
+//! Disk tokens, headers of images, and wrapped keys.
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| assay_fuzz::disk(data));

@@ -18,6 +18,7 @@ use assay_evidence::imalog::{self, Extension};
 use assay_evidence::jwe::{self, Jwe};
 use assay_evidence::luks1::Luks1;
 use assay_evidence::policy::Policy;
+use assay_evidence::qcow2::Qcow2;
 use assay_evidence::token::LuksToken;
 use assay_evidence::tpm::{Attest, AttestationKey, Name, Public, Signature};
 use assay_evidence::wire::{self, B64, Identity};
@@ -186,12 +187,13 @@ pub fn approved(data: &[u8]) {
     }
 }
 
-/// Disk tokens, LUKS1 headers, and wrapped keys with a key agreement that gives the same for all.
+/// Disk tokens, headers of LUKS1 and qcow2, and wrapped keys with a key agreement that gives the same for all.
 pub fn disk(data: &[u8]) {
     if let Ok(header) = Luks1::parse(data) {
         let read = data.get(..assay_evidence::luks1::LEN).expect("so much was read");
         assert_eq!(Luks1::parse(read), Ok(header), "what follows says nothing");
     }
+    drop(Qcow2::parse(data));
     if let Ok(token) = LuksToken::parse(data) {
         let json = token.to_json().expect("a token has a JSON form");
         assert_eq!(

@@ -7,6 +7,7 @@ use assay_evidence::event;
 use assay_evidence::jwe;
 use assay_evidence::luks1;
 use assay_evidence::policy::Policy;
+use assay_evidence::qcow2;
 use assay_evidence::testing::{AK_ATTRIBUTES, BINDING, Host, NONCE, SoftKey};
 use assay_evidence::token::LuksToken;
 use assay_evidence::tpm::{Parameters, Public};
@@ -55,7 +56,7 @@ pub fn samples(target: &str) -> Vec<Vec<u8>> {
         "cel" => vec![host.log_bytes(0), host.log_bytes(2)],
         "certificate" => vec![ca(), EK.to_vec()],
         "chain" => vec![crate::chain::input(&host)],
-        "disk" => vec![token().into_bytes(), json(&jwe()), luks1_header()],
+        "disk" => vec![token().into_bytes(), json(&jwe()), luks1_header(), qcow2_header()],
         "event" => events(&host),
         "ima_log" => vec![ima_log(), ima_fields()],
         "policy" => vec![policy(&host).to_json().into_bytes()],
@@ -155,6 +156,26 @@ fn luks1_header() -> Vec<u8> {
     bytes.resize(208, 0);
     bytes.extend_from_slice(&0x00AC_71F3_u32.to_be_bytes());
     bytes.resize(luks1::LEN, 0);
+    bytes
+}
+
+/// Of the third version, with a LUKS header at 64 KiB.
+fn qcow2_header() -> Vec<u8> {
+    let mut bytes = qcow2::START.to_vec();
+    for (at, number) in [
+        (4, 3_u32),
+        (28, 1 << 20),
+        (32, 2),
+        (100, 104),
+        (104, 0x0537_BE77),
+        (108, 16),
+        (116, 1 << 16),
+    ] {
+        bytes.resize(at, 0);
+        bytes.extend_from_slice(&number.to_be_bytes());
+    }
+    // The end of the extensions.
+    bytes.resize(136, 0);
     bytes
 }
 

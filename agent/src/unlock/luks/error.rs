@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use assay_evidence::luks::FingerprintError;
 use assay_evidence::luks1::Luks1Error;
+use assay_evidence::qcow2::Qcow2Error;
 use assay_evidence::token::TokenError;
 use libcryptsetup_rs::LibcryptErr;
 
@@ -23,7 +24,7 @@ pub enum DiskError {
     },
     /// The image has no LUKS header.
     #[error(
-        "{image} is not a LUKS2 image, nor a LUKS1 one: seal it with `assay-verifier image seal` (qcow2 with LUKS inside is for qemu to open)"
+        "{image} is not a LUKS2 image, nor LUKS1, nor qcow2 with LUKS inside: seal it with `assay-verifier image seal`"
     )]
     NotLuks {
         /// The image.
@@ -50,6 +51,31 @@ pub enum DiskError {
         #[source]
         source: Luks1Error,
     },
+    /// The image begins as qcow2, and goes on as nothing.
+    #[error("the qcow2 header of {image} is damaged")]
+    Qcow2 {
+        /// The image.
+        image: PathBuf,
+        /// Why.
+        #[source]
+        source: Qcow2Error,
+    },
+    /// A qcow2 image in the clear.
+    #[error(
+        "{image} is a qcow2 image without LUKS inside: seal it with `assay-verifier image seal --input-format qcow2`"
+    )]
+    NotEncrypted {
+        /// The image.
+        image: PathBuf,
+    },
+    /// A qcow2 image that has parts of its disk in another file.
+    #[error(
+        "{image} names another file, below it or for its data, and no key is used for that: put all into one file with `qemu-img convert`, then seal it"
+    )]
+    NotAlone {
+        /// The image.
+        image: PathBuf,
+    },
     /// No copy of the header can be made or looked at.
     #[error("the LUKS1 header of {image} cannot be copied into memory")]
     Copy {
@@ -61,7 +87,7 @@ pub enum DiskError {
     },
     /// The file beside the image that has its token is missing, or cannot be read.
     #[error(
-        "{image}: its key cannot be asked for without {sidecar}, which a LUKS1 image has beside it: copy it from where the image was sealed"
+        "{image}: its key cannot be asked for without {sidecar}, which an image in LUKS1 or qcow2 has beside it: copy it from where the image was sealed"
     )]
     Sidecar {
         /// The image.
@@ -152,6 +178,56 @@ pub enum DiskError {
         /// What libcryptsetup said.
         #[source]
         source: LibcryptErr,
+    },
+    /// No network block device is free.
+    #[error(
+        "none of the kernel's network block devices is free, of {of}: qcow2 images need one each: `modprobe nbd nbds_max=64 max_part=0`, and for the next boot see the section on qcow2 in hooks.md"
+    )]
+    NoDevice {
+        /// How many there are.
+        of: usize,
+    },
+    /// What the kernel says of a network block device cannot be used.
+    #[error("the kernel does not tell the size of {device}")]
+    Device {
+        /// The device.
+        device: PathBuf,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// qemu takes no such name.
+    #[error("{image}: qemu takes no name that is not UTF-8: rename the image")]
+    NameNotText {
+        /// The image.
+        image: PathBuf,
+    },
+    /// A program that qcow2 images need cannot be run.
+    #[error("{program} cannot be run: is it installed, and may it run on this host?")]
+    Program {
+        /// The program.
+        program: &'static str,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Such a program failed.
+    #[error("{program} failed with {about}: {said}")]
+    Said {
+        /// The program.
+        program: &'static str,
+        /// What it was to work on.
+        about: PathBuf,
+        /// Its own words.
+        said: String,
+    },
+    /// The process that has an image's key cannot be ended.
+    #[error(
+        "qemu-nbd, which has the key of the disk on {device}, does not end, killed or not: see `ps` for it, and what its storage waits for"
+    )]
+    StillThere {
+        /// The network block device.
+        device: PathBuf,
     },
     /// The released key does not open the image.
     #[error(

@@ -12,7 +12,9 @@ use libcryptsetup_rs::{CryptDevice, CryptInit, Either, LibcryptErr};
 use serde_json::Value;
 
 use super::luks1::HeaderCopy;
-use super::{CIPHER, DiskError, Header, MAX_ITERATIONS, MAX_KDF_KIB, MAX_KDF_WORK_KIB, MAX_KEY, open_by_name};
+use super::{
+    CIPHER, Container, DiskError, Header, MAX_ITERATIONS, MAX_KDF_KIB, MAX_KDF_WORK_KIB, MAX_KEY, open_by_name,
+};
 
 /// A header, and the device that libcryptsetup opens with it.
 pub(super) struct Loaded {
@@ -93,13 +95,18 @@ fn luks2_header(device: &mut CryptDevice, image: &Path) -> Result<Header, DiskEr
     })?;
     Ok(Header {
         image: image.to_owned(),
+        container: Container::None,
         uuid,
         token,
         fingerprint,
     })
 }
 
-fn open_image(image: &Path) -> Result<File, DiskError> {
+/// An image's file, or block device.
+///
+/// # Errors
+/// [`DiskError::Open`].
+pub(super) fn open_image(image: &Path) -> Result<File, DiskError> {
     // libcryptsetup answers "not a block device" to a file that is missing; ask the system first.
     let open = |source| DiskError::Open {
         image: image.to_owned(),

@@ -14,7 +14,7 @@ use assay_evidence::luks1::{self, Luks1};
 use assay_evidence::token::{LuksToken, MAX_TOKEN, sidecar_path};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
-use super::{CIPHER, DiskError, Header, MAX_ITERATIONS, MAX_KEY};
+use super::{CIPHER, Container, DiskError, Header, MAX_ITERATIONS, MAX_KEY};
 
 /// Of header and key slots together; cryptsetup's take 2 MiB, and images are sealed with 4.
 const MAX_HEADER: u64 = 16 * 1024 * 1024;
@@ -69,6 +69,7 @@ impl HeaderCopy {
     pub(super) fn header(&self, image: &Path) -> Result<Header, DiskError> {
         Ok(Header {
             image: image.to_owned(),
+            container: Container::None,
             uuid: *self.said.uuid.as_bytes(),
             token: token(image)?,
             fingerprint: self.said.fingerprint,
@@ -76,7 +77,11 @@ impl HeaderCopy {
     }
 }
 
-fn check(said: &Luks1, image: &Path) -> Result<(), DiskError> {
+/// Cipher and costs.
+///
+/// # Errors
+/// [`DiskError::Cipher`], [`DiskError::Cost`].
+pub(super) fn check(said: &Luks1, image: &Path) -> Result<(), DiskError> {
     if said.cipher != CIPHER {
         return Err(DiskError::Cipher {
             image: image.to_owned(),
@@ -100,7 +105,9 @@ fn check(said: &Luks1, image: &Path) -> Result<(), DiskError> {
     Ok(())
 }
 
-fn parse(start: &[u8], image: &Path) -> Result<Luks1, DiskError> {
+/// # Errors
+/// [`DiskError::Luks1`].
+pub(super) fn parse(start: &[u8], image: &Path) -> Result<Luks1, DiskError> {
     Luks1::parse(start).map_err(|source| DiskError::Luks1 {
         image: image.to_owned(),
         source,
@@ -117,7 +124,10 @@ fn copy(file: &mut File, len: u64) -> io::Result<File> {
 }
 
 /// The token of the file beside the image.
-fn token(image: &Path) -> Result<LuksToken, DiskError> {
+///
+/// # Errors
+/// [`DiskError::Sidecar`], [`DiskError::Token`].
+pub(super) fn token(image: &Path) -> Result<LuksToken, DiskError> {
     let sidecar = sidecar_path(image);
     let json = read_token(&sidecar).map_err(|source| DiskError::Sidecar {
         image: image.to_owned(),

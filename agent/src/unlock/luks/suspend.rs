@@ -7,14 +7,16 @@
 use std::fs::{File, OpenOptions};
 use std::io::{Seek as _, SeekFrom, Write as _};
 use std::os::fd::AsRawFd as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use libcryptsetup_rs::LibcryptErr;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use zeroize::Zeroizing;
 
-use super::{DiskError, DiskThread, Header, Loaded, check_name, open_by_name, wrong_key};
+use super::qcow2::linear::Linear;
+use super::{Container, DiskError, DiskThread, Header, Loaded, check_name, open_by_name, qcow2, wrong_key};
 
 const CONTROL: &str = "/dev/mapper/control";
 /// `struct dm_ioctl` of `linux/dm-ioctl.h`: its length, the version of the interface, and where flags and name stand in it.
@@ -60,7 +62,7 @@ impl Request {
 ///
 /// # Errors
 /// [`DiskError::BadName`], [`DiskError::Suspend`].
-fn suspend(name: &str) -> Result<(), DiskError> {
+pub(super) fn suspend(name: &str) -> Result<(), DiskError> {
     control(name, SUSPEND)
 }
 
@@ -68,15 +70,20 @@ fn suspend(name: &str) -> Result<(), DiskError> {
 ///
 /// # Errors
 /// [`DiskError::BadName`], [`DiskError::Suspend`].
-fn resume(name: &str) -> Result<(), DiskError> {
+pub(super) fn resume(name: &str) -> Result<(), DiskError> {
     control(name, 0)
 }
 
-/// Makes a disk wait, and wipes its key from the kernel. One that waits already goes on for the moment that this takes.
+/// Makes a disk wait, and wipes its key: from the kernel, or with the process that has it. One of the kernel's that waits already goes on for the
+/// moment that this takes.
 ///
 /// # Errors
-/// [`DiskError::BadName`], [`DiskError::NotOpen`], [`DiskError::Suspend`].
+/// [`DiskError::BadName`], [`DiskError::NotOpen`], [`DiskError::Suspend`], [`DiskError::StillThere`].
 fn wipe(name: &str) -> Result<(), DiskError> {
+    check_name(name)?;
+    if let Some(mapping) = Linear::find(name) {
+        return qcow2::wipe(&mapping);
+    }
     let mut device = open_by_name(name, None)?;
     // libcryptsetup refuses what is suspended already; to resume what is not does nothing.
     resume(name)?;
@@ -90,8 +97,12 @@ fn wipe(name: &str) -> Result<(), DiskError> {
 ///
 /// # Errors
 /// [`DiskError::NotOpen`], [`DiskError::Header`] and the like, [`DiskError::Changed`], [`DiskError::WrongKey`],
-/// [`DiskError::Suspend`].
-fn resume_with(header: &Header, name: &str, key: &[u8]) -> Result<(), DiskError> {
+/// [`DiskError::Suspend`]; of qcow2 those of opening it.
+fn resume_with(header: &Header, name: &str, key: &[u8], run_dir: &Path) -> Result<(), DiskError> {
+    check_name(name)?;
+    if header.container == Container::Qcow2 {
+        return qcow2::resume_with(header, name, key, run_dir);
+    }
     let mut loaded = Loaded::of_mapping(name, &header.image)?;
     if loaded.header != *header {
         return Err(DiskError::Changed {
@@ -142,7 +153,8 @@ impl DiskThread {
     /// # Errors
     /// As there.
     pub async fn resume_with(&self, header: Header, name: String, key: Zeroizing<Vec<u8>>) -> Result<(), DiskError> {
-        self.call(move || resume_with(&header, &name, &key)).await
+        let run_dir = Arc::clone(&self.run_dir);
+        self.call(move || resume_with(&header, &name, &key, &run_dir)).await
     }
 }
 

@@ -7,6 +7,7 @@ use assay_tests::HarnessError;
 use assay_tests::{agent, child};
 
 use crate::common::{HOST, Stage, trusted, verifier_binary};
+use crate::qcow2::QCOW2;
 
 /// Asks for a disk that must be refused before any key is asked for, and gives what the agent said.
 fn refused(stage: &Stage, image: &str) -> Result<String, HarnessError> {
@@ -78,6 +79,7 @@ fn vm_odd_images_are_refused_each_with_its_own_words() -> Result<(), HarnessErro
     let ended = agent::unlock(guest, "/root/replaced1.img", 20)?;
     assert_eq!(ended.code, Some(3), "{ended}");
     assert!(ended.stderr.contains("not the one that was sealed"), "{ended}");
+    odd_qcow2(&stage)?;
     // What the owner may change: a slot more, and a token of another program.
     guest.script(&format!(
         "cp /root/good.img /root/more.img; cd /root; {token} > token.json
@@ -86,14 +88,23 @@ fn vm_odd_images_are_refused_each_with_its_own_words() -> Result<(), HarnessErro
     // The programs that did all this are new to the policy.
     stage.verifier.run_ok(&["policy", "capture", HOST, "--add"])?;
     stage.wait("trusted with them", |host| host.state == "trusted")?;
-    for image in ["/root/more.img", "/root/luks1.img"] {
+    // What of its key slot is left opens with no key, and nothing stays of the attempt.
+    let ended = agent::unlock(guest, "/root/damaged2.img", 60)?;
+    assert_eq!(ended.code, Some(1), "{ended}");
+    assert!(ended.stderr.contains("does not open /root/damaged2.img"), "{ended}");
+    assert_eq!(guest.run(&["pgrep", "qemu-nbd"])?.code, Some(1));
+    for (image, holds) in [
+        ("/root/more.img", "x"),
+        ("/root/luks1.img", "from LUKS1"),
+        ("/root/qcow2.img", "from qcow2"),
+    ] {
         let ended = agent::unlock(guest, image, 60)?;
         assert!(ended.ok(), "{image}: {ended}\n{}", stage.agent.journal());
         let device = ended.stdout.trim();
         let content = guest.script(&format!(
             "mount -o ro {device} /mnt/disk; cat /mnt/disk/hello; umount /mnt/disk"
         ))?;
-        assert_eq!(content, if image == "/root/more.img" { "x" } else { "from LUKS1" });
+        assert_eq!(content, holds);
         guest.run_ok(&["assay-agent", "lock", device.trim_start_matches("/dev/mapper/")])?;
     }
 
@@ -102,6 +113,30 @@ fn vm_odd_images_are_refused_each_with_its_own_words() -> Result<(), HarnessErro
         "control",
         "nothing may stay open"
     );
+    Ok(())
+}
+
+/// qcow2: without a device to show it on, with the headers of another image, and one whose key slot is to be damaged.
+fn odd_qcow2(stage: &Stage) -> Result<(), HarnessError> {
+    let guest = stage.vm.guest();
+    stage.disk_as("qcow2-luks", "/root/qcow2.img", b"from qcow2")?;
+    let said = refused(stage, "/root/qcow2.img")?;
+    assert!(said.contains("modprobe nbd"), "{said}");
+    guest.script(&format!("{QCOW2}; pgrep none || true"))?;
+    stage.disk_as("qcow2-luks", "/root/replaced2.img", b"another")?;
+    // Into the header it is 168 bytes to the UUID, and 208 to the first key slot, which has its salt after 8.
+    guest.script(
+        "cd /root; cp qcow2.img.assay.json replaced2.img.assay.json
+         cp qcow2.img damaged2.img; cp qcow2.img.assay.json damaged2.img.assay.json
+         luks_at() { grep -abo -m 1 LUKS $1 | head -n 1 | cut -d : -f 1; }
+         at=$(luks_at qcow2.img); there=$(luks_at replaced2.img)
+         dd if=qcow2.img bs=1 skip=$((at + 168)) count=40 status=none |
+             dd of=replaced2.img bs=1 seek=$((there + 168)) conv=notrunc status=none
+         printf damaged | dd of=damaged2.img bs=1 seek=$((at + 216)) conv=notrunc status=none",
+    )?;
+    let ended = agent::unlock(guest, "/root/replaced2.img", 20)?;
+    assert_eq!(ended.code, Some(3), "{ended}");
+    assert!(ended.stderr.contains("not the one that was sealed"), "{ended}");
     Ok(())
 }
 

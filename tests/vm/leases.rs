@@ -8,6 +8,7 @@ use assay_verifier::keystore::{FileKeyStore, KeySource as _};
 use serde_json::Value;
 
 use crate::common::{PATIENCE, Stage, enrolled, put_new_program, stop, trusted};
+use crate::qcow2::QCOW2;
 
 /// Seals a disk with these terms, opens it as this name, and mounts it there. One called as a format is that.
 fn opened(stage: &Stage, name: &str, terms: &[&str]) -> Result<Uuid, HarnessError> {
@@ -34,7 +35,8 @@ fn opened(stage: &Stage, name: &str, terms: &[&str]) -> Result<Uuid, HarnessErro
     Ok(key)
 }
 
-fn keys(stage: &Stage) -> Result<Vec<Uuid>, HarnessError> {
+/// The ids of all keys.
+pub fn keys(stage: &Stage) -> Result<Vec<Uuid>, HarnessError> {
     let listed: Value = serde_json::from_str(&stage.verifier.run_ok(&["key", "list", "--json"])?).expect("JSON");
     let keys = listed["keys"].as_array().expect("a list");
     Ok(keys
@@ -65,8 +67,6 @@ fn suspended(guest: &Guest, name: &str) -> Result<bool, HarnessError> {
     Ok(said.trim() == "Suspended")
 }
 
-/// What qcow2 images need of the kernel (hooks.md), and the programs that open them.
-const QCOW2: &str = "modprobe nbd nbds_max=64 max_part=0; qemu-nbd --version; dmsetup version";
 /// Disks that lose their key.
 const WIPED: [&str; 3] = ["wiped", "luks1", "qcow2-luks"];
 
@@ -226,7 +226,7 @@ fn vm_a_lease_ends_while_the_host_sleeps_and_measuring_goes_on_when_it_wakes() -
 
 /// Prints how often what each line of a file stands for, in hex, is in the memory of a process: perl, since it reads where no file is
 /// mapped as well.
-const SEARCH: &str = r#"
+pub const SEARCH: &str = r#"
 my ($pid, $file) = @ARGV;
 open(my $f, '<', $file) or die; my @needles = <$f>; chomp @needles;
 @needles = map { pack 'H*', $_ } @needles;

@@ -23,6 +23,7 @@ mod matrix;
 mod measured_boot;
 mod probe_object;
 mod protect;
+mod qcow2;
 mod storm;
 mod story;
 mod tier2;

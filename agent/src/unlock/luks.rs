@@ -87,10 +87,10 @@ impl Header {
     }
 }
 
-/// Refuses what is open already, by LUKS UUID, and a name that is taken.
+/// Refuses what is open already, by LUKS UUID, a name that is taken, and what there is no device for.
 ///
 /// # Errors
-/// [`DiskError::BadName`], [`DiskError::AlreadyOpen`], [`DiskError::NameTaken`].
+/// [`DiskError::BadName`], [`DiskError::AlreadyOpen`], [`DiskError::NameTaken`]; of qcow2 [`DiskError::NoDevice`].
 pub fn check_free(header: &Header, name: &str) -> Result<(), DiskError> {
     check_name(name)?;
     if let Some(open) = open_mapping(Path::new("/sys/class/block"), &header.uuid) {
@@ -101,6 +101,7 @@ pub fn check_free(header: &Header, name: &str) -> Result<(), DiskError> {
     }
     match libcryptsetup_rs::status(None, name) {
         Ok(CryptStatusInfo::Active | CryptStatusInfo::Busy) => Err(DiskError::NameTaken { name: name.to_owned() }),
+        _ if header.container == Container::Qcow2 => qcow2::check_free(),
         _ => Ok(()),
     }
 }

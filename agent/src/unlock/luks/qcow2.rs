@@ -93,6 +93,14 @@ pub(super) fn open(header: &Header, name: &str, key: &[u8], run_dir: &Path) -> R
     Linear::make(name, &header.uuid, &device).inspect_err(|_| give_up(&device))
 }
 
+/// Refuses, before a key is asked for, what there would be no device for.
+///
+/// # Errors
+/// [`DiskError::NoDevice`].
+pub(super) fn check_free() -> Result<(), DiskError> {
+    Device::free().map(drop)
+}
+
 /// Has the disk shown. qemu-nbd reads the headers by itself: before and after that they must be those that the key was asked for.
 fn show(header: &Header, key: &[u8], run_dir: &Path) -> Result<Device, DiskError> {
     check_same(header)?;

@@ -47,7 +47,7 @@ impl Device {
     /// # Errors
     /// [`DiskError::NoDevice`], [`DiskError::NameNotText`], [`DiskError::WrongKey`], [`DiskError::Program`], [`DiskError::Said`].
     pub(super) fn show(header: &Header, key: &[u8], run_dir: &Path) -> Result<Self, DiskError> {
-        let device = free(Path::new(BLOCK))?;
+        let device = Self::free()?;
         let mut command = in_a_scope(header);
         command.args([
             format!("--object=secret,id={SECRET},file=/proc/self/fd/0"),
@@ -73,6 +73,14 @@ impl Device {
             about: header.image.clone(),
             said,
         })
+    }
+
+    /// The first on which nothing is shown, and which nobody holds.
+    ///
+    /// # Errors
+    /// [`DiskError::NoDevice`].
+    pub(super) fn free() -> Result<Self, DiskError> {
+        free(Path::new(BLOCK))
     }
 
     /// The one that lies below a mapping, by the mapping's folder in `/sys`.
@@ -179,7 +187,6 @@ pub(super) fn shown(run_dir: &Path) -> Vec<Device> {
     entries.filter_map(device).collect()
 }
 
-/// The first device on which nothing is shown, and which nobody holds.
 fn free(block: &Path) -> Result<Device, DiskError> {
     let entries = fs::read_dir(block).into_iter().flatten().flatten();
     let mut all: Vec<Device> = entries

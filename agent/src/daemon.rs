@@ -249,7 +249,7 @@ pub async fn run_with(config: &Config, parts: Parts) -> Result<(), DaemonError> 
         leases.clone(),
     )
     .map_err(|source| DaemonError::SetUp {
-        what: "disk thread",
+        what: "disk threads",
         source,
     })?;
     let status = status(

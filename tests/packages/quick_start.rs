@@ -19,6 +19,9 @@ use crate::xcpng::unpacked;
 const CONTENT: &str = "from the sealed disk";
 /// The version of an upgrade.
 const NEWER: &str = "9.0-1";
+/// What a disk in qcow2 needs, and the programs that seal and open it, once.
+const QCOW2: &str = "modprobe nbd nbds_max=64 max_part=0; qemu-nbd --version; dmsetup version; pgrep none || true
+    assay-verifier image seal --format qcow2-luks rehearsal.raw rehearsal.qcow2; systemd-run --scope --quiet true";
 const AGENT: &str = "assay-agent.service";
 const VERIFIER: &str = "assay-verifier.service";
 
@@ -99,7 +102,8 @@ fn the_readme_leads_to_a_trusted_host_which_is_upgraded_and_removed() -> Result<
     agent::rehearse(guest)?;
     guest.script(&format!(
         "truncate -s 16M rehearsal.raw; assay-verifier image seal rehearsal.raw rehearsal.luks
-         truncate -s 16M vm.raw; printf '{CONTENT}' | dd of=vm.raw conv=notrunc status=none; ss -tl"
+         truncate -s 16M vm.raw; printf '{CONTENT}' | dd of=vm.raw conv=notrunc status=none; ss -tl
+         {QCOW2}"
     ))?;
     readme.step(guest, "verifier", &[])?;
     wait_verdict(guest, true)?;
@@ -131,8 +135,36 @@ fn the_readme_leads_to_a_trusted_host_which_is_upgraded_and_removed() -> Result<
         "{device}"
     );
 
+    let qcow2 = qcow2_opened(guest)?;
     upgraded_and_back(&vm, device)?;
+    qcow2_closed(guest, &qcow2)?;
     removed(&vm, device)
+}
+
+/// Opens a disk in qcow2: who has its key is no part of the agent's service.
+fn qcow2_opened(guest: &Guest) -> Result<String, HarnessError> {
+    guest.script("assay-verifier image seal --format qcow2-luks vm.raw vm.qcow2")?;
+    let opened = agent::unlock(guest, "/root/vm.qcow2", 60)?;
+    assert!(opened.ok(), "{opened}");
+    let server = guest.run_ok(&["pgrep", "qemu-nbd"])?;
+    let group = guest.get_text(&format!("/proc/{}/cgroup", server.trim()))?;
+    let scope = group.trim().rsplit('/').next().unwrap_or_default();
+    assert!(scope.ends_with(".scope"), "{group}");
+    assert_eq!(property(guest, scope, "MemorySwapMax")?, "0");
+    assert!(property(guest, scope, "Description")?.contains("/root/vm.qcow2"));
+    Ok(opened.stdout.trim().to_owned())
+}
+
+/// It was open over two restarts, as the agent knows, and is closed.
+fn qcow2_closed(guest: &Guest, device: &str) -> Result<(), HarnessError> {
+    let name = device.trim_start_matches("/dev/mapper/");
+    assert!(guest.run_ok(&["assay-agent", "status"])?.contains(name));
+    guest.script("echo 3 > /proc/sys/vm/drop_caches")?;
+    assert!(guest.get_text(device)?.starts_with(CONTENT));
+    guest.run_ok(&["assay-agent", "lock", name])?;
+    assert_eq!(guest.run(&["pgrep", "qemu-nbd"])?.code, Some(1));
+    assert!(!exists(guest, device)?);
+    Ok(())
 }
 
 /// An upgrade restarts both services, and loses nothing; so does the way back, which dpkg calls a downgrade. The newer agent is the one

@@ -79,7 +79,7 @@ enum Command {
     },
     /// Ask the verifier for a sealed disk's key and open the disk; prints its device
     Unlock {
-        /// File or block device, sealed by `assay-verifier image seal` as LUKS2 or LUKS1
+        /// File or block device, sealed by `assay-verifier image seal` as LUKS2, LUKS1 or qcow2
         image: PathBuf,
         /// Name under /dev/mapper [default: assay- and the first 8 digits of the LUKS UUID]
         #[arg(long)]
@@ -325,7 +325,7 @@ fn run(arguments: Arguments) -> Result<(), CliError> {
 }
 
 fn unlock(config: &Config, mut request: api::UnlockRequest) -> Result<(), CliError> {
-    // The daemon's working folder is another one. Links stay: the sidecar of LUKS1 is beside the name that was given.
+    // The daemon's working folder is another one. Links stay: the sidecar of LUKS1 and qcow2 is beside the name that was given.
     let path = request.image;
     let absolute = std::fs::metadata(&path).and_then(|_| std::path::absolute(&path));
     request.image = absolute.map_err(|source| CliError::Image { path, source })?;

@@ -3,7 +3,7 @@
 use std::convert::Infallible;
 use std::time::Duration;
 
-use super::luks::DiskThread;
+use super::luks::DiskThreads;
 use crate::http::chain;
 use crate::leases::{Deed, DiskState, Leases, OpenDisk, boot_seconds};
 
@@ -11,7 +11,7 @@ use crate::leases::{Deed, DiskState, Leases, OpenDisk, boot_seconds};
 const TICK: Duration = Duration::from_millis(500);
 
 /// Guards the open disks for as long as the daemon runs.
-pub async fn guard(leases: Leases, disks: DiskThread) -> Infallible {
+pub async fn guard(leases: Leases, disks: DiskThreads) -> Infallible {
     loop {
         super::forget_closed(&leases);
         let (due, mut again) = leases.due(boot_seconds());
@@ -30,7 +30,7 @@ pub async fn guard(leases: Leases, disks: DiskThread) -> Infallible {
 }
 
 /// Whether it was done.
-async fn act(leases: &Leases, disks: &DiskThread, disk: &OpenDisk, deed: Deed) -> bool {
+async fn act(leases: &Leases, disks: &DiskThreads, disk: &OpenDisk, deed: Deed) -> bool {
     let name = disk.name.clone();
     let (done, state, what) = match deed {
         Deed::Tell => {

@@ -4,10 +4,9 @@
 //! every key slot must be encrypted with AES-XTS. A header that says "cipher_null" would open with any passphrase, and the
 //! machine inside would write its secrets in the clear.
 //!
-//! libcryptsetup keeps state in globals: all calls are made by one thread, [`DiskThread`].
+//! libcryptsetup keeps state in globals: one thread makes all calls of it, see [`threads`].
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, mpsc};
 
 use assay_evidence::digest::Sha256Digest;
 use assay_evidence::token::LuksToken;
@@ -23,12 +22,13 @@ mod luks1;
 mod mapping;
 mod qcow2;
 mod suspend;
+mod threads;
 
 pub use error::DiskError;
 use loaded::{Loaded, find_token};
 pub use mapping::is_open;
 use mapping::open_mapping;
-use qcow2::linear::Linear;
+pub use threads::DiskThreads;
 
 const CIPHER: &str = "aes-xts-plain64";
 const MAX_NAME: usize = 64;
@@ -106,21 +106,12 @@ pub fn check_free(header: &Header, name: &str) -> Result<(), DiskError> {
     }
 }
 
-/// Opens an image as `/dev/mapper/NAME`. A file gets a loop device, which goes with the mapping; qcow2 gets a network block device, and a
-/// qemu-nbd with a socket in the run folder.
+/// Opens an image that is in no container as `/dev/mapper/NAME`. A file gets a loop device, which goes with the mapping.
 ///
 /// # Errors
-/// Those of [`check_free`] and [`Header::read`], [`DiskError::Changed`], [`DiskError::WrongKey`], [`DiskError::Activate`]; of qcow2 also
-/// [`DiskError::NoDevice`], [`DiskError::NameNotText`], [`DiskError::Program`], [`DiskError::Said`], [`DiskError::Device`].
-pub fn open(header: &Header, name: &str, passphrase: &[u8], run_dir: &Path) -> Result<(), DiskError> {
+/// Those of [`check_free`] and [`Header::read`], [`DiskError::Changed`], [`DiskError::WrongKey`], [`DiskError::Activate`].
+pub fn open(header: &Header, name: &str, passphrase: &[u8]) -> Result<(), DiskError> {
     check_free(header, name)?;
-    match header.container {
-        Container::None => open_luks(header, name, passphrase),
-        Container::Qcow2 => qcow2::open(header, name, passphrase, run_dir),
-    }
-}
-
-fn open_luks(header: &Header, name: &str, passphrase: &[u8]) -> Result<(), DiskError> {
     let mut loaded = Loaded::of(&header.image)?;
     // Whoever has the storage can show one header for the check, and another that writes in the clear for the use.
     if loaded.header != *header {
@@ -167,13 +158,9 @@ fn wrong_key(header: &Header) -> DiskError {
 /// opened under this name.
 ///
 /// # Errors
-/// [`DiskError::BadName`], [`DiskError::NotOpen`], [`DiskError::NotOurs`], [`DiskError::Busy`], [`DiskError::Deactivate`]; of qcow2 also
-/// [`DiskError::Program`], [`DiskError::Said`], [`DiskError::StillThere`].
+/// [`DiskError::BadName`], [`DiskError::NotOpen`], [`DiskError::NotOurs`], [`DiskError::Busy`], [`DiskError::Deactivate`].
 pub fn close(name: &str, opened: Option<Uuid>) -> Result<(), DiskError> {
     check_name(name)?;
-    if let Some(mapping) = Linear::find(name) {
-        return qcow2::close(&mapping);
-    }
     let mut device = match libcryptsetup_rs::status(None, name) {
         Ok(CryptStatusInfo::Active | CryptStatusInfo::Busy) => open_by_name(name, None)?,
         _ => return Err(DiskError::NotOpen { name: name.to_owned() }),
@@ -220,78 +207,6 @@ pub fn check_name(name: &str) -> Result<(), DiskError> {
 fn open_by_name(name: &str, header: Option<&Path>) -> Result<CryptDevice, DiskError> {
     check_name(name)?;
     CryptInit::init_by_name_and_header(name, header).map_err(|_| DiskError::NotOpen { name: name.to_owned() })
-}
-
-type Job = Box<dyn FnOnce() + Send>;
-
-/// The one thread that calls libcryptsetup. It ends with the last handle.
-#[derive(Debug, Clone)]
-pub struct DiskThread {
-    jobs: mpsc::Sender<Job>,
-    run_dir: Arc<Path>,
-}
-
-impl DiskThread {
-    /// Starts the thread; qemu-nbd has its sockets in the run folder. Disks that an agent before this one has not got open are closed.
-    ///
-    /// # Errors
-    /// When the system has no thread to give.
-    pub fn start(run_dir: &Path) -> std::io::Result<Self> {
-        qcow2::end_strays(run_dir);
-        let (jobs, work) = mpsc::channel::<Job>();
-        std::thread::Builder::new().name("disk".into()).spawn(move || {
-            while let Ok(job) = work.recv() {
-                job();
-            }
-        })?;
-        Ok(Self {
-            jobs,
-            run_dir: run_dir.into(),
-        })
-    }
-
-    /// Reads a header: see [`Header::read`].
-    ///
-    /// # Errors
-    /// As there.
-    pub async fn read(&self, image: PathBuf) -> Result<Header, DiskError> {
-        self.call(move || Header::read(&image)).await
-    }
-
-    /// Whether the disk can be opened under this name: see [`check_free`].
-    ///
-    /// # Errors
-    /// As there.
-    pub async fn check_free(&self, header: Header, name: String) -> Result<(), DiskError> {
-        self.call(move || check_free(&header, &name)).await
-    }
-
-    /// Opens a disk: see [`open`].
-    ///
-    /// # Errors
-    /// As there.
-    pub async fn open(&self, header: Header, name: String, key: Zeroizing<Vec<u8>>) -> Result<(), DiskError> {
-        let run_dir = Arc::clone(&self.run_dir);
-        self.call(move || open(&header, &name, &key, &run_dir)).await
-    }
-
-    /// Closes a disk: see [`close`].
-    ///
-    /// # Errors
-    /// As there.
-    pub async fn close(&self, name: String, opened: Option<Uuid>) -> Result<(), DiskError> {
-        self.call(move || close(&name, opened)).await
-    }
-
-    async fn call<T: Send + 'static>(
-        &self,
-        work: impl FnOnce() -> Result<T, DiskError> + Send + 'static,
-    ) -> Result<T, DiskError> {
-        let (reply, answer) = tokio::sync::oneshot::channel();
-        let job: Job = Box::new(move || drop(reply.send(work())));
-        self.jobs.send(job).map_err(|_| DiskError::Stopped)?;
-        answer.await.map_err(|_| DiskError::Stopped)?
-    }
 }
 
 #[cfg(test)]

@@ -246,7 +246,7 @@ fn a_header_that_was_changed_meanwhile_is_not_opened() {
     let header = Header::read(image.token(TOKEN).path().as_path()).unwrap();
     cryptsetup(&["token", "remove", "--token-id", "0", image.path().to_str().unwrap()]);
     image.token(&TOKEN.replace("\"default\"", "\"other\""));
-    let error = open(&header, "assay-never-opened", PASSPHRASE.as_bytes(), Path::new("/run")).unwrap_err();
+    let error = open(&header, "assay-never-opened", PASSPHRASE.as_bytes()).unwrap_err();
     assert!(matches!(error, DiskError::Changed { .. }), "{error}");
 }
 
@@ -324,7 +324,7 @@ fn a_luks1_header_that_was_changed_meanwhile_is_not_opened() {
     let header = Header::read(&image.path()).unwrap();
     let other = Image::luks1();
     std::fs::copy(other.path(), image.path()).unwrap();
-    let error = open(&header, "assay-never-opened", PASSPHRASE.as_bytes(), Path::new("/run")).unwrap_err();
+    let error = open(&header, "assay-never-opened", PASSPHRASE.as_bytes()).unwrap_err();
     assert!(matches!(error, DiskError::Changed { .. }), "{error}");
 }
 
@@ -337,7 +337,7 @@ fn a_key_of_another_image_is_named_with_the_image() {
             image.token(TOKEN);
         }
         let header = Header::read(&image.path()).unwrap();
-        let error = open(&header, "assay-never-opened", &[b'f'; 64], Path::new("/run")).unwrap_err();
+        let error = open(&header, "assay-never-opened", &[b'f'; 64]).unwrap_err();
         assert!(
             matches!(&error, DiskError::WrongKey { image: named, key_id }
                 if *named == image.path() && key_id == header.token.key_id()),

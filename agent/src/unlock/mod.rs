@@ -30,7 +30,7 @@ use zeroize::Zeroizing;
 use self::claims::Claims;
 use self::client::ClientError;
 use self::exchange::{Exchange, Granted, Wanted};
-use self::luks::{DiskError, DiskThread, Header};
+use self::luks::{DiskError, DiskThreads, Header};
 use self::machine::Refusal;
 use self::turns::Turns;
 use crate::bundle::{Source, SourceError};
@@ -113,14 +113,14 @@ pub struct Unlocker {
     default_timeout: Duration,
     tpm: Handle,
     source: Source,
-    disks: DiskThread,
+    disks: DiskThreads,
     leases: Leases,
     turns: Turns,
     claims: Claims,
 }
 
 impl Unlocker {
-    /// Prepares to open disks; the join state is read anew for each of them. Starts the disk thread.
+    /// Prepares to open disks; the join state is read anew for each of them. Starts the threads that open disks.
     ///
     /// # Errors
     /// When the system has no thread to give.
@@ -138,7 +138,7 @@ impl Unlocker {
             default_timeout,
             tpm,
             source,
-            disks: DiskThread::start(leases.run_dir())?,
+            disks: DiskThreads::start(leases.run_dir())?,
             leases,
             turns: Turns::default(),
             claims: Claims::default(),

@@ -7,16 +7,12 @@
 use std::fs::{File, OpenOptions};
 use std::io::{Seek as _, SeekFrom, Write as _};
 use std::os::fd::AsRawFd as _;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::path::PathBuf;
 
 use libcryptsetup_rs::LibcryptErr;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
-use zeroize::Zeroizing;
-
-use super::qcow2::linear::Linear;
-use super::{Container, DiskError, DiskThread, Header, Loaded, check_name, open_by_name, qcow2, wrong_key};
+use super::{DiskError, Header, Loaded, check_name, open_by_name, wrong_key};
 
 const CONTROL: &str = "/dev/mapper/control";
 /// `struct dm_ioctl` of `linux/dm-ioctl.h`: its length, the version of the interface, and where flags and name stand in it.
@@ -74,16 +70,11 @@ pub(super) fn resume(name: &str) -> Result<(), DiskError> {
     control(name, 0)
 }
 
-/// Makes a disk wait, and wipes its key: from the kernel, or with the process that has it. One of the kernel's that waits already goes on for the
-/// moment that this takes.
+/// Makes a disk wait, and wipes its key from the kernel. One that waits already goes on for the moment that this takes.
 ///
 /// # Errors
-/// [`DiskError::BadName`], [`DiskError::NotOpen`], [`DiskError::Suspend`], [`DiskError::StillThere`].
-fn wipe(name: &str) -> Result<(), DiskError> {
-    check_name(name)?;
-    if let Some(mapping) = Linear::find(name) {
-        return qcow2::wipe(&mapping);
-    }
+/// [`DiskError::BadName`], [`DiskError::NotOpen`], [`DiskError::Suspend`].
+pub(super) fn wipe(name: &str) -> Result<(), DiskError> {
     let mut device = open_by_name(name, None)?;
     // libcryptsetup refuses what is suspended already; to resume what is not does nothing.
     resume(name)?;
@@ -97,12 +88,8 @@ fn wipe(name: &str) -> Result<(), DiskError> {
 ///
 /// # Errors
 /// [`DiskError::NotOpen`], [`DiskError::Header`] and the like, [`DiskError::Changed`], [`DiskError::WrongKey`],
-/// [`DiskError::Suspend`]; of qcow2 those of opening it.
-fn resume_with(header: &Header, name: &str, key: &[u8], run_dir: &Path) -> Result<(), DiskError> {
-    check_name(name)?;
-    if header.container == Container::Qcow2 {
-        return qcow2::resume_with(header, name, key, run_dir);
-    }
+/// [`DiskError::Suspend`].
+pub(super) fn resume_with(header: &Header, name: &str, key: &[u8]) -> Result<(), DiskError> {
     let mut loaded = Loaded::of_mapping(name, &header.image)?;
     if loaded.header != *header {
         return Err(DiskError::Changed {
@@ -120,41 +107,6 @@ fn resume_with(header: &Header, name: &str, key: &[u8], run_dir: &Path) -> Resul
         Ok(_) => Ok(()),
         Err(LibcryptErr::IOError(error)) if error.raw_os_error() == Some(libc::EPERM) => Err(wrong_key(header)),
         Err(source) => Err(failed(name, crypt_error(source))),
-    }
-}
-
-impl DiskThread {
-    /// Makes a disk wait: see [`suspend`].
-    ///
-    /// # Errors
-    /// As there.
-    pub async fn suspend(&self, name: String) -> Result<(), DiskError> {
-        self.call(move || suspend(&name)).await
-    }
-
-    /// Lets a disk go on: see [`resume`].
-    ///
-    /// # Errors
-    /// As there.
-    pub async fn resume(&self, name: String) -> Result<(), DiskError> {
-        self.call(move || resume(&name)).await
-    }
-
-    /// Makes a disk wait without its key: see [`wipe`].
-    ///
-    /// # Errors
-    /// As there.
-    pub async fn wipe(&self, name: String) -> Result<(), DiskError> {
-        self.call(move || wipe(&name)).await
-    }
-
-    /// Gives a disk its key back: see [`resume_with`].
-    ///
-    /// # Errors
-    /// As there.
-    pub async fn resume_with(&self, header: Header, name: String, key: Zeroizing<Vec<u8>>) -> Result<(), DiskError> {
-        let run_dir = Arc::clone(&self.run_dir);
-        self.call(move || resume_with(&header, &name, &key, &run_dir)).await
     }
 }
 

@@ -34,7 +34,7 @@ pub(in crate::cli) struct SealArgs {
     /// What IN is: raw unless you say something else. Never guessed, since a guest can make its raw disk look like anything
     #[arg(long, value_name = "FORMAT", value_parser = input_format)]
     pub(super) input_format: Option<InputFormat>,
-    /// What OUT shall be: luks2 (hosts open it with dm-crypt), or for qemu luks1 or qcow2-luks, with OUT.assay.json beside it. With vhd
+    /// What OUT shall be: luks2 (hosts open it with dm-crypt), or luks1 or qcow2-luks, which qemu knows as well, with OUT.assay.json beside it. With vhd
     /// there is no OUT: the key is kept, and the commands are printed that make the encrypted VHD on a XenServer or XCP-ng pool
     #[arg(long, value_name = "FORMAT", default_value = "luks2", value_parser = output_format)]
     format: Output,

@@ -308,6 +308,7 @@ fn disk_code(error: &DiskError) -> (StatusCode, &'static str) {
         | DiskError::Program { .. }
         | DiskError::Said { .. }
         | DiskError::StillThere { .. }
+        | DiskError::Processes { .. }
         | DiskError::Stopped => (StatusCode::INTERNAL_SERVER_ERROR, "disk-failed"),
     }
 }

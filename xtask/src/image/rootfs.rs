@@ -12,8 +12,8 @@ use crate::workspace::Key;
 /// system of it where a test wants one: a service manager, and the tools that make an initramfs.
 const PACKAGES: &str = "bash,kmod,util-linux,mount,iproute2,procps,e2fsprogs,busybox-static,python3-minimal,\
 cryptsetup-bin,libcryptsetup12,qemu-utils,libsystemd0,libsqlite3-0,tpm2-tools,systemd,systemd-sysv,udev,initramfs-tools,dracut-core";
-/// What hosts of virtual machines have beside that: Xen with xl; libvirt and an emulator for it.
-const TOOLSTACKS: &str = "xen-system-amd64,libvirt-daemon,libvirt-clients,qemu-system-x86";
+/// What hosts of virtual machines have beside that: Xen with xl; libvirt and an emulator for it; a program that fetches images.
+const TOOLSTACKS: &str = "xen-system-amd64,libvirt-daemon,libvirt-clients,qemu-system-x86,curl";
 /// The hypervisor that the first of them brings, compressed.
 const HYPERVISOR: &str = "./boot/xen-*-amd64.gz";
 

@@ -70,8 +70,6 @@ const PACKAGES: &[&str] = &[
     "grub-common",
     "grub-efi-amd64-bin",
     "grub-pc-bin",
-    // Fetches images as hosts do.
-    "curl",
     "qemu-utils",
     "qemu-system-x86",
 ];

@@ -7,6 +7,7 @@ use assay_evidence::luks1::Luks1Error;
 use assay_evidence::qcow2::Qcow2Error;
 use assay_evidence::token::TokenError;
 use libcryptsetup_rs::LibcryptErr;
+use procfs::ProcError;
 
 use super::{CIPHER, MAX_NAME};
 
@@ -228,6 +229,15 @@ pub enum DiskError {
     StillThere {
         /// The network block device.
         device: PathBuf,
+    },
+    /// Whether the process that has an image's key has ended cannot be told.
+    #[error(
+        "the processes of this host cannot be looked at, so that the qemu-nbd which has a disk's key cannot be found"
+    )]
+    Processes {
+        /// What the system said.
+        #[source]
+        source: ProcError,
     },
     /// The released key does not open the image.
     #[error(

@@ -135,7 +135,7 @@ fn give_up(device: &Device) {
 /// Closes a mapping, and ends the qemu-nbd below it.
 ///
 /// # Errors
-/// [`DiskError::Busy`], [`DiskError::Program`], [`DiskError::Said`], [`DiskError::StillThere`].
+/// [`DiskError::Busy`], [`DiskError::Program`], [`DiskError::Said`], [`DiskError::StillThere`], [`DiskError::Processes`].
 pub(super) fn close(mapping: &Linear) -> Result<(), DiskError> {
     // Looked for first: without the mapping nothing leads there.
     let device = mapping.device();
@@ -146,7 +146,7 @@ pub(super) fn close(mapping: &Linear) -> Result<(), DiskError> {
 /// Makes a disk wait, and ends the qemu-nbd that has its key.
 ///
 /// # Errors
-/// [`DiskError::Suspend`], [`DiskError::StillThere`].
+/// [`DiskError::Suspend`], [`DiskError::StillThere`], [`DiskError::Processes`].
 pub(super) fn wipe(mapping: &Linear) -> Result<(), DiskError> {
     suspend::suspend(mapping.name())?;
     mapping.device().map_or(Ok(()), |device| device.end(WIPING))

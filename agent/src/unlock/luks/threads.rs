@@ -97,7 +97,7 @@ impl DiskThreads {
     /// Closes a disk: see [`close`].
     ///
     /// # Errors
-    /// As there; of qcow2 [`DiskError::Busy`], [`DiskError::Program`], [`DiskError::Said`], [`DiskError::StillThere`].
+    /// As there; of qcow2 [`DiskError::Busy`], [`DiskError::Program`], [`DiskError::Said`], [`DiskError::StillThere`], [`DiskError::Processes`].
     pub async fn close(&self, name: String, opened: Option<Uuid>) -> Result<(), DiskError> {
         check_name(&name)?;
         match Linear::find(&name) {
@@ -125,7 +125,7 @@ impl DiskThreads {
     /// Makes a disk wait without its key: see [`suspend::wipe`].
     ///
     /// # Errors
-    /// As there; of qcow2 [`DiskError::StillThere`].
+    /// As there; of qcow2 [`DiskError::StillThere`], [`DiskError::Processes`].
     pub async fn wipe(&self, name: String) -> Result<(), DiskError> {
         check_name(&name)?;
         let wipe = move || match Linear::find(&name) {

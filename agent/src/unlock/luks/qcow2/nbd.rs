@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use procfs::ProcError;
 use serde_json::{Value, json};
 
 use super::super::{DiskError, Header, wrong_key};
@@ -119,7 +120,8 @@ impl Device {
             if self.sectors().is_ok_and(|sectors| sectors > 0) {
                 return true;
             }
-            if start.elapsed() > limit || self.servers().is_empty() {
+            let gone = || self.servers().is_ok_and(|servers| servers.is_empty());
+            if start.elapsed() > limit || gone() {
                 return false;
             }
             thread::sleep(PAUSE);
@@ -133,36 +135,46 @@ impl Device {
     /// Ends the qemu-nbd that shows it. It writes back what it holds first; if that takes longer than this, it is killed.
     ///
     /// # Errors
-    /// [`DiskError::StillThere`].
+    /// [`DiskError::StillThere`], [`DiskError::Processes`].
     pub(super) fn end(&self, within: Duration) -> Result<(), DiskError> {
         for (signal, within) in [(Signal::SIGTERM, within), (Signal::SIGKILL, KILLED)] {
-            for pid in self.servers() {
-                if let Err(error) = kill(pid, signal) {
+            let servers = self.servers()?;
+            for pid in &servers {
+                if let Err(error) = kill(*pid, signal) {
                     tracing::debug!(%pid, %error, "qemu-nbd was not signalled");
                 }
             }
             let start = Instant::now();
-            while start.elapsed() <= within {
-                if self.servers().is_empty() {
-                    return Ok(());
-                }
+            while servers.iter().any(is_there) && start.elapsed() <= within {
                 thread::sleep(PAUSE);
             }
         }
-        Err(DiskError::StillThere { device: self.path() })
+        match self.servers()?.is_empty() {
+            true => Ok(()),
+            false => Err(DiskError::StillThere { device: self.path() }),
+        }
     }
 
-    /// The processes that were started to show it; also one that does not do so yet, or does no more.
-    fn servers(&self) -> Vec<Pid> {
-        let wanted = self.connect();
-        let processes = procfs::process::all_processes().into_iter().flatten().flatten();
-        let ours = processes.filter(|process| {
-            // Of one that has ended and was not waited for there is no command line. Who is not root shows nothing there.
-            let line = process.cmdline().unwrap_or_default();
-            let program = line.iter().any(|part| part.rsplit('/').next() == Some(PROGRAM));
-            program && line.contains(&wanted) && process.uid().is_ok_and(|uid| uid == 0)
-        });
-        ours.map(|process| Pid::from_raw(process.pid)).collect()
+    /// The processes that were started to show it; also one that does not do so yet, or does no more. One that cannot be looked at is an error:
+    /// it may be the one that has the key.
+    fn servers(&self) -> Result<Vec<Pid>, DiskError> {
+        let failed = |source| DiskError::Processes { source };
+        let mut servers = Vec::new();
+        for process in procfs::process::all_processes().map_err(failed)? {
+            match process.and_then(|process| Ok((process.pid, process.cmdline()?, process.uid()?))) {
+                Ok((pid, line, uid)) if uid == 0 && self.is_shown_by(&line) => servers.push(Pid::from_raw(pid)),
+                Ok(_) => {}
+                Err(error) if is_gone(&error) => {}
+                Err(error) => return Err(failed(error)),
+            }
+        }
+        Ok(servers)
+    }
+
+    /// Whether this is the command line of a program that shows it.
+    fn is_shown_by(&self, line: &[String]) -> bool {
+        let is_program = |part: &String| part.rsplit('/').next() == Some(PROGRAM);
+        line.iter().any(is_program) && line.contains(&self.connect())
     }
 
     /// Whether something lies on it.
@@ -177,6 +189,25 @@ impl Device {
 
     fn connect(&self) -> String {
         format!("--connect=/dev/{}", self.0)
+    }
+}
+
+/// Whether a process is there that has not ended. Of one that has, and was not waited for, there is no command line.
+fn is_there(pid: &Pid) -> bool {
+    match fs::read(format!("/proc/{pid}/cmdline")) {
+        Ok(line) => !line.is_empty(),
+        Err(error) => !is_gone(&ProcError::Io(error, None)),
+    }
+}
+
+/// Whether a process could not be looked at since it has ended.
+fn is_gone(error: &ProcError) -> bool {
+    match error {
+        ProcError::NotFound(_) => true,
+        ProcError::Io(error, _) => {
+            error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(nix::libc::ESRCH)
+        }
+        _ => false,
     }
 }
 
@@ -252,6 +283,39 @@ mod tests {
         fs::write(block.path().join("nbd10/pid"), "9").unwrap();
         let none = take().unwrap_err();
         assert!(matches!(none, DiskError::NoDevice { of: 4 }), "{none}");
+    }
+
+    #[test]
+    fn only_what_was_started_to_show_it_is_ended() {
+        let device = Device("nbd1".to_owned());
+        let line = |parts: &[&str]| parts.iter().map(|part| (*part).to_owned()).collect::<Vec<_>>();
+        let own = device.connect();
+        for shows in [
+            line(&["qemu-nbd", "--object=x", &own]),
+            line(&["/usr/bin/systemd-run", "--scope", "--", "qemu-nbd", &own]),
+            line(&["/usr/bin/qemu-nbd", &own, "json:{}"]),
+        ] {
+            assert!(device.is_shown_by(&shows), "{shows:?}");
+        }
+        for other in [
+            line(&["qemu-nbd", "--connect=/dev/nbd10"]),
+            line(&["qemu-nbd", "--connect=/dev/nbd0"]),
+            line(&["grep", &own]),
+            line(&[]),
+        ] {
+            assert!(!device.is_shown_by(&other), "{other:?}");
+        }
+        // Nobody shows it here, and each process of this machine could be looked at.
+        assert_eq!(device.servers().unwrap(), []);
+        device.end(Duration::ZERO).unwrap();
+        let mut child = Command::new("true").spawn().unwrap();
+        let pid = Pid::from_raw(child.id().try_into().unwrap());
+        while is_there(&pid) {
+            thread::sleep(PAUSE);
+        }
+        child.wait().unwrap();
+        assert!(!is_there(&pid));
+        assert!(is_there(&Pid::this()));
     }
 
     #[test]

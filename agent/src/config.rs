@@ -319,115 +319,125 @@ impl RawTier {
     }
 }
 
-impl Raw {
-    fn check(self, path: &Path) -> Result<Config, ConfigError> {
-        let range = |key, value: String, range| ConfigError::Range {
-            path: path.to_owned(),
+/// What all keys are checked by; errors name the file.
+struct Checks<'a> {
+    path: &'a Path,
+}
+
+impl Checks<'_> {
+    fn range(&self, key: &'static str, value: String, range: &'static str) -> ConfigError {
+        ConfigError::Range {
+            path: self.path.to_owned(),
             key,
             value,
             range,
-        };
-        let seconds = |key, value: u64| {
-            if SECONDS.contains(&value) {
-                Ok(Duration::from_secs(value))
-            } else {
-                Err(range(key, value.to_string(), "1 to 3600 seconds"))
-            }
-        };
-        let absolute = |key, value: PathBuf| {
-            if value.is_absolute() {
-                Ok(value)
-            } else {
-                Err(ConfigError::RelativePath {
-                    path: path.to_owned(),
-                    key,
-                    value,
-                })
-            }
-        };
-        let ak_handle = u32::try_from(self.tpm.ak_handle)
-            .ok()
-            .filter(|handle| PERSISTENT_HANDLES.contains(handle))
-            .ok_or_else(|| {
-                range(
-                    "tpm.ak_handle",
-                    format!("{:#x}", self.tpm.ak_handle),
-                    "0x81000000 to 0x81ffffff",
-                )
-            })?;
-        let ak = AkKind::from_name(&self.tpm.ak).ok_or_else(|| {
-            let value = format!("{:?}", self.tpm.ak);
-            range("tpm.ak", value, "\"ecdsa-p256\" (the default) or \"rsa-2048\"")
-        })?;
-        let ek = match self.tpm.ek.as_str() {
-            AUTO => None,
-            name => Some(EkKind::from_name(name).ok_or_else(|| {
-                let accepted = "\"auto\" (the default), \"rsa-2048\" or \"ecc-p256\"";
-                range("tpm.ek", format!("{name:?}"), accepted)
-            })?),
-        };
-        if !LOG_MIB.contains(&self.measure.log_max_mib) {
-            return Err(range(
-                "measure.log_max_mib",
-                self.measure.log_max_mib.to_string(),
-                "1 to 1024 MiB",
-            ));
         }
-        if self.tpm.tcti.is_empty() || self.tpm.tcti.contains('\0') {
-            return Err(range(
-                "tpm.tcti",
-                format!("{:?}", self.tpm.tcti),
-                "a TCTI such as \"device:/dev/tpmrm0\"",
-            ));
+    }
+
+    fn seconds(&self, key: &'static str, value: u64) -> Result<Duration, ConfigError> {
+        if SECONDS.contains(&value) {
+            Ok(Duration::from_secs(value))
+        } else {
+            Err(self.range(key, value.to_string(), "1 to 3600 seconds"))
         }
-        let mode = check_mode(self.measure.mode, path)?;
-        let list = |key: &'static str, paths: Vec<PathBuf>| {
-            if paths.len() > MAX_LIST {
-                return Err(range(key, format!("{} entries", paths.len()), "at most 64 entries"));
-            }
-            paths
-                .into_iter()
-                .map(|path| absolute(key, path))
-                .collect::<Result<Vec<_>, _>>()
-        };
+    }
+
+    fn absolute(&self, key: &'static str, value: PathBuf) -> Result<PathBuf, ConfigError> {
+        if value.is_absolute() {
+            Ok(value)
+        } else {
+            Err(ConfigError::RelativePath {
+                path: self.path.to_owned(),
+                key,
+                value,
+            })
+        }
+    }
+
+    fn list(&self, key: &'static str, paths: Vec<PathBuf>) -> Result<Vec<PathBuf>, ConfigError> {
+        if paths.len() > MAX_LIST {
+            return Err(self.range(key, format!("{} entries", paths.len()), "at most 64 entries"));
+        }
+        paths.into_iter().map(|path| self.absolute(key, path)).collect()
+    }
+}
+
+impl Raw {
+    fn check(self, path: &Path) -> Result<Config, ConfigError> {
+        let checks = Checks { path };
         Ok(Config {
             listen: self.listen,
-            state_dir: absolute("state_dir", self.state_dir)?,
-            run_dir: absolute("run_dir", self.run_dir)?,
-            bpf_object: absolute("bpf_object", self.bpf_object)?,
-            probe_object: absolute("probe_object", self.probe_object)?,
-            bpf_dir: absolute("bpf_dir", self.bpf_dir)?,
-            tpm: Tpm {
-                pcr: check_pcr(self.tpm.pcr, path)?,
-                tcti: self.tpm.tcti,
-                ak_handle,
-                ak,
-                ek,
-                timeout: seconds("tpm.timeout_s", self.tpm.timeout_s)?,
-            },
-            measure: Measure {
-                mode,
-                protect: self.measure.protect.unwrap_or(mode != Mode::Observe),
-                hold_folders: list("measure.hold_folders", self.measure.hold_folders)?,
-                deny_anonymous: self.measure.deny_anonymous,
-                interpreters: list("measure.interpreters", self.measure.interpreters)?,
-                watch_devices: list("measure.watch_devices", self.measure.watch_devices)?,
-                log_max: self.measure.log_max_mib.saturating_mul(1024 * 1024),
-                tier: self
-                    .measure
-                    .tier
-                    .check()
-                    .map_err(|value| range("measure.tier", value, "\"auto\", 1, 2 or 3"))?,
-                btf: absolute("measure.btf", self.measure.btf)?,
-            },
+            state_dir: checks.absolute("state_dir", self.state_dir)?,
+            run_dir: checks.absolute("run_dir", self.run_dir)?,
+            bpf_object: checks.absolute("bpf_object", self.bpf_object)?,
+            probe_object: checks.absolute("probe_object", self.probe_object)?,
+            bpf_dir: checks.absolute("bpf_dir", self.bpf_dir)?,
+            tpm: self.tpm.check(&checks)?,
+            measure: self.measure.check(&checks)?,
             unlock: Unlock {
-                timeout: seconds("unlock.timeout_s", self.unlock.timeout_s)?,
-                hook_deadline: seconds("unlock.hook_deadline_s", self.unlock.hook_deadline_s)?,
+                timeout: checks.seconds("unlock.timeout_s", self.unlock.timeout_s)?,
+                hook_deadline: checks.seconds("unlock.hook_deadline_s", self.unlock.hook_deadline_s)?,
             },
             log_level: self.log.level.parse().map_err(|_| ConfigError::Level {
                 path: path.to_owned(),
                 value: self.log.level.clone(),
             })?,
+        })
+    }
+}
+
+impl RawTpm {
+    fn check(self, checks: &Checks<'_>) -> Result<Tpm, ConfigError> {
+        let ak_handle = u32::try_from(self.ak_handle)
+            .ok()
+            .filter(|handle| PERSISTENT_HANDLES.contains(handle))
+            .ok_or_else(|| {
+                let value = format!("{:#x}", self.ak_handle);
+                checks.range("tpm.ak_handle", value, "0x81000000 to 0x81ffffff")
+            })?;
+        let ak = AkKind::from_name(&self.ak).ok_or_else(|| {
+            let value = format!("{:?}", self.ak);
+            checks.range("tpm.ak", value, "\"ecdsa-p256\" (the default) or \"rsa-2048\"")
+        })?;
+        let ek = match self.ek.as_str() {
+            AUTO => None,
+            name => Some(EkKind::from_name(name).ok_or_else(|| {
+                let accepted = "\"auto\" (the default), \"rsa-2048\" or \"ecc-p256\"";
+                checks.range("tpm.ek", format!("{name:?}"), accepted)
+            })?),
+        };
+        if self.tcti.is_empty() || self.tcti.contains('\0') {
+            let value = format!("{:?}", self.tcti);
+            return Err(checks.range("tpm.tcti", value, "a TCTI such as \"device:/dev/tpmrm0\""));
+        }
+        Ok(Tpm {
+            pcr: check_pcr(self.pcr, checks.path)?,
+            tcti: self.tcti,
+            ak_handle,
+            ak,
+            ek,
+            timeout: checks.seconds("tpm.timeout_s", self.timeout_s)?,
+        })
+    }
+}
+
+impl RawMeasure {
+    fn check(self, checks: &Checks<'_>) -> Result<Measure, ConfigError> {
+        if !LOG_MIB.contains(&self.log_max_mib) {
+            return Err(checks.range("measure.log_max_mib", self.log_max_mib.to_string(), "1 to 1024 MiB"));
+        }
+        let mode = check_mode(self.mode, checks.path)?;
+        let tier = self.tier.check();
+        Ok(Measure {
+            mode,
+            protect: self.protect.unwrap_or(mode != Mode::Observe),
+            hold_folders: checks.list("measure.hold_folders", self.hold_folders)?,
+            deny_anonymous: self.deny_anonymous,
+            interpreters: checks.list("measure.interpreters", self.interpreters)?,
+            watch_devices: checks.list("measure.watch_devices", self.watch_devices)?,
+            log_max: self.log_max_mib.saturating_mul(1024 * 1024),
+            tier: tier.map_err(|value| checks.range("measure.tier", value, "\"auto\", 1, 2 or 3"))?,
+            btf: checks.absolute("measure.btf", self.btf)?,
         })
     }
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use assay_evidence::approved::ApprovedList;
 use assay_evidence::digest::Sha256Digest;
 use assay_evidence::event::Mode;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 
 use crate::approved::ApprovedStore;
@@ -205,27 +205,48 @@ pub(crate) fn gate(config: &Config, user_hash: bool) -> GateSettings {
     }
 }
 
+/// The signals by which the daemon is ended in an orderly way.
+struct EndSignals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl EndSignals {
+    fn listen() -> Result<Self, DaemonError> {
+        let handler = |kind| {
+            signal(kind).map_err(|source| DaemonError::SetUp {
+                what: "signal handler",
+                source,
+            })
+        };
+        Ok(Self {
+            terminate: handler(SignalKind::terminate())?,
+            interrupt: handler(SignalKind::interrupt())?,
+        })
+    }
+
+    /// Waits for one of them.
+    async fn come(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
 /// Runs the agent with these parts until SIGTERM or SIGINT. Tests and benches bring a source without a kernel.
 ///
 /// # Errors
 /// Any [`DaemonError`].
 pub async fn run_with(config: &Config, parts: Parts) -> Result<(), DaemonError> {
-    let handler = |kind| {
-        signal(kind).map_err(|source| DaemonError::SetUp {
-            what: "signal handler",
-            source,
-        })
-    };
-    let (mut terminate, mut interrupt) = (handler(SignalKind::terminate())?, handler(SignalKind::interrupt())?);
-
+    let mut end = EndSignals::listen()?;
     let tpm = parts.tpm.clone();
     let (tier, blind) = (parts.settings.tier, parts.settings.blind.clone());
     let approved = ApprovedStore::open(&config.state_dir);
     let mut measuring = Measuring::start(parts, &approved)?;
     let stopped = tokio::select! {
         ended = &mut measuring.ended => return Err(ended_early(ended)),
-        _ = terminate.recv() => true,
-        _ = interrupt.recv() => true,
+        () = end.come() => true,
         _ = &mut measuring.ready => false,
     };
     if stopped {
@@ -287,8 +308,7 @@ pub async fn run_with(config: &Config, parts: Parts) -> Result<(), DaemonError> 
         never_ends = nudge => match never_ends {},
         local = socket.run() => local.map(never).map_err(DaemonError::from),
         watched = watch(&tpm, &measuring.control) => watched.map(never),
-        _ = terminate.recv() => Ok(()),
-        _ = interrupt.recv() => Ok(()),
+        () = end.come() => Ok(()),
     };
     supervisor::notify(&[supervisor::STOPPING]);
     match result {

@@ -52,11 +52,14 @@ impl DiskThreads {
     /// # Errors
     /// When the system has no thread to give.
     pub fn start(run_dir: &Path) -> std::io::Result<Self> {
-        qcow2::end_strays(run_dir);
+        let (qemu, run_dir) = (Thread::start("qemu")?, Arc::<Path>::from(run_dir));
+        let strays = Arc::clone(&run_dir);
+        // Before it does anything else, and without keeping the start waiting.
+        drop(qemu.0.send(Box::new(move || qcow2::end_strays(&strays))));
         Ok(Self {
             cryptsetup: Thread::start("disk")?,
-            qemu: Thread::start("qemu")?,
-            run_dir: run_dir.into(),
+            qemu,
+            run_dir,
         })
     }
 

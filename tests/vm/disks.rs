@@ -215,18 +215,31 @@ fn vm_block_devices_are_sealed_and_opened() -> Result<(), HarnessError> {
     let stage = trusted()?;
     let guest = stage.vm.guest();
     stage.sealed_disk("/root/disk.img", b"on a device")?;
-    let device = guest.script("losetup -f --show /root/disk.img")?;
+    stage.disk_as("qcow2-luks", "/root/disk.qcow2", b"in qcow2")?;
+    let attach = "losetup -f --show /root/disk.img; losetup -f --show /root/disk.qcow2";
+    let devices = guest.script(attach)?;
+    let [luks, qcow2] = devices.lines().collect::<Vec<_>>()[..] else {
+        panic!("{devices}")
+    };
+    guest.script(&format!("{QCOW2}; cp /root/disk.qcow2.assay.json {qcow2}.assay.json"))?;
     stage.verifier.run_ok(&["policy", "capture", HOST, "--add"])?;
     stage.wait("trusted with losetup", |host| host.state == "trusted")?;
-    let ended = agent::unlock(guest, device.trim(), 60)?;
-    assert!(ended.ok(), "{ended}\n{}", stage.agent.journal());
-    guest.run_ok(&["mount", "-o", "ro", ended.stdout.trim(), "/mnt/disk"])?;
-    assert_eq!(guest.run_ok(&["cat", "/mnt/disk/hello"])?, "on a device");
-    guest.run_ok(&["umount", "/mnt/disk"])?;
-    let name = ended.stdout.trim().trim_start_matches("/dev/mapper/").to_owned();
-    guest.run_ok(&["assay-agent", "lock", &name])?;
+    for (device, holds) in [(luks, "on a device"), (qcow2, "in qcow2")] {
+        let ended = agent::unlock(guest, device, 60)?;
+        assert!(ended.ok(), "{ended}\n{}", stage.agent.journal());
+        guest.run_ok(&["mount", "-o", "ro", ended.stdout.trim(), "/mnt/disk"])?;
+        assert_eq!(guest.run_ok(&["cat", "/mnt/disk/hello"])?, holds);
+        guest.run_ok(&["umount", "/mnt/disk"])?;
+        let name = ended.stdout.trim().trim_start_matches("/dev/mapper/").to_owned();
+        guest.run_ok(&["assay-agent", "lock", &name])?;
+    }
     let loops = guest.run_ok(&["losetup", "-n", "-O", "NAME"])?;
-    assert_eq!(loops.trim(), device.trim(), "the caller's device stays, and no other");
+    assert_eq!(
+        loops.lines().count(),
+        2,
+        "the caller's devices stay, and no other: {loops}"
+    );
+    guest.script(&format!("losetup -d {luks} {qcow2}"))?;
 
     put_verifier(&stage)?;
     let said = guest.script(SEAL_DEVICES)?;

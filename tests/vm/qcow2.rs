@@ -1,11 +1,11 @@
 //! Disks in qcow2, which qemu-nbd opens: by approved programs alone, and with the key in no other process.
 
 use assay_tests::HarnessError;
-use assay_tests::agent;
+use assay_tests::agent::{self, Agent};
 use assay_tests::guest::Guest;
 use assay_verifier::keystore::{FileKeyStore, KeySource as _};
 
-use crate::common::{PATIENCE, Stage, enrolled, enrolled_with};
+use crate::common::{PATIENCE, Stage, enrolled, enrolled_with, stop};
 use crate::enforce::{ENFORCE, capture};
 use crate::leases::{SEARCH, keys};
 
@@ -63,7 +63,7 @@ fn vm_enforce_opens_qcow2_by_approved_programs_alone() -> Result<(), HarnessErro
 
 #[test]
 fn vm_the_key_of_a_qcow2_disk_is_in_qemu_nbd_alone() -> Result<(), HarnessError> {
-    let stage = enrolled()?;
+    let mut stage = enrolled()?;
     let guest = stage.vm.guest();
     agent::rehearse(guest)?;
     guest.script(QCOW2)?;
@@ -101,5 +101,19 @@ fn vm_the_key_of_a_qcow2_disk_is_in_qemu_nbd_alone() -> Result<(), HarnessError>
     let core = limits.lines().find(|line| line.starts_with("Max core file size"));
     let core: Vec<&str> = core.unwrap_or_default().split_whitespace().skip(4).collect();
     assert_eq!(core, ["0", "0", "bytes"], "{limits}");
+
+    // What an agent had not got open when it ended, the next one ends; a disk that is open stays.
+    guest.script(
+        "truncate -s 1M /root/stray
+         qemu-nbd --format=raw --socket=/run/assay/nbd7.sock --connect=/dev/nbd7 /root/stray",
+    )?;
+    let servers = || guest.run_ok(&["pgrep", "qemu-nbd"]).map(|found| found.lines().count());
+    assert_eq!(servers()?, 2);
+    stop(guest, &stage.agent)?;
+    stage.agent = Agent::start(guest)?;
+    Guest::wait_for("the stray is still there", PATIENCE, || {
+        Ok((servers()? == 1).then_some(()))
+    })?;
+    guest.run_ok(&["head", "-c", "1024", "/dev/mapper/vm"])?;
     Ok(())
 }

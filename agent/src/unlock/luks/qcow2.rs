@@ -38,10 +38,9 @@ pub(super) fn read(image: &Path) -> Result<Option<Header>, DiskError> {
         image: image.to_owned(),
         source,
     };
-    let start = start_of(&file).map_err(failed)?;
-    if !start.starts_with(&qcow2::START) {
+    let Some(start) = start_of(&file).map_err(failed)? else {
         return Ok(None);
-    }
+    };
     let said = Qcow2::parse(&start).map_err(|source| DiskError::Qcow2 {
         image: image.to_owned(),
         source,
@@ -67,10 +66,16 @@ pub(super) fn read(image: &Path) -> Result<Option<Header>, DiskError> {
     }))
 }
 
-fn start_of(file: &File) -> io::Result<Vec<u8>> {
+/// All that the header may take, of what begins as qcow2 does.
+fn start_of(mut file: &File) -> io::Result<Option<Vec<u8>>> {
     let mut start = Vec::new();
-    file.take(qcow2::MAX_LEN as u64).read_to_end(&mut start)?;
-    Ok(start)
+    file.take(qcow2::START.len() as u64).read_to_end(&mut start)?;
+    if start != qcow2::START {
+        return Ok(None);
+    }
+    let rest = qcow2::MAX_LEN.saturating_sub(start.len());
+    file.by_ref().take(rest as u64).read_to_end(&mut start)?;
+    Ok(Some(start))
 }
 
 fn luks_header(file: &File, at: u64, image: &Path) -> Result<Luks1, DiskError> {

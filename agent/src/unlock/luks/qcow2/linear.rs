@@ -29,7 +29,12 @@ impl Linear {
     pub(super) fn make(name: &str, disk: &[u8; 16], device: &Device) -> Result<(), DiskError> {
         let uuid = format!("{DM_PREFIX}{}-{name}", hex::encode(disk));
         dmsetup(name, &["create", name, "--uuid", &uuid, "--table", &device.table()?])?;
-        see_to_node(name, true)
+        see_to_node(name, true).inspect_err(|_| {
+            // Nothing is left half open. The error that led here is the one to tell.
+            if let Err(error) = dmsetup(name, &["remove", "--retry", name]) {
+                tracing::warn!("{error}");
+            }
+        })
     }
 
     /// The one of this name; `None` if there is none, or it is somebody else's.

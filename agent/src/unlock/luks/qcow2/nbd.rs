@@ -1,7 +1,7 @@
 //! qemu-nbd, which has the key of an image, and the network block device as which it shows the disk.
 //!
-//! It outlives the agent: a service manager puts it into a scope of its own, outside the agent's control group. It keeps the right priority from the
-//! agent, and no core file is made of it, since the agent has none itself.
+//! It outlives the agent: a service manager puts it into a scope of its own, outside the agent's control group. No core file is made
+//! of it, and the kernel spares it when memory runs out, since both are so of the agent that starts it.
 
 use std::fs;
 use std::io;
@@ -46,9 +46,10 @@ impl Device {
     /// Has an image's disk shown, on the first device that is free.
     ///
     /// # Errors
-    /// [`DiskError::NoDevice`], [`DiskError::NameNotText`], [`DiskError::WrongKey`], [`DiskError::Program`], [`DiskError::Said`].
+    /// [`DiskError::NoDevice`], [`DiskError::NameNotText`], [`DiskError::WrongKey`], [`DiskError::Program`], [`DiskError::Said`]; where it
+    /// took too long also those of [`Device::end`].
     pub(super) fn show(header: &Header, key: &[u8], run_dir: &Path) -> Result<Self, DiskError> {
-        let device = Self::free()?;
+        let (device, start) = (Self::free()?, Instant::now());
         let mut command = in_a_scope(header);
         command.args([
             format!("--object=secret,id={SECRET},file=/proc/self/fd/0"),
@@ -59,7 +60,7 @@ impl Device {
         ]);
         let said = match run(&mut command, PROGRAM, key, START)? {
             // It says so before the kernel has begun.
-            Ended::Well if device.is_ready_within(START) => return Ok(device),
+            Ended::Well if device.is_ready_within(START.saturating_sub(start.elapsed())) => return Ok(device),
             Ended::Well | Ended::Late => {
                 device.end(KILLED)?;
                 format!("no disk was shown within {} s", START.as_secs())

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use assay_evidence::event::{LoadKind, Mode, Violation};
+use assay_evidence::event::{Event, LoadKind, Mode, Violation};
 use assay_tests::HarnessError;
 use assay_tests::agent::{self, Agent};
 use assay_tests::guest::Guest;
@@ -41,7 +41,7 @@ fn attack_19_what_runs_before_the_agent() -> Result<(), HarnessError> {
     assert_eq!(Hook::run(guest, &["/root/ended"], EXIT)?, Hook::Passed);
     guest.script("modprobe dummy; until grep -q early.so /proc/*/maps 2> /dev/null; do sleep 0.1; done; rm /root/early /root/ended")?;
     scene.stage.agent = Agent::start(guest)?;
-    let log = scene.settled()?;
+    let log = scene.wait_log("all of the inventory", |log| log.events.contains(&Event::Ready))?;
     let found = |digest: &str| {
         let has = |found: &&assay_evidence::event::Measurement| found.digest.is_some_and(|of| of.to_string() == digest);
         log.inventory().into_iter().find(has).map(|found| found.kind)

@@ -14,6 +14,7 @@ use assay_evidence::tpm::AttestationKey;
 use assay_evidence::wire::QuoteRequest;
 use assay_tests::HarnessError;
 use assay_tests::agent::{self, Agent};
+use assay_tests::guest::Guest;
 use assay_tests::vm::{Image, RestoreOptions, Vm};
 use assay_verifier::client::{Asker, Pin};
 use assay_verifier::config::StateDir;
@@ -24,7 +25,7 @@ use crate::loads::TOOLS;
 use crate::log::LOG;
 use crate::payload::{EXIT, Payload, digest};
 use crate::row::{Column, MODES, Outcome, Row};
-use crate::scene::{Hook, Scene, count, image};
+use crate::scene::{Hook, Scene, about, count, image};
 
 /// Runs a new program; gives its digest.
 fn run_new(scene: &Scene, path: &str) -> Result<String, HarnessError> {
@@ -44,7 +45,8 @@ fn kill(scene: &Scene) -> Result<(), HarnessError> {
 fn attack_20_the_log_cut_reordered_and_begun_anew() -> Result<(), HarnessError> {
     let mut row = Row::new(20, "log truncation, rollback, reordering");
     let mut scene = Scene::set("", TOOLS)?;
-    run_new(&scene, "/root/rogue")?;
+    let rogue = run_new(&scene, "/root/rogue")?;
+    scene.wait_log("the rogue program", |log| !about(log, &rogue).is_empty())?;
     scene.settled()?;
     // The record of the rogue program is taken out.
     kill(&scene)?;
@@ -315,14 +317,17 @@ fn attack_25_the_tpm_is_reset_under_the_system() -> Result<(), HarnessError> {
     let ended = scene.guest().run(&["tpm2", "startup", "-c"])?;
     assert!(ended.ok(), "{ended}");
     assert_ne!(scene.guest().sysfs_pcr(0)?, before, "its registers are at zero");
-    // It may have noticed, and ended.
-    if !scene
-        .guest()
-        .wait(scene.stage.agent.pid(), Duration::from_secs(10))?
-        .timed_out
-    {
-        scene.stage.agent = Agent::start(scene.guest())?;
-    }
+    // It may notice, and end: when it next needs the TPM. Then it is started again, as systemd does.
+    Guest::wait_for("untrusted for the reset", PATIENCE, || {
+        let ended = scene.guest().wait(scene.stage.agent.pid(), Duration::ZERO)?;
+        if !ended.timed_out {
+            scene.stage.agent = Agent::start(scene.guest())?;
+        }
+        Ok(scene.verdict()?["reasons"]
+            .to_string()
+            .contains("TPM was reset")
+            .then_some(()))
+    })?;
     scene.distrusted_for("TPM was reset")?;
     row.set_modes("", Outcome::Detected);
     row.set(Column::Ima, "", Outcome::OutOfScope);
@@ -381,9 +386,15 @@ fn attack_34_a_key_after_a_bad_load() -> Result<(), HarnessError> {
         let rogue = run_new(&scene, &format!("/root/rogue-{mode}"))?;
         if mode == Mode::Enforce {
             // It did not run: the host is as good as before.
+            scene.wait_log("the refusal", |log| !about(log, &rogue).is_empty())?;
             scene.still_trusted()?;
             row.set(Column::Assay(mode), "", Outcome::Refused);
             continue;
+        }
+        if mode == Mode::Observe {
+            // Here it runs before it is in the register; from then on it counts.
+            scene.wait_log("the rogue program", |log| !about(log, &rogue).is_empty())?;
+            scene.settled()?;
         }
         // At once: the request brings evidence of its own, whatever the last look at the host said.
         let ended = open(&scene)?;
@@ -395,7 +406,7 @@ fn attack_34_a_key_after_a_bad_load() -> Result<(), HarnessError> {
         row.set(Column::Assay(mode), "", Outcome::Detected);
     }
     row.set(Column::Ima, "", Outcome::OutOfScope);
-    row.note("in enforce the bad program does not run, and the host stays good. A key that a host has before it turns bad stays with it until its disks are closed");
+    row.note("in enforce the bad program does not run, and the host stays good. In observe it runs before it is in the register, and counts from then on. A key that a host has before it turns bad stays with it until its disks are closed");
     row.done();
     Ok(())
 }

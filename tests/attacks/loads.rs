@@ -312,7 +312,7 @@ fn attack_33_programs_that_the_kernel_starts() -> Result<(), HarnessError> {
     let rehearsal =
         format!("{TOOLS}; {prepare}; touch /root/x; rm -f /root/ran; /root/unknown || true; /root/misc || true");
     let mut scene = Scene::set("", &rehearsal)?;
-    // Nobody waits for it: it leaves a file.
+    // The kernel tells nobody how it ended: it leaves a file.
     let helper = Way {
         payload: Payload::Text("#!/bin/dash\n: > /root/ran"),
         marks: flags::SCRIPT,
@@ -323,7 +323,11 @@ fn attack_33_programs_that_the_kernel_starts() -> Result<(), HarnessError> {
             play: |guest, path| {
                 left_a_file(
                     guest,
-                    &format!("echo '|{path}' > /proc/sys/kernel/core_pattern; ulimit -c 1; perl -e 'kill 11, $$'"),
+                    // With a limit, whoever crashes waits until the handler has ended.
+                    &format!(
+                        "echo 4 > /proc/sys/kernel/core_pipe_limit; echo '|{path}' > /proc/sys/kernel/core_pattern
+                         ulimit -c 1; perl -e 'kill 11, $$'"
+                    ),
                     "echo core > /proc/sys/kernel/core_pattern",
                 )
             },
@@ -359,10 +363,10 @@ fn attack_33_programs_that_the_kernel_starts() -> Result<(), HarnessError> {
     Ok(())
 }
 
-/// Provokes a helper, and tells whether it ran.
+/// Provokes a helper, for whose end the kernel makes `provoke` wait, and tells whether it ran.
 fn left_a_file(guest: &Guest, provoke: &str, restore: &str) -> Result<Hook, HarnessError> {
     let script = format!(
-        "rm -f /root/ran; ({provoke}) 2> /dev/null; sleep 2; {restore}; if [ -e /root/ran ]; then exit 0; else exit 100; fi"
+        "rm -f /root/ran; ({provoke}) 2> /dev/null; {restore}; if [ -e /root/ran ]; then exit 0; else exit 100; fi"
     );
     let ended = guest.run(&["bash", "-c", &script])?;
     Ok(match ended.code {

@@ -9,10 +9,9 @@ use assay_tests::guest::Guest;
 use assay_tests::vm::Vm;
 
 use crate::loads::{TOOLS, perl, perl_with};
-use crate::log::Log;
 use crate::payload::{EXIT, Payload, digest, tiny};
 use crate::row::{Column, MODES, Outcome, Row};
-use crate::scene::{Hook, Scene, about, ima_has, ima_machine};
+use crate::scene::{Hook, Scene, about, count, ima_has, ima_machine};
 use crate::way::{Way, play_with};
 
 /// What the approved program of a race ends with, and the other.
@@ -80,7 +79,7 @@ fn play_race(row: &mut Row, scene: &mut Scene, how: &str) -> Result<(), HarnessE
         let ran = race(scene.guest(), how)?;
         let times = |status: u8| ran.get(&status).copied().unwrap_or_default();
         assert!(times(GOOD) > 0, "{mode}: nothing is raced against: {ran:?}");
-        let log = all_so_far(scene, mode)?;
+        let log = scene.all_so_far()?;
         let passed = |digest: &str| about(&log, digest).iter().any(|load| load.flags & flags::REFUSED == 0);
         assert!(passed(&good), "{mode}: {ran:?} {:?}", about(&log, &good));
         if mode == Mode::Enforce {
@@ -107,15 +106,6 @@ fn play_race(row: &mut Row, scene: &mut Scene, how: &str) -> Result<(), HarnessE
     let has = ima_has(vm.guest(), &evil)?;
     row.set(Column::Ima, "", if has { Outcome::Recorded } else { Outcome::Unseen });
     Ok(())
-}
-
-/// The log with everything that ran before this is called: the kernel's queue keeps the order.
-fn all_so_far(scene: &Scene, mode: Mode) -> Result<Log, HarnessError> {
-    let path = format!("/root/marker-{mode}");
-    let marker = Payload::Tiny.make(scene.guest())?;
-    scene.guest().put(&path, 0o755, &marker)?;
-    Hook::run(scene.guest(), &[&path], EXIT)?;
-    scene.wait_log("the marker", |log| !about(log, &digest(&marker)).is_empty())
 }
 
 #[test]
@@ -239,9 +229,9 @@ fn attack_15_content_changes_below_the_file_system() -> Result<(), HarnessError>
     let prepare = format!("printf '{base}' > {BASE}; chmod 755 {BASE}; {LOOP}");
     play_with(&mut row, &mut scene, &ways, &prepare)?;
     // The write is a deed of its own, whatever is run afterwards.
-    let log = scene.settled()?;
-    let writes = log.loads().into_iter().filter(|load| load.kind == LoadKind::BlockWrite);
-    assert!(writes.count() >= MODES.len(), "each mode's write is in the log");
+    scene.wait_log("each mode's write", |log| {
+        count(log, LoadKind::BlockWrite) >= MODES.len()
+    })?;
     scene.distrusted_for("block device")?;
     row.note("writing to a mounted device is recorded in every mode, and no policy allows it unasked. What a network server, a FUSE daemon or the storage itself changes behind the kernel's back is out of scope: dm-verity or fs-verity answer it");
     row.done();
@@ -307,7 +297,7 @@ fn restore(guest: &Guest, library: &str) -> Result<(), HarnessError> {
 }
 
 fn stores(scene: &Scene) -> Result<usize, HarnessError> {
-    Ok(crate::scene::count(&scene.log()?, LoadKind::CodeWrite))
+    Ok(count(&scene.log()?, LoadKind::CodeWrite))
 }
 
 /// A process with the library mapped.

@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 
 use crate::common::{HOST, PATIENCE, Stage, verifier_binary};
 use crate::log::{LOG, Log};
+use crate::payload::{EXIT, Payload, digest};
 
 /// See the module.
 pub struct Scene {
@@ -77,14 +78,16 @@ impl Scene {
         let agent = Agent::start(vm.guest())?;
         agent.enrol_at(address, &verifier, HOST)?;
         rehearse(vm.guest())?;
-        verifier.run_ok(&["policy", "capture", HOST])?;
-        allow_all_modes(&verifier);
-        let stage = Stage { verifier, agent, vm };
-        stage.wait("trusted", |host| host.state == "trusted")?;
         let scene = Self {
-            stage,
+            stage: Stage { verifier, agent, vm },
             settings: settings.to_owned(),
         };
+        // Nobody has waited for the records of the rehearsal; what comes after the evidence that is captured is not approved.
+        scene.all_so_far()?;
+        scene.settled()?;
+        scene.stage.verifier.run_ok(&["policy", "capture", HOST])?;
+        allow_all_modes(&scene.stage.verifier);
+        scene.stage.wait("trusted", |host| host.state == "trusted")?;
         Guest::wait_for("the host never got its approved list", PATIENCE, || {
             let held = scene.verdict()?.pointer("/approved_list/held").cloned();
             Ok((held == Some(Value::Bool(true))).then_some(()))
@@ -150,7 +153,20 @@ impl Scene {
         Log::wait(self.guest(), LOG, what, is)
     }
 
-    /// Waits until the TPM's register has all of the log. Asks the kernel: the TPM's device may be the agent's alone.
+    /// The log with everything that happened before this is called, as far as it is recorded: a new program is run, or refused, and
+    /// its record waited for. The kernel has one queue for all processors, and the log keeps its order.
+    pub fn all_so_far(&self) -> Result<Log, HarnessError> {
+        let program = Payload::Tiny.make(self.guest())?;
+        let marker = digest(&program);
+        let path = format!("/root/marker-{}", &marker[..16]);
+        self.guest().put(&path, 0o755, &program)?;
+        Hook::run(self.guest(), &[&path], EXIT)?;
+        self.wait_log("the marker", |log| !about(log, &marker).is_empty())
+    }
+
+    /// Waits until the TPM's register has all of the log. What is still in the kernel's queue is in neither: where nobody waits for
+    /// records, as in observe, [`Scene::wait_log`] or [`Scene::all_so_far`] comes first. Asks the kernel: the TPM's device may be the
+    /// agent's alone.
     pub fn settled(&self) -> Result<Log, HarnessError> {
         Guest::wait_for("log and PCR 13 never agreed", PATIENCE, || {
             let log = self.log()?;

@@ -80,10 +80,7 @@ fn vm_doctor_says_what_is_missing_and_the_remedy() -> Result<(), HarnessError> {
 fn vm_doctor_has_a_grub_without_the_module_measure() -> Result<(), HarnessError> {
     let image = Image::load()?;
     let mut efi = EfiBoot::by(Loader::BareGrub);
-    let options = |efi: &EfiBoot| BootOptions {
-        efi: Some(efi.clone()),
-        ..BootOptions::default()
-    };
+    let options = |efi: &EfiBoot| BootOptions::by_firmware(efi.clone());
     let vm = Vm::boot(&image, &options(&efi))?;
     let guest = vm.guest();
     Doctor::ask(guest)?.says("boot-kernel", "weak", &["nothing measures kernel"]);

@@ -33,11 +33,7 @@ struct Host {
 impl Host {
     fn trusted(loader: Loader) -> Result<Self, HarnessError> {
         let image = Image::load()?;
-        let options = BootOptions {
-            efi: Some(EfiBoot::by(loader)),
-            ..BootOptions::default()
-        };
-        let vm = Vm::boot(&image, &options)?;
+        let vm = Vm::boot(&image, &BootOptions::by_firmware(EfiBoot::by(loader)))?;
         configure(vm.guest(), "")?;
         let verifier = Verifier::start(&verifier_binary())?;
         agent::join(vm.guest(), &verifier)?;
@@ -57,8 +53,7 @@ impl Host {
     fn reboot(mut self, cmdline: &str, efi: EfiBoot) -> Result<(Self, Reasons), HarnessError> {
         let options = BootOptions {
             cmdline: cmdline.to_owned(),
-            efi: Some(efi),
-            ..BootOptions::default()
+            ..BootOptions::by_firmware(efi)
         };
         self.vm = self.vm.reboot(&self.image, &options)?;
         Agent::start(self.vm.guest())?;

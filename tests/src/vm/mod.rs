@@ -71,6 +71,20 @@ pub struct BootOptions {
     pub efi: Option<EfiBoot>,
 }
 
+impl BootOptions {
+    /// From firmware and a boot loader, on one virtual processor. What is tested so needs no second one, and with two, emulated on a busy
+    /// machine, the kernel once waited for ever: no timer came on the second ("rcu_preempt kthread timer wakeup didn't happen", QEMU 10.0).
+    /// Nor does anybody read while the firmware changes the map of the memory, of which QEMU once ended.
+    #[must_use]
+    pub fn by_firmware(efi: EfiBoot) -> Self {
+        Self {
+            cpus: Some(1),
+            efi: Some(efi),
+            ..Self::default()
+        }
+    }
+}
+
 /// How to restore a machine; all else is as it was when it was saved.
 #[derive(Debug, Clone, Default)]
 pub struct RestoreOptions {

@@ -248,6 +248,19 @@ while (<$maps>) {
 print "$found{$_}\n" for @needles;
 "#;
 
+/// Neither half is in what others see of the process, or in a file.
+pub fn assert_unseen(guest: &Guest, pid: i32, [first, second]: [&str; 2]) -> Result<(), HarnessError> {
+    for file in ["environ", "cmdline"] {
+        let text = guest.get(&format!("/proc/{pid}/{file}"))?;
+        assert!(!String::from_utf8_lossy(&text).contains(first), "{file}");
+    }
+    for place in ["/run/assay", "/var/lib/assay", "/var/log", "/tmp"] {
+        let found = guest.run(&["grep", "-r", "-l", "-F", "-e", first, "-e", second, place])?;
+        assert_eq!(found.stdout, "", "{place}");
+    }
+    Ok(())
+}
+
 #[test]
 fn vm_a_key_is_nowhere_once_the_disk_is_open() -> Result<(), HarnessError> {
     let stage = trusted()?;
@@ -282,14 +295,7 @@ fn vm_a_key_is_nowhere_once_the_disk_is_open() -> Result<(), HarnessError> {
     assert!(counts[0] > 0, "the key's id is in the agent's memory: {counts:?}");
     assert_eq!(counts[1..], [0; 4], "parts of the keys in the agent's memory");
 
-    for file in ["environ", "cmdline"] {
-        let text = guest.get(&format!("/proc/{pid}/{file}"))?;
-        assert!(!String::from_utf8_lossy(&text).contains(first), "{file}");
-    }
-    for place in ["/run/assay", "/var/lib/assay", "/var/log", "/tmp"] {
-        let found = guest.run(&["grep", "-r", "-l", "-F", "-e", first, "-e", second, place])?;
-        assert_eq!(found.stdout, "", "{place}");
-    }
+    assert_unseen(guest, pid, [first, second])?;
     assert!(!stage.agent.journal().contains(first));
 
     // What it has in memory stays there: nothing of it can be swapped out, and no core file is left.

@@ -7,7 +7,7 @@ use assay_verifier::keystore::{FileKeyStore, KeySource as _};
 
 use crate::common::{PATIENCE, Stage, enrolled, enrolled_with, stop};
 use crate::enforce::{ENFORCE, capture};
-use crate::leases::{SEARCH, keys};
+use crate::leases::{SEARCH, assert_unseen, keys};
 
 /// What qcow2 images need of the kernel (hooks.md), and the programs that open them.
 pub const QCOW2: &str = "modprobe nbd nbds_max=64 max_part=0; qemu-nbd --version; dmsetup version";
@@ -89,14 +89,7 @@ fn vm_the_key_of_a_qcow2_disk_is_in_qemu_nbd_alone() -> Result<(), HarnessError>
         [0, 0],
         "parts of the key in the agent's memory"
     );
-    for file in ["environ", "cmdline"] {
-        let text = guest.get(&format!("/proc/{server}/{file}"))?;
-        assert!(!String::from_utf8_lossy(&text).contains(first), "{file}");
-    }
-    for place in ["/run/assay", "/var/lib/assay", "/var/log", "/tmp"] {
-        let found = guest.run(&["grep", "-r", "-l", "-F", "-e", first, "-e", second, place])?;
-        assert_eq!(found.stdout, "", "{place}");
-    }
+    assert_unseen(guest, server, [first, second])?;
     let limits = guest.get_text(&format!("/proc/{server}/limits"))?;
     let core = limits.lines().find(|line| line.starts_with("Max core file size"));
     let core: Vec<&str> = core.unwrap_or_default().split_whitespace().skip(4).collect();

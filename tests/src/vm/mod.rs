@@ -57,7 +57,7 @@ pub struct BootOptions {
     pub without_tpm: bool,
     /// Console on this terminal instead of a log file.
     pub interactive: bool,
-    /// Virtual processors; `None`: two, and one where firmware boots.
+    /// Virtual processors; `None`: two.
     pub cpus: Option<u32>,
     /// Memory in MiB; `None`: 1024, and 1536 under Xen.
     pub memory_mib: Option<u32>,

@@ -17,9 +17,6 @@ use super::{AGENT_PORT, Accelerator, BOOT_TIMEOUT, BootOptions, Image, xen};
 
 /// Virtual processors, unless the test says otherwise.
 const CPUS: u32 = 2;
-/// Of machines that firmware boots. With two, one stood still in its start on a busy host: the kernel's complaint was that the second one's timer did
-/// not come.
-const FIRMWARE_CPUS: u32 = 1;
 /// Memory in MiB, unless the test says otherwise.
 const MEMORY: u32 = 1024;
 /// The initramfs, in the machine's folder.
@@ -93,8 +90,7 @@ pub(super) fn configure(command: &mut Command, image: &Image, dir: &Path, option
     let file = |name: &str| dir.join(name).display().to_string();
     command.args(["-M", "q35", "-nographic", "-nodefaults"]);
     let usual = if image.xen.is_some() { xen::MEMORY } else { MEMORY };
-    let usual_cpus = if options.efi.is_some() { FIRMWARE_CPUS } else { CPUS };
-    let (cpus, memory) = (options.cpus.unwrap_or(usual_cpus), options.memory_mib.unwrap_or(usual));
+    let (cpus, memory) = (options.cpus.unwrap_or(CPUS), options.memory_mib.unwrap_or(usual));
     command.args(["-smp", &cpus.to_string(), "-m", &memory.to_string()]);
     if let Some(xen) = &image.xen {
         xen.configure(&image.kernel, &cmdline(image, options), &dir.join(INITRD), command);

@@ -150,6 +150,9 @@ pub fn unlock(guest: &Guest, image: &str, timeout_s: u32) -> Result<Ended, Harne
     guest.run_with(&["assay-agent", "unlock", image, "--timeout", &timeout], b"", limit)
 }
 
+/// What disks in qcow2 need of the kernel (hooks.md), and the programs that open them, as a shell script.
+pub const QCOW2: &str = "modprobe nbd nbds_max=64 max_part=0; qemu-nbd --version; dmsetup version";
+
 /// Runs the programs that a host with disks runs, so that a capture approves them: opens a throw-away encrypted disk,
 /// mounts it, reads from it, closes it.
 ///

@@ -108,6 +108,14 @@ impl Stage {
         self.sealed_as(format, path, |plain| agent::plain_image(plain, "hello", content))
     }
 
+    /// Opens an image as `/dev/mapper/NAME`.
+    pub fn open_as(&self, image: &str, name: &str) -> Result<(), HarnessError> {
+        let guest = self.vm.guest();
+        let ended = guest.run(&["assay-agent", "unlock", image, "--name", name, "--timeout", "60"])?;
+        assert!(ended.ok(), "{ended}\n{}", self.agent.journal());
+        Ok(())
+    }
+
     /// Seals an image that `make` writes, and puts it into the machine.
     pub fn sealed(&self, path: &str, make: impl Fn(&Path) -> Result<(), HarnessError>) -> Result<(), HarnessError> {
         self.sealed_as("luks2", path, make)

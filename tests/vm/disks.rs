@@ -4,10 +4,10 @@ use std::path::Path;
 use std::process::Command;
 
 use assay_tests::HarnessError;
-use assay_tests::{agent, child};
+use assay_tests::agent::{self, QCOW2};
+use assay_tests::child;
 
 use crate::common::{HOST, Stage, trusted, verifier_binary};
-use crate::qcow2::QCOW2;
 
 /// Asks for a disk that must be refused before any key is asked for, and gives what the agent said.
 fn refused(stage: &Stage, image: &str) -> Result<String, HarnessError> {
@@ -234,11 +234,9 @@ fn vm_block_devices_are_sealed_and_opened() -> Result<(), HarnessError> {
         guest.run_ok(&["assay-agent", "lock", &name])?;
     }
     let loops = guest.run_ok(&["losetup", "-n", "-O", "NAME"])?;
-    assert_eq!(
-        loops.lines().count(),
-        2,
-        "the caller's devices stay, and no other: {loops}"
-    );
+    let mut loops: Vec<&str> = loops.lines().map(str::trim).collect();
+    loops.sort_unstable();
+    assert_eq!(loops, [luks, qcow2], "the caller's devices stay, and no others");
     guest.script(&format!("losetup -d {luks} {qcow2}"))?;
 
     put_verifier(&stage)?;

@@ -2,13 +2,12 @@
 
 use assay_evidence::uuid::Uuid;
 use assay_tests::HarnessError;
-use assay_tests::agent::{self, Agent};
+use assay_tests::agent::{self, Agent, QCOW2};
 use assay_tests::guest::Guest;
 use assay_verifier::keystore::{FileKeyStore, KeySource as _};
 use serde_json::Value;
 
 use crate::common::{PATIENCE, Stage, enrolled, put_new_program, stop, trusted};
-use crate::qcow2::QCOW2;
 
 /// Seals a disk with these terms, opens it as this name, and mounts it there. One called as a format is that.
 fn opened(stage: &Stage, name: &str, terms: &[&str]) -> Result<Uuid, HarnessError> {
@@ -27,8 +26,7 @@ fn opened(stage: &Stage, name: &str, terms: &[&str]) -> Result<Uuid, HarnessErro
     stage
         .verifier
         .run_ok(&[&["key", "terms", id.as_str()], terms].concat())?;
-    let ended = guest.run(&["assay-agent", "unlock", &image, "--name", name, "--timeout", "60"])?;
-    assert!(ended.ok(), "{ended}\n{}", stage.agent.journal());
+    stage.open_as(&image, name)?;
     let device = format!("/dev/mapper/{name}");
     guest.script(&format!("mkdir -p /mnt/{name}"))?;
     guest.run_ok(&["mount", "-o", "ro", &device, &format!("/mnt/{name}")])?;

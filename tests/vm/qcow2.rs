@@ -1,27 +1,16 @@
 //! Disks in qcow2, which qemu-nbd opens: by approved programs alone, and with the key in no other process.
 
 use assay_tests::HarnessError;
-use assay_tests::agent::{self, Agent};
+use assay_tests::agent::{self, Agent, QCOW2};
 use assay_tests::guest::Guest;
 use assay_verifier::keystore::{FileKeyStore, KeySource as _};
 
-use crate::common::{PATIENCE, Stage, enrolled, enrolled_with, stop};
+use crate::common::{PATIENCE, enrolled, enrolled_with, stop};
 use crate::enforce::{ENFORCE, capture};
 use crate::leases::{SEARCH, assert_unseen, keys};
 
-/// What qcow2 images need of the kernel (hooks.md), and the programs that open them.
-pub const QCOW2: &str = "modprobe nbd nbds_max=64 max_part=0; qemu-nbd --version; dmsetup version";
 const IMAGE: &str = "/root/vm.qcow2";
 const NAME: &str = "vm";
-
-fn open(stage: &Stage) -> Result<(), HarnessError> {
-    let ended = stage
-        .vm
-        .guest()
-        .run(&["assay-agent", "unlock", IMAGE, "--name", NAME, "--timeout", "60"])?;
-    assert!(ended.ok(), "{ended}\n{}", stage.agent.journal());
-    Ok(())
-}
 
 /// The one qemu-nbd.
 fn server(guest: &Guest) -> Result<i32, HarnessError> {
@@ -41,7 +30,7 @@ fn vm_enforce_opens_qcow2_by_approved_programs_alone() -> Result<(), HarnessErro
     guest.script("cp -p /etc/hostname /root/copy; pgrep none || true; ls /dev/mapper")?;
     capture(&stage)?;
     stage.disk_as("qcow2-luks", IMAGE, b"enforced")?;
-    open(&stage)?;
+    stage.open_as(IMAGE, NAME)?;
     guest.run_ok(&["mount", "-o", "ro", "/dev/mapper/vm", "/mnt/disk"])?;
     assert_eq!(guest.run_ok(&["cat", "/mnt/disk/hello"])?, "enforced");
     guest.run_ok(&["umount", "/mnt/disk"])?;
@@ -55,7 +44,7 @@ fn vm_enforce_opens_qcow2_by_approved_programs_alone() -> Result<(), HarnessErro
     assert!(refused.stderr.contains("qemu-nbd cannot be run"), "{refused}");
     assert_eq!(guest.run_ok(&["ls", "/dev/mapper"])?.trim(), "control");
     guest.script("cp -p /root/kept /usr/bin/qemu-nbd")?;
-    open(&stage)?;
+    stage.open_as(IMAGE, NAME)?;
     guest.run_ok(&["assay-agent", "lock", NAME])?;
     assert_eq!(guest.run(&["pgrep", "qemu-nbd"])?.code, Some(1));
     Ok(())
@@ -72,7 +61,7 @@ fn vm_the_key_of_a_qcow2_disk_is_in_qemu_nbd_alone() -> Result<(), HarnessError>
     let stored = FileKeyStore::open(&stage.verifier.state_dir()).expect("the verifier's keys");
     let key = stored.get(keys(&stage)?[0]).expect("the key");
     let passphrase = String::from_utf8_lossy(key.passphrase.expose()).into_owned();
-    open(&stage)?;
+    stage.open_as(IMAGE, NAME)?;
     let server = server(guest)?;
 
     let (first, second) = passphrase.split_at(32);

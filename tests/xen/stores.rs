@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use assay_evidence::token::sidecar_path;
 use assay_tests::HarnessError;
+use assay_tests::agent::QCOW2;
 use assay_tests::guest::Guest;
 use assay_tests::image_store::ImageStore;
 use assay_tests::verifier::{FROM_GUEST, Verifier};
@@ -30,8 +31,6 @@ const NEWS: Sealed = Sealed {
     domain: "news",
     image: "/srv/news.qcow2",
 };
-/// What a disk in qcow2 needs of the host, and the programs that open it (hooks.md).
-const QCOW2: &str = "modprobe nbd nbds_max=64 max_part=0; qemu-nbd --version; dmsetup version";
 
 /// What the domain's disk says.
 fn line(domain: &Sealed) -> String {
